@@ -1,0 +1,63 @@
+# One target a job. Every target creates .venv by itself, from constraints.txt, and does so again when that changes.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# An index with PyTorch's CPU-only wheels, for a machine without a GPU; empty installs the CUDA build.
+TORCH_INDEX ?=
+# The size of `make train`, and where it goes; empty takes tiny, or small on a GPU, and runs/PRESET.
+PRESET ?=
+OUT ?=
+# Processes that `make test` runs at once. Each computes in one thread: more would fight for the same cores.
+WORKERS ?= 2
+# Further flags for what the target runs, such as ARGS="--resume --seed 1".
+ARGS ?=
+
+PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
+	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+# Empty stamp files: newer than what they depend on when the packages for running, or for developing, are in place.
+FOR_USE = $(VENV)/.installed-for-use
+FOR_WORK = $(VENV)/.installed-for-work
+
+.NOTPARALLEL:
+.PHONY: help setup train test test-all lint
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo 'variables: PRESET=tiny OUT=runs/tiny ARGS="--seed 1" PYTHON=python3.12 TORCH_INDEX=URL WORKERS=2'
+
+setup: $(FOR_WORK) ## create .venv with everything, developers' tools included (TORCH_INDEX=URL: PyTorch's CPU wheels)
+
+train: $(FOR_USE) ## train and measure tokenizer, base and tuned model (PRESET=tiny, or small on a GPU)
+	@preset='$(PRESET)'; \
+	test -n "$$preset" || preset=$$($(BIN)/python -c \
+		'import torch; print("small" if torch.cuda.is_available() else "tiny")') && \
+	out='$(OUT)'; \
+	$(BIN)/python train.py pipeline --preset "$$preset" --out "$${out:-runs/$$preset}" $(ARGS)
+
+test: $(FOR_WORK) ## the tests, quick profile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m 'not slow' $(ARGS)
+
+test-all: $(FOR_WORK) ## the tests, slow ones and eight times as many generated examples included
+	HYPOTHESIS_PROFILE=thorough OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: $(FOR_WORK) ## style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo 'error: $(PYTHON) is missing or older than 3.10; name another one with PYTHON=python3.12' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The build tool first and without isolation, so that it too is the version that constraints.txt names.
+$(FOR_USE): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) setuptools
+	$(PIP) --no-build-isolation -e '.[plot,eval]'
+	@touch $@
+
+$(FOR_WORK): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) setuptools
+	$(PIP) --no-build-isolation -e '.[plot,eval,dev]'
+	@touch $(FOR_USE) $@

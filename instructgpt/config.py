@@ -1,0 +1,95 @@
+"""Model configuration: one frozen dataclass and its presets. GPT-2 and Llama are two settings of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from instructgpt.errors import UserError, suggestion
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a decoder-only Transformer. Every field is a flag of `train.py pretrain`."""
+
+    vocab_size: int = 0
+    """Rows of the embedding. 0 takes the tokenizer's size; a multiple of 64 is fastest on a GPU."""
+    context: int = 256
+    """Longest sequence in tokens. Attention's cost grows with it; learned positions cannot go beyond it."""
+    layers: int = 4
+    """Number of blocks. Depth buys more steps of reasoning for time that grows in proportion."""
+    width: int = 256
+    """Size of the residual stream. Parameters and time grow with its square."""
+    heads: int = 4
+    """Query heads. Each attends on its own; head_dim is width / heads unless set."""
+    kv_heads: int = 0
+    """Key and value heads (grouped-query attention, Ainslie et al. 2023). 0 means as many as heads; fewer shrink the cache."""
+    head_dim: int = 0
+    """Size of a head. 0 means width / heads. RoPE needs it to be even."""
+    mlp: Literal["gelu", "swiglu"] = "swiglu"
+    """`gelu` as in GPT-2 (tanh form), `swiglu` as in Llama (Shazeer 2020): three matrices for two."""
+    mlp_width: int = 0
+    """Hidden size of the MLP. 0 means 4·width for gelu, 8/3·width rounded up to 32 for swiglu."""
+    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    """`layernorm` as in GPT-2, `rmsnorm` as in Llama (Zhang & Sennrich 2019): no mean, no bias, cheaper."""
+    norm_eps: float = 1e-5
+    """Added to the variance before the square root."""
+    position: Literal["learned", "rope"] = "rope"
+    """`learned` adds a vector per position (GPT-2); `rope` rotates queries and keys (Su et al. 2021)."""
+    rope_theta: float = 10000.0
+    """Base of RoPE's wavelengths. Larger bases suit longer contexts."""
+    bias: bool = False
+    """Biases in linear layers (and LayerNorm), as GPT-2 has them."""
+    tie_embeddings: bool = True
+    """The head uses the embedding's matrix: fewer parameters, better small models."""
+    qk_norm: bool = False
+    """RMSNorm on queries and keys per head (Henry et al. 2020): steadier at high learning rates."""
+    dropout: float = 0.0
+    """Share of activations dropped in training, after the embedding, attention and MLP."""
+
+    def __post_init__(self) -> None:
+        def require(holds: bool, message: str) -> None:
+            if not holds:
+                raise UserError(f"model config: {message}")
+
+        for name in ("context", "layers", "width", "heads"):
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, it must be at least 1")
+        # object.__setattr__ is how a frozen dataclass fills its own derived defaults.
+        if self.kv_heads == 0:
+            object.__setattr__(self, "kv_heads", self.heads)
+        if self.head_dim == 0:
+            require(self.width % self.heads == 0, f"width {self.width} is not a multiple of heads {self.heads}")
+            object.__setattr__(self, "head_dim", self.width // self.heads)
+        if self.mlp_width == 0:
+            wide = 4 * self.width if self.mlp == "gelu" else -(-8 * self.width // (3 * 32)) * 32
+            object.__setattr__(self, "mlp_width", wide)
+        require(self.heads % self.kv_heads == 0, f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+        require(self.position != "rope" or self.head_dim % 2 == 0, f"rope needs an even head_dim, not {self.head_dim}")
+        require(0.0 <= self.dropout < 1.0, f"dropout is {self.dropout}, it must be in [0, 1)")
+        require(self.vocab_size >= 0, f"vocab_size is {self.vocab_size}, it must be at least 1")
+
+
+_GPT2: dict[str, Any] = dict(
+    mlp="gelu", norm="layernorm", position="learned", bias=True, tie_embeddings=True, context=1024
+)
+
+MODEL_PRESETS: dict[str, ModelConfig] = {
+    # A laptop's CPU learns these in minutes.
+    "tiny": ModelConfig(context=256, layers=4, width=256, heads=4, qk_norm=True),
+    "small": ModelConfig(context=512, layers=8, width=512, heads=8, qk_norm=True),
+    # Radford et al. 2019, table 2.
+    "gpt2": ModelConfig(layers=12, width=768, heads=12, dropout=0.1, **_GPT2),
+    "gpt2-medium": ModelConfig(layers=24, width=1024, heads=16, dropout=0.1, **_GPT2),
+    # Llama-style (Touvron et al. 2023): the 124M-parameter body of GPT-2, and the shape of Llama 3.2 1B.
+    "llama-124m": ModelConfig(context=1024, layers=12, width=768, heads=12, kv_heads=4),
+    "llama-1b": ModelConfig(
+        context=2048, layers=16, width=2048, heads=32, kv_heads=8, mlp_width=8192, rope_theta=500000.0
+    ),
+}
+
+
+def model_preset(name: str) -> ModelConfig:
+    """The preset of this name; a `UserError` with the nearest name otherwise."""
+    if name not in MODEL_PRESETS:
+        raise UserError(f"--preset {name} is unknown{suggestion(name, MODEL_PRESETS)}")
+    return MODEL_PRESETS[name]

@@ -1,0 +1,52 @@
+"""What was read from files, what of it was kept, and why the rest was not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+
+class Account:
+    """Counts while files are read; `report` says them.
+
+    read: records; kept: conversations or pairs made of them (a bilingual record makes two);
+    dropped: what could not be used, by reason; notes: what was kept but changed or is odd, by kind.
+    """
+
+    def __init__(self, name: str = ""):
+        self.name = name
+        self.read = 0
+        self.kept = 0
+        self.dropped: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
+        self._first: dict[str, str] = {}  # reason -> FILE:LINE of the first that was dropped for it
+
+    def drop(self, reason: str, where: str | Path, line: int) -> None:
+        """One conversation or pair that was in a record and could not be used."""
+        self.dropped[reason] += 1
+        self._first.setdefault(reason, f"{where}:{line}")
+
+    def note(self, kind: str) -> None:
+        """Something kept, but changed or odd."""
+        self.notes[kind] += 1
+
+    def add(self, other: Account) -> None:
+        """Add another account's counts to this one's."""
+        self.read += other.read
+        self.kept += other.kept
+        self.dropped += other.dropped
+        self.notes += other.notes
+        self._first = {**other._first, **self._first}
+
+    def report(self) -> str:
+        """One paragraph: a line of totals, and a line for each reason and each note, the most frequent first."""
+        name = f"{self.name}: " if self.name else ""
+        lines = [f"{name}{self.read:,} records read, {self.kept:,} kept, {self.dropped.total():,} dropped"]
+        lines += [f"  dropped {n:,}: {reason} (first at {self._first[reason]})" for reason, n in _ranked(self.dropped)]
+        lines += [f"  of the kept, {n:,}: {kind}" for kind, n in _ranked(self.notes)]
+        return "\n".join(lines)
+
+
+def _ranked(counts: Counter[str]) -> list[tuple[str, int]]:
+    """By count, then by name, so that the report does not depend on the order of the files."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))

@@ -1,0 +1,171 @@
+"""Downloads of the public sets: over HTTPS only, resumed where they broke off, checked before they take their name."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from instructgpt.data.public_sets import PUBLIC_SETS, PublicSet
+from instructgpt.errors import UserError, suggestion
+
+Opener = Callable[[urllib.request.Request], Any]
+"""Sends a request; returns a response with `status`, `headers` and `read(n)`, as urllib does."""
+
+_CHUNK = 1 << 18
+_ATTEMPTS = 5  # in a row that bring nothing new
+_TIMEOUT = 30.0  # seconds without a byte
+
+
+def list_sets() -> list[PublicSet]:
+    """The sets that `fetch` knows, by name."""
+    return sorted(PUBLIC_SETS, key=lambda public_set: public_set.name)
+
+
+def fetch(
+    name: str, out: str | Path, report: Callable[[str], None] = print, opener: Opener | None = None
+) -> list[Path]:
+    """Downloads a named set into the directory `out` and returns its files; what is there already is not fetched again.
+
+    `report` is told the licence and each file. Raises UserError for an unknown name, and as `download` does.
+    """
+    found = [public_set for public_set in PUBLIC_SETS if public_set.name == name]
+    if not found:
+        raise UserError(f"there is no data set {name!r}{suggestion(name, [each.name for each in list_sets()])}")
+    public_set = found[0]
+    report(f"{name}: {public_set.about}; from github.com/{public_set.repository}, {public_set.size / 1e6:.1f} MB")
+    report(f"licence: {public_set.licence}")
+    paths = []
+    for file in public_set.files:
+        path = Path(out) / file.name
+        download(file.url, path, file.sha256, file.size, opener)
+        report(f"{path}: {file.size:,} bytes, sha256 verified")
+        paths.append(path)
+    return paths
+
+
+def download(url: str, target: Path, sha256: str, size: int, opener: Opener | None = None, pause: float = 1.0) -> None:
+    """Brings the file of `size` bytes at `url` to `target`, which appears whole and verified or not at all.
+
+    What has arrived waits in `TARGET.part`; a broken download goes on from there, in this call (after `pause` seconds,
+    doubled each time nothing came) or in a later one. `opener` replaces the HTTPS client, for other transports.
+    Raises UserError when the server refuses, the network fails, the disk is full, or the bytes are not those expected.
+    """
+    if target.exists():
+        if target.stat().st_size == size and _sha256(target) == sha256:
+            return
+        raise UserError("is there already, with other contents; remove it or choose another directory", target)
+    part = target.with_name(target.name + ".part")
+    with _telling_disk_errors(part):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    _complete(url, part, size, opener or _open_https, pause)
+    found = _sha256(part)
+    if found != sha256:
+        part.unlink()
+        raise UserError(f"what {url} sent has the sha256 {found}, not {sha256}; it was thrown away", target)
+    with _telling_disk_errors(target):
+        os.replace(part, target)
+
+
+def _complete(url: str, part: Path, size: int, opener: Opener, pause: float) -> None:
+    """Requests what is missing of `part` until it has `size` bytes."""
+    failures = 0
+    while (have := part.stat().st_size) != size:
+        if have > size:
+            with _telling_disk_errors(part):
+                os.truncate(part, 0)  # the remains of something else
+            have = 0
+        try:
+            _receive(url, part, have, size, opener)
+            problem = f"broke off after {part.stat().st_size:,} of {size:,} bytes"
+        except urllib.error.HTTPError as error:
+            problem = f"answers {error.code} {error.reason}"
+            if error.code == 416:  # it has nothing from here on: what is here is no beginning of what it has
+                with _telling_disk_errors(part):
+                    os.truncate(part, 0)
+            elif error.code < 500 and error.code != 429:
+                raise UserError(f"{url} {problem}") from None
+        except (urllib.error.URLError, http.client.HTTPException, _NetworkError) as error:
+            problem = f"cannot be read: {getattr(error, 'reason', None) or error}"
+        failures = 0 if part.stat().st_size > have else failures + 1
+        if failures >= _ATTEMPTS:
+            raise UserError(f"{url} {problem}; what arrived is kept in {part}: the same command goes on from there")
+        if failures:
+            time.sleep(pause * 2 ** (failures - 1))
+
+
+class _NetworkError(Exception):
+    """The connection failed; told apart from a disk that fails, which is an OSError too."""
+
+
+def _receive(url: str, part: Path, have: int, size: int, opener: Opener) -> None:
+    """One request for what follows the first `have` bytes; appends what comes."""
+    request = urllib.request.Request(url, headers={"User-Agent": "instructgpt", "Accept-Encoding": "identity"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        response = opener(request)
+    except (TimeoutError, ConnectionError) as error:
+        raise _NetworkError(error) from None
+    with response:
+        continues = response.status == 206 and f"bytes {have}-" in response.headers.get("Content-Range", "")
+        # A server that ignores the range sends the whole file: begin again.
+        with _telling_disk_errors(part), open(part, "ab" if continues else "wb") as file:
+            while chunk := _read(response):
+                file.write(chunk)
+                if file.tell() > size:
+                    raise UserError(f"{url} sends more than the {size:,} bytes expected")
+
+
+def _read(response: Any) -> bytes:
+    try:
+        return response.read(_CHUNK)
+    except http.client.IncompleteRead as error:
+        return error.partial
+    except OSError as error:
+        raise _NetworkError(error) from None
+
+
+class _HTTPSRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but never to an address that is not HTTPS."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        _refuse_plain(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _open_https(request: urllib.request.Request) -> Any:
+    _refuse_plain(request.full_url)
+    return urllib.request.build_opener(_HTTPSRedirects).open(request, timeout=_TIMEOUT)
+
+
+def _refuse_plain(url: str) -> None:
+    if urlsplit(url).scheme != "https":
+        raise UserError(
+            f"{url} is not an https:// address; nothing is downloaded over a connection that anyone can change"
+        )
+
+
+@contextmanager
+def _telling_disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror or error}", path) from None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

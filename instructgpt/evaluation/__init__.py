@@ -1,0 +1,1 @@
+"""What a model is worth: losses, scores of generated answers with their uncertainty, and reports of them."""

@@ -1,0 +1,1 @@
+"""Continuing a prompt: how a token is chosen, and the engine that does it for many prompts at once."""

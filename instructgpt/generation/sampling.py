@@ -1,0 +1,136 @@
+"""From logits to a token: pure functions on logits (B, V), in which -inf means "never".
+
+Rows do not see each other and each has its own generator, so a row's tokens are the same in any batch.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from instructgpt.errors import UserError
+
+_TINY = sys.float_info.min
+"""A temperature below this would divide 0 by 0; the smallest normal number is as greedy as can be told."""
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How tokens are chosen, and when to stop. The defaults are greedy: the most probable token, always."""
+
+    max_new_tokens: int = 32
+    """Most tokens to generate for a prompt, the closing one included."""
+    temperature: float = 0.0
+    """Divides the logits: below 1 bolder, above 1 wilder; 0 always takes the most probable token."""
+    top_k: int = 0
+    """Sample among the k most probable tokens (Fan et al. 2018); 0 means all."""
+    top_p: float = 1.0
+    """Sample among the fewest tokens that together have this probability (Holtzman et al. 2020); 1 means all."""
+    min_p: float = 0.0
+    """Sample among tokens at least this share as probable as the best one (Nguyen et al. 2024); 0 means all."""
+    repetition_penalty: float = 1.0
+    """Above 1 makes tokens generated already less likely (Keskar et al. 2019); 1 leaves them be."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer; they are not part of it."""
+    seed: int = 0
+    """Decides what is drawn; sample number i of a prompt is drawn with seed + i."""
+
+    def __post_init__(self) -> None:
+        for name, holds, rule in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < math.inf, "0 or more"),
+            ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0, usually 1 to 1.5"),
+            ("seed", 0 <= self.seed < 2**62, "0 or more, below 2^62"),
+        ):
+            if not holds:  # NaN fails every comparison
+                raise UserError(f"{name} is {getattr(self, name)}; it must be {rule}")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise UserError(f"stop is {self.stop!r}; it must be a tuple of texts, none of them empty")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+
+def repetition_penalty(logits: Tensor, is_generated: Tensor, penalty: float) -> Tensor:
+    """Logits (B, V) with those of generated tokens, where `is_generated` (B, V) is True, made smaller by `penalty`.
+
+    Keskar et al. 2019 (CTRL, section 4.1) divide the logit; a negative one is multiplied instead, for dividing would
+    make its token likelier. As in the paper, only generated tokens count: a prompt's words may well be the answer.
+    """
+    return torch.where(is_generated, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
+    """logits / temperature, shifted so that the largest is 0 and a small temperature cannot overflow."""
+    return (logits - logits.amax(-1, keepdim=True)) / max(temperature, _TINY)
+
+
+def top_k(logits: Tensor, k: int) -> Tensor:
+    """All but the k largest become -inf; what ties with the k-th stays."""
+    if not 0 < k < logits.size(-1):
+        return logits
+    threshold = logits.topk(k).values[:, -1:]  # (B, 1)
+    return logits.masked_fill(logits < threshold, -math.inf)
+
+
+def top_p(logits: Tensor, p: float) -> Tensor:
+    """All but the nucleus become -inf: the fewest, most probable tokens whose probabilities reach p."""
+    if p >= 1:
+        return logits
+    ranked, tokens = logits.sort(dim=-1, descending=True, stable=True)  # (B, V)
+    probabilities = ranked.softmax(-1)
+    mass_before = probabilities.cumsum(-1) - probabilities
+    is_outside = mass_before >= p
+    is_outside[:, 0] = False  # the most probable stays, whatever the rounding
+    return logits.masked_fill(torch.zeros_like(is_outside).scatter(-1, tokens, is_outside), -math.inf)
+
+
+def min_p(logits: Tensor, p: float) -> Tensor:
+    """Tokens less probable than p times the most probable one become -inf."""
+    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(p), -math.inf) if p > 0 else logits
+
+
+def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """A token (B,) of each row's distribution softmax(logits), from one number of the row's own generator (on the CPU).
+
+    Inverts the cumulative distribution: the token is the first whose cumulative mass exceeds u.
+    """
+    # float32 numbers in [0, 1) times the float64 total are always below the total, so a token is always found, and a
+    # token of no probability never is.
+    u = torch.cat([torch.rand(1, generator=generator) for generator in generators])  # (B,)
+    mass = logits.softmax(-1).cumsum(-1)  # (B, V)
+    threshold = u.to(mass.device, mass.dtype)[:, None] * mass[:, -1:]
+    return torch.searchsorted(mass, threshold, right=True).squeeze(-1)
+
+
+def sample(
+    logits: Tensor,
+    config: SamplingConfig,
+    generators: Sequence[torch.Generator] = (),
+    is_generated: Tensor | None = None,
+) -> Tensor:
+    """The next token (B,) of each row of logits (B, V); -inf marks tokens that may not be chosen.
+
+    generators: one a row, on the CPU; not needed when greedy. is_generated (B, V): tokens generated so far, needed for
+    the repetition penalty. Order: penalty, temperature, top-k, top-p of what is left, min-p.
+    Raises UserError when the model's output is not a number.
+    """
+    logits = logits.double()  # so that cumulative sums over a large vocabulary are exact enough to invert
+    if logits.isnan().any():
+        raise UserError("the model's output is NaN: its training diverged or its weights are damaged")
+    if config.repetition_penalty != 1 and is_generated is not None:
+        logits = repetition_penalty(logits, is_generated, config.repetition_penalty)
+    if config.greedy:
+        return logits.argmax(-1)
+    logits = apply_temperature(logits, config.temperature)
+    logits = min_p(top_p(top_k(logits, config.top_k), config.top_p), config.min_p)
+    return draw(logits, generators)

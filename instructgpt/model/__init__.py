@@ -1,0 +1,7 @@
+"""The one decoder-only Transformer, its cache, its backends and the arithmetic of its size."""
+
+from instructgpt.model.backend import BACKENDS, Backend, resolve_backend
+from instructgpt.model.cache import KVCache
+from instructgpt.model.transformer import Transformer
+
+__all__ = ["BACKENDS", "Backend", "KVCache", "Transformer", "resolve_backend"]

@@ -1,0 +1,55 @@
+"""Causal self-attention with grouped key/value heads, RoPE, optional QK-norm and cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from instructgpt.config import ModelConfig
+from instructgpt.model.backend import Backend
+from instructgpt.model.cache import KVCache
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What every block's attention needs besides its input: computed once a forward, the same in all layers."""
+
+    may_attend: Tensor | None
+    """(B, 1, T, keys) bool, True where a query may attend to a key; None where `causal` says it all."""
+    causal: bool
+    """Each position attends to itself and what came before."""
+    rotation: tuple[Tensor, Tensor] | None
+    """RoPE's cos and sin, each (B, T, head_dim/2); None with learned positions."""
+    cache: KVCache | None
+    """Keys and values of earlier tokens."""
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig, backend: Backend, layer: int):
+        super().__init__()
+        self.config, self.backend, self.layer = config, backend, layer
+        H, K, D = config.heads, config.kv_heads, config.head_dim
+        # Rows: all query heads, then all key heads, then all value heads. One product is faster than three.
+        self.qkv = nn.Linear(config.width, (H + 2 * K) * D, bias=config.bias)
+        self.output = nn.Linear(H * D, config.width, bias=config.bias)
+        if config.qk_norm:
+            self.query_norm = nn.RMSNorm(D, config.norm_eps)
+            self.key_norm = nn.RMSNorm(D, config.norm_eps)
+
+    def forward(self, x: Tensor, scope: Scope) -> Tensor:
+        B, T, _ = x.shape
+        H, K, D = self.config.heads, self.config.kv_heads, self.config.head_dim
+        q, k, v = self.qkv(x).split((H * D, K * D, K * D), dim=-1)
+        q = q.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D)
+        k = k.view(B, T, K, D).transpose(1, 2)  # (B, K, T, D)
+        v = v.view(B, T, K, D).transpose(1, 2)
+        if self.config.qk_norm:
+            q = self.backend.rms_norm(q, self.query_norm.weight, self.config.norm_eps)
+            k = self.backend.rms_norm(k, self.key_norm.weight, self.config.norm_eps)
+        if scope.rotation is not None:
+            q, k = self.backend.rope(q, *scope.rotation), self.backend.rope(k, *scope.rotation)
+        if scope.cache is not None:
+            k, v = scope.cache.append(self.layer, k, v)  # (B, K, keys, D)
+        y = self.backend.attention(q, k, v, scope.may_attend, scope.causal)  # (B, H, T, D)
+        return self.output(y.transpose(1, 2).reshape(B, T, H * D))

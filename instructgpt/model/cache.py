@@ -1,0 +1,90 @@
+"""The key/value cache: what attention keeps of earlier tokens, so that a new token costs one token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from instructgpt.config import ModelConfig
+
+
+class KVCache:
+    """Keys and values of every layer for a batch of sequences, filled from slot 0 on.
+
+    Prompts of unequal length are padded on the left, so that all of them end at the same slot: row b's first
+    `pad_lengths[b]` slots are padding, are never attended to, and its token in slot s has position
+    s - pad_lengths[b].
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch: int,
+        capacity: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        pad_lengths: Sequence[int] | None = None,
+    ):
+        """Holds `capacity` tokens a row, padding included; `dtype` is what the model computes keys in."""
+        shape = (config.layers, batch, config.kv_heads, capacity, config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+        """Slots filled so far, in every row."""
+        self.pad_lengths: Tensor | None = None
+        """(B,) int64; None when no row is padded, which lets attention do without a mask."""
+        if pad_lengths is not None and any(pad_lengths):
+            if len(pad_lengths) != batch:
+                raise ValueError(f"{len(pad_lengths)} pad lengths for a batch of {batch}")
+            self.pad_lengths = torch.tensor(list(pad_lengths), device=device)
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.size(3)
+
+    @property
+    def batch(self) -> int:
+        return self.keys.size(1)
+
+    @property
+    def bytes(self) -> int:
+        return 2 * self.keys.numel() * self.keys.element_size()
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores k and v (B, kv_heads, T, D) of one layer after the filled slots; gives all of it, (B, kv_heads, length + T, D).
+
+        `advance` then counts the T slots as filled, once all layers have stored theirs.
+        """
+        end = self.length + k.size(2)
+        if end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens a row and {end} were given")
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def advance(self, tokens: int) -> None:
+        self.length += tokens
+
+    def positions(self, tokens: int) -> Tensor:
+        """(B, tokens) position of each of the next `tokens` tokens in its sequence; 0 for padding."""
+        slots = torch.arange(self.length, self.length + tokens, device=self.keys.device).expand(self.batch, -1)
+        return slots if self.pad_lengths is None else (slots - self.pad_lengths[:, None]).clamp(min=0)
+
+    def may_attend(self, tokens: int) -> Tensor | None:
+        """(B, 1, tokens, length + tokens) for the next `tokens` tokens; None when plain causal attention is right."""
+        if self.pad_lengths is None:
+            return None
+        keys = torch.arange(self.length + tokens, device=self.keys.device)
+        queries = keys[self.length :, None]  # (tokens, 1)
+        is_token = keys >= self.pad_lengths[:, None, None]  # (B, 1, keys)
+        # A padding query attends to itself, for a softmax over nothing is no number; nobody reads the result.
+        return ((keys <= queries) & is_token | (keys == queries))[:, None]
+
+    def select(self, rows: Tensor) -> None:
+        """Keeps the rows of these indices, in this order; an index may occur several times, to branch a sequence."""
+        self.keys = self.keys.index_select(1, rows)
+        self.values = self.values.index_select(1, rows)
+        if self.pad_lengths is not None:
+            self.pad_lengths = self.pad_lengths.index_select(0, rows)

@@ -1,0 +1,177 @@
+"""The decoder-only Transformer. GPT-2 (Radford et al. 2019) and Llama (Touvron et al. 2023) are two settings of it.
+
+    x = embedding(ids)  [+ position_embedding(positions)]
+    for each block:  x = x + attention(norm(x));  x = x + mlp(norm(x))
+    logits = head(final_norm(x))
+
+Dimensions: B rows, T tokens, C width, H heads, K key/value heads, D head_dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from instructgpt.config import ModelConfig
+from instructgpt.errors import UserError
+from instructgpt.model.attention import Attention, Scope
+from instructgpt.model.backend import Backend, sdpa
+from instructgpt.model.cache import KVCache
+from kernels import rope_table
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm, as the config says."""
+
+    def __init__(self, config: ModelConfig, backend: Backend):
+        super().__init__()
+        self.eps, self.backend = config.norm_eps, backend
+        self.is_layer_norm = config.norm == "layernorm"
+        self.weight = nn.Parameter(torch.ones(config.width))
+        self.bias = nn.Parameter(torch.zeros(config.width)) if self.is_layer_norm and config.bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_layer_norm:
+            return self.backend.layer_norm(x, self.weight, self.bias, self.eps)
+        return self.backend.rms_norm(x, self.weight, self.eps)
+
+
+class MLP(nn.Module):
+    """Two matrices around GELU, or three around SwiGLU, whose gate and up projections are one product."""
+
+    def __init__(self, config: ModelConfig, backend: Backend):
+        super().__init__()
+        self.backend = backend
+        self.is_gated = config.mlp == "swiglu"
+        if self.is_gated:  # rows: the gate's, then up's
+            self.gate_up = nn.Linear(config.width, 2 * config.mlp_width, bias=config.bias)
+        else:
+            self.up = nn.Linear(config.width, config.mlp_width, bias=config.bias)
+        self.down = nn.Linear(config.mlp_width, config.width, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_gated:
+            gate, up = self.gate_up(x).chunk(2, dim=-1)  # each (B, T, mlp_width)
+            return self.down(self.backend.swiglu(gate, up))
+        return self.down(self.backend.gelu(self.up(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig, backend: Backend, layer: int):
+        super().__init__()
+        self.attention_norm = Norm(config, backend)
+        self.attention = Attention(config, backend, layer)
+        self.mlp_norm = Norm(config, backend)
+        self.mlp = MLP(config, backend)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, scope: Scope) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), scope))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class Transformer(nn.Module):
+    """Language model: `model(ids)` gives the logits of the token after each of `ids`."""
+
+    def __init__(self, config: ModelConfig, backend: Backend | None = None):
+        """A model of random weights; `reset(generator)` draws them again, reproducibly. `backend` None means sdpa."""
+        super().__init__()
+        if config.vocab_size < 1:
+            raise UserError(f"model config: vocab_size is {config.vocab_size}, it must be at least 1")
+        self.config = config
+        self.backend = backend or sdpa()
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        if config.position == "learned":
+            self.position_embedding = nn.Embedding(config.context, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, self.backend, layer) for layer in range(config.layers))
+        self.final_norm = Norm(config, self.backend)
+        self.head_weight = None if config.tie_embeddings else nn.Parameter(torch.empty(config.vocab_size, config.width))
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator | None = None) -> None:
+        """GPT-2's initialisation (Radford et al. 2019, section 2.3): N(0, 0.02), and less for what is added up.
+
+        Each of the 2·layers projections into the residual stream starts smaller by sqrt(2·layers), so that the
+        stream's variance does not grow with depth.
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.ndim == 1:
+                parameter.fill_(1.0)  # a norm's weight
+            else:
+                adds_to_stream = name.endswith(("attention.output.weight", "mlp.down.weight"))
+                scale = (2 * self.config.layers) ** -0.5 if adds_to_stream else 1.0
+                parameter.normal_(0.0, 0.02 * scale, generator=generator)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Logits (B, T, V) of the token that follows each of `ids` (B, T). See `hidden`."""
+        return self.head(self.hidden(ids, positions, documents, cache))
+
+    def hidden(
+        self,
+        ids: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """The residual stream (B, T, C) after the last norm.
+
+        ids: (B, T). Attention is causal, and with `documents` (B, T) stays within tokens of the same number; then
+        `positions` (B, T) should restart in each document. With a cache, `ids` are the new tokens only; they are
+        appended to it and see what it holds, at the positions it says.
+        Raises UserError when T exceeds the context.
+        """
+        T = ids.size(1)
+        if T > self.config.context:
+            raise UserError(f"{T} tokens do not fit in the model's context of {self.config.context}")
+        if positions is None:
+            positions = torch.arange(T, device=ids.device)[None] if cache is None else cache.positions(T)
+        x = self.embedding(ids)  # (B, T, C)
+        if self.config.position == "learned":
+            x = x + self.position_embedding(positions)
+        x = self.dropout(x)
+        scope = self._scope(x, positions, documents, cache)
+        for block in self.blocks:
+            x = block(x, scope)
+        if cache is not None:
+            cache.advance(T)
+        return self.final_norm(x)
+
+    def _scope(self, x: Tensor, positions: Tensor, documents: Tensor | None, cache: KVCache | None) -> Scope:
+        """Masks and rotations are the same in every layer: made here, once."""
+        T = x.size(1)
+        may_attend = None if cache is None else cache.may_attend(T)
+        if documents is not None:
+            if cache is not None:
+                raise ValueError("a cache holds one document a row: give documents or a cache, not both")
+            past = torch.ones(T, T, dtype=torch.bool, device=x.device).tril()
+            may_attend = ((documents[:, :, None] == documents[:, None, :]) & past)[:, None]  # (B, 1, T, T)
+        rotation = None
+        if self.config.position == "rope":
+            rotation = rope_table(positions, self.config.head_dim, self.config.rope_theta)
+        return Scope(may_attend, causal=may_attend is None, rotation=rotation, cache=cache)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., C)."""
+        return F.linear(hidden, self.embedding.weight if self.head_weight is None else self.head_weight)
+
+    def token_losses(self, hidden: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Negative log-likelihood (N,) in nats, float32, of targets (N,) after hidden states (N, C).
+
+        The one place where head and loss meet: logits of a large vocabulary are the largest tensor of a step.
+        """
+        return self.backend.cross_entropy(self.head(hidden), targets, label_smoothing)

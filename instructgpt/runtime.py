@@ -1,0 +1,115 @@
+"""The machine under the model: device, number format, seed, ranks."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from instructgpt.errors import UserError, suggestion
+
+DTYPES = ("auto", "float32", "bfloat16", "float16", "bfloat16-master")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` takes CUDA where there is one, else the CPU. `cuda:1` names a card. Errors: `UserError`."""
+    kind = name.split(":")[0]
+    if kind not in DEVICES:
+        raise UserError(f"--device {name} is unknown{suggestion(kind, DEVICES)}")
+    if kind == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch sees no CUDA device here; use --device cpu, or install a CUDA build")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: PyTorch sees no Apple GPU here; use --device cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name} is not a device; write cpu, cuda or cuda:0") from None
+    if kind == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA device(s), counted from 0")
+    return device
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Which number formats a run computes in."""
+
+    parameters: torch.dtype
+    """What the model's own weights are held in."""
+    autocast: torch.dtype | None
+    """What matrix products are cast to; None when they run in `parameters`."""
+    scale_loss: bool
+    """float16's small range needs the loss scaled up so that gradients do not vanish (Micikevicius et al. 2018)."""
+
+    @property
+    def name(self) -> str:
+        product = str(self.autocast or self.parameters).removeprefix("torch.")
+        return product + (" with float32 master weights" if self.parameters == torch.bfloat16 else "")
+
+    def context(self, device: torch.device) -> torch.autocast:
+        """The autocast context to run forward passes in."""
+        return torch.autocast(device.type, dtype=self.autocast or torch.float32, enabled=self.autocast is not None)
+
+
+def _has_fast_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Without these instructions bfloat16 on a CPU is emulated and several times slower than float32.
+    capability = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
+    return capability.startswith("AVX512") and torch.cpu._is_avx512_bf16_supported()
+
+
+def resolve_precision(name: str, device: torch.device) -> Precision:
+    """`auto` takes bfloat16 autocast where the hardware multiplies it, else float32. Errors: `UserError`."""
+    if name not in DTYPES:
+        raise UserError(f"--dtype {name} is unknown{suggestion(name, DTYPES)}")
+    if name == "auto":
+        name = "bfloat16" if _has_fast_bfloat16(device) else "float32"
+    if name == "float16" and device.type == "cpu":
+        raise UserError("--dtype float16 needs a GPU; on a CPU use float32 or bfloat16")
+    return {
+        "float32": Precision(torch.float32, None, False),
+        "bfloat16": Precision(torch.float32, torch.bfloat16, False),
+        "float16": Precision(torch.float32, torch.float16, True),
+        "bfloat16-master": Precision(torch.bfloat16, None, False),
+    }[name]
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, numpy and torch (every device)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of a data-parallel run (torchrun's environment); one of one otherwise."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor` summed over all ranks, in place."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+
+def join_ranks(device: torch.device) -> Ranks:
+    """Joins the process group that torchrun announced in the environment, if it did."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return Ranks()
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Ranks(torch.distributed.get_rank(), size)

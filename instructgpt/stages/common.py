@@ -1,0 +1,203 @@
+"""What every stage shares: its common flags, the model it starts from, and the way it runs `fit` in a run directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from instructgpt.atomic import write_text
+from instructgpt.data.batch import Batch, BatchStream
+from instructgpt.data.prefetch import Prefetched
+from instructgpt.errors import UserError
+from instructgpt.evaluation.loss import evaluate_loss
+from instructgpt.model.backend import resolve_backend
+from instructgpt.model.counts import flops_per_token
+from instructgpt.model.transformer import Transformer
+from instructgpt.objectives.lm import Loss
+from instructgpt.runtime import Precision, Ranks, join_ranks, resolve_device, resolve_precision, seed_everything
+from instructgpt.text.tokenizer import Tokenizer
+from instructgpt.training.checkpoint import RunDirectory
+from instructgpt.training.loop import FitConfig, FitResult, Hooks, Snapshot, fit
+from instructgpt.training.metrics import ConsoleLog, JsonLines, Metrics, Tracker, measure_peak_flops, open_tracker
+from instructgpt.training.plot import plot_curves
+
+# Settings that may differ between a run and its resumption: they say where and how long, not what.
+_FREE_ON_RESUME = {"out", "resume", "overwrite", "max_steps", "max_minutes", "device", "tracker", "preset"}
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """Flags that all training stages share."""
+
+    out: str = ""
+    """The run directory to write."""
+    preset: str = "tiny"
+    """Defaults of all other flags, by size of model."""
+    init: str = ""
+    """A run directory to start from: its tokenizer, shape and weights."""
+    seed: int = 0
+    """Decides initial weights, data order and dropout."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    dtype: str = "auto"
+    """float32; bfloat16 or float16 (autocast); bfloat16-master (bfloat16 weights, float32 masters); auto picks."""
+    backend: str = "auto"
+    """Which operations run the model: naive (readable references), sdpa (PyTorch's fused ones), or auto."""
+    resume: bool = False
+    """Go on with the run in --out from its last checkpoint."""
+    overwrite: bool = False
+    """Replace the run in --out."""
+    tracker: Tracker = "none"
+    """Also log to tensorboard or wandb (extra `track`)."""
+    rows: int = 16
+    """Rows of a batch, each of --row-length tokens."""
+    row_length: int = 0
+    """Tokens of a row, into which documents are packed; 0 means the model's context."""
+    label_smoothing: float = 0.0
+    """Share of the target's probability that is spread over the vocabulary; makes a model less sure of itself."""
+    fit: FitConfig = field(default_factory=FitConfig)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a stage computes on, resolved once."""
+
+    device: torch.device
+    precision: Precision
+    ranks: Ranks
+
+    @classmethod
+    def of(cls, config: StageConfig) -> Machine:
+        device = resolve_device(config.device)
+        return cls(device, resolve_precision(config.dtype, device), join_ranks(device))
+
+
+def require(value: Any, flag: str, what: str) -> None:
+    if not value:
+        raise UserError(f"{flag} is missing: {what}")
+
+
+def build_model(config: StageConfig, machine: Machine, make: Callable[[], Transformer]) -> Transformer:
+    """The stage's model, its randomness seeded, on its device and in its number format."""
+    seed_everything(config.seed)
+    return make().to(machine.device, machine.precision.parameters)
+
+
+def new_backend(config: StageConfig, machine: Machine):
+    return resolve_backend(config.backend, machine.device)
+
+
+def train(
+    stage: str,
+    config: StageConfig,
+    machine: Machine,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    batches: BatchStream,
+    loss_fn: Callable[[Batch], Loss],
+    validation: Callable[[], Iterable[Batch]],
+) -> FitResult:
+    """Runs `fit` for `stage` in its run directory: checkpoints, metrics, validation, curves, eval.json."""
+    run = RunDirectory.open(config.out, overwrite=config.overwrite, resume=config.resume)
+    snapshot = _resumable(run, stage, config) if config.resume else None
+    run.write_config(stage, model.config, tokenizer, config)
+    device, precision = machine.device, machine.precision
+    flops = flops_per_token(model.config, config.row_length or model.config.context)
+    console = ConsoleLog(stage, partial(_share, config.fit), flops, measure_peak_flops(device, precision))
+    first_step = int(snapshot.values["progress"]["step"]) if snapshot else 0
+    metrics = Metrics([JsonLines(run.metrics_file, first_step), console, *open_tracker(config.tracker, run.path)])
+    describe(stage, config, machine, model, first_step)
+
+    def step_loss(batch: Batch) -> Loss:
+        model.train()
+        return loss_fn(batch.to(device))
+
+    def validate() -> dict[str, float]:
+        model.eval()
+        with precision.context(device):
+            report = evaluate_loss(model, tokenizer, validation())
+        return {"val_loss": report.loss, "val_bits_per_byte": report.bits_per_byte, "val_accuracy": report.token_accuracy}
+
+    hooks = Hooks(
+        log=metrics if machine.ranks.is_first else lambda record: None,
+        validate=validate,
+        save=run.save_state,
+        save_model=lambda: run.save_model(model),
+    )
+    stream = Prefetched(batches) if device.type == "cuda" else batches  # a CPU has no core to spare for it
+    try:
+        result = fit(
+            dict(model.named_parameters()), stream, step_loss, config.fit, hooks,
+            device=device, precision=precision, ranks=machine.ranks, resume_from=snapshot,
+        )  # fmt: skip
+    finally:
+        metrics.close()
+    model.eval()
+    plot_curves({stage: run.metrics_file}, run.path / "curves.png")
+    progress = result.progress
+    write_json(
+        run.path / "eval.json",
+        {
+            **result.metrics,
+            "steps": progress.step,
+            "tokens": progress.tokens,
+            "minutes": progress.seconds / 60,
+            "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+            "skipped_steps": progress.skipped_steps,
+        },
+    )
+    return result
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def _share(config: FitConfig, record: dict[str, float]) -> float:
+    steps = record["step"] / config.max_steps if config.max_steps else 0.0
+    minutes = record["seconds"] / 60 / config.max_minutes if config.max_minutes else 0.0
+    return min(1.0, max(steps, minutes))
+
+
+def describe(stage: str, config: StageConfig, machine: Machine, model: Transformer, first_step: int) -> None:
+    """One line that says what is about to run."""
+    if machine.ranks.is_first:
+        parameters = sum(p.numel() for p in model.parameters())
+        going_on = f", going on from step {first_step}" if first_step else ""
+        print(
+            f"{stage}: {parameters / 1e6:.2f}M parameters on {machine.device}, {machine.precision.name}, "
+            f"backend {model.backend.name}{going_on}",
+            flush=True,
+        )
+
+
+def _resumable(run: RunDirectory, stage: str, config: StageConfig) -> Snapshot | None:
+    """The saved state of the run in --out, after checking that this is the same run; None when nothing was saved."""
+    if not run.config_file.exists():
+        return None
+    saved = run.read_config()
+    if saved["stage"] != stage:
+        raise UserError(f"holds a {saved['stage']} run; --resume goes on with a {stage} run", run.path)
+    before, now = _flat(saved.get("settings") or {}), _flat(asdict(config))
+    for name in now:
+        if name not in _FREE_ON_RESUME and name in before and before[name] != now[name]:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"was started with {flag} {before[name]}, not {now[name]}; --resume needs the same", run.path)
+    return run.load_state()
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value) if isinstance(value, dict) else {name: list(value) if isinstance(value, tuple) else value}
+    return flat
+
+
+def field_names(config_class: type) -> set[str]:
+    return {f.name for f in fields(config_class)}

@@ -1,0 +1,385 @@
+"""`fit`: the one training loop. Every stage is a stream of batches and a loss function driven by it."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from instructgpt.data.batch import BatchStream
+from instructgpt.errors import UserError
+from instructgpt.objectives.lm import Loss
+from instructgpt.runtime import Precision, Ranks
+from instructgpt.training.optimizer import Optimizer, OptimizerConfig, Parameters
+from instructgpt.training.schedule import Schedule, learning_rate_factor
+
+
+@dataclass(frozen=True)
+class FitConfig(OptimizerConfig):
+    """How long to train, at which rates, and what to watch. Every field is a flag of every stage."""
+
+    max_steps: int = 0
+    """Stop after this many updates; 0 sets no such limit."""
+    max_minutes: float = 0.0
+    """Stop after this much training time; 0 sets no such limit. The schedule ends at whichever limit comes first."""
+    micro_batches: int = 1
+    """Batches whose gradients are added before one update: a large batch in the memory of a small one."""
+    schedule: Schedule = "cosine"
+    """Course of the learning rate after the warm-up."""
+    warmup_steps: int = 20
+    """Updates over which the learning rate rises from zero; Adam's first estimates are poor."""
+    cooldown: float = 0.3
+    """Share of the run in which `wsd` falls."""
+    final_learning_rate: float = 0.0
+    """Where the schedule ends, as a share of the peak."""
+    clip: float = 1.0
+    """Longest gradient (norm over all parameters); longer ones are shortened to it. 0 never clips."""
+    ema: float = 0.0
+    """Decay of an average of the weights over steps, which is what is then evaluated and saved; 0 keeps none."""
+    eval_every: int = 0
+    """Updates between validations; 0 validates at the end only."""
+    patience: int = 0
+    """Stop after this many validations without a better loss, and keep the best weights; 0 never stops early."""
+    save_every: int = 200
+    """Updates between checkpoints, which is what a kill can cost; 0 saves at the end only."""
+    log_every: int = 10
+    """Updates between lines of the log."""
+    max_bad_steps: int = 5
+    """Steps in a row with a loss or gradient that is not finite, each skipped, before the run is given up."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: all of `fit`'s own state that is not a tensor."""
+
+    step: int = 0
+    seconds: float = 0.0
+    """Training time, over all resumptions."""
+    tokens: int = 0
+    best_loss: float = math.inf
+    validations_since_best: int = 0
+    bad_steps: int = 0
+    skipped_steps: int = 0
+    loss_scale: float = 1.0
+    good_steps_at_scale: int = 0
+
+
+@dataclass
+class Snapshot:
+    """All that is needed to go on as if nothing had happened."""
+
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+
+
+@dataclass
+class Hooks:
+    """What a stage adds to the loop. None of them may change weights or draw random numbers."""
+
+    log: Callable[[dict[str, float]], None] = lambda metrics: None
+    """Receives a record every `log_every` steps and after each validation."""
+    validate: Callable[[], dict[str, float]] | None = None
+    """Measures the weights on held-out data; `val_loss` among its values steers early stopping."""
+    save: Callable[[Snapshot], None] | None = None
+    """Writes a snapshot to disk."""
+    save_model: Callable[[], None] | None = None
+    """Writes the weights that the parameters hold at this moment (averaged or best ones) for use."""
+
+
+@dataclass
+class FitResult:
+    progress: Progress
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The last validation's."""
+    stopped_early: bool = False
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; a second one interrupts at once."""
+    received: list[int] = []
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are somebody else's
+        previous = {}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _Average:
+    """An exponential moving average of the weights, and their exchange with the model's."""
+
+    def __init__(self, masters: Parameters, decay: float):
+        self.decay = decay
+        self.weights = {name: p.detach().clone() for name, p in masters.items()} if decay else {}
+
+    @torch.no_grad()
+    def update(self, masters: Parameters, step: int) -> None:
+        if self.weights:
+            # Early on the average would be mostly the random start: let it follow faster (Polyak-style warm-up).
+            decay = min(self.decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(list(self.weights.values()), list(masters.values()), 1 - decay)
+
+    @torch.no_grad()
+    def exchange(self, optimizer: Optimizer) -> None:
+        """Swaps average and weights; twice restores."""
+        for name, average in self.weights.items():
+            master = optimizer.masters[name]
+            kept = master.detach().clone()
+            master.copy_(average)
+            average.copy_(kept)
+        if self.weights:
+            optimizer.copy_masters()
+
+
+def fit(
+    parameters: Parameters,
+    batches: BatchStream,
+    loss_fn: Callable[[Any], Loss],
+    config: FitConfig,
+    hooks: Hooks,
+    *,
+    device: torch.device,
+    precision: Precision,
+    ranks: Ranks | None = None,
+    resume_from: Snapshot | None = None,
+) -> FitResult:
+    """Minimises Σ total / Σ weight over micro-batches and ranks, one update after the other.
+
+    `parameters`: the trained tensors by name, updated in place. `batches` is read on demand and never ahead, so that it
+    may depend on the weights of the moment. With several ranks, micro-batch i belongs to rank i mod size.
+    Raises KeyboardInterrupt after saving when asked to stop, and UserError when the loss stays non-finite.
+    """
+    if not (config.max_steps or config.max_minutes):
+        raise UserError("training needs an end: set --max-steps or --max-minutes")
+    ranks = ranks or Ranks()
+    optimizer = Optimizer(parameters, config, compute_dtype=precision.autocast or precision.parameters)
+    average = _Average(optimizer.masters, config.ema)
+    best: dict[str, Tensor] = {}
+    progress = Progress(loss_scale=2.0**12 if precision.scale_loss else 1.0)
+    result = FitResult(progress)
+    if resume_from is not None:
+        _restore(resume_from, optimizer, average, best, batches, progress)
+    window = _Window()
+
+    def snapshot() -> Snapshot:
+        tensors = {f"optimizer/{k}": v for k, v in optimizer.state().items()}
+        tensors |= {f"average/{k}": v for k, v in average.weights.items()} | {f"best/{k}": v for k, v in best.items()}
+        tensors["random/cpu"] = torch.get_rng_state()
+        if device.type == "cuda":
+            tensors["random/cuda"] = torch.cuda.get_rng_state(device)
+        return Snapshot(tensors, {"progress": dict(vars(progress)), "batches": batches.state()})
+
+    def validate() -> None:
+        """Measures and logs; keeps the weights when they are the best so far."""
+        if hooks.validate is None:
+            return
+        average.exchange(optimizer)
+        result.metrics = hooks.validate()
+        loss = result.metrics.get("val_loss", math.nan)
+        progress.validations_since_best += 1
+        if loss < progress.best_loss:
+            progress.best_loss, progress.validations_since_best = loss, 0
+            if config.patience:
+                best.update({name: p.detach().clone() for name, p in optimizer.masters.items()})
+        average.exchange(optimizer)
+        hooks.log({"step": progress.step, **result.metrics})
+
+    def save() -> None:
+        if not ranks.is_first:
+            return
+        if hooks.save_model is not None:
+            average.exchange(optimizer)
+            hooks.save_model()
+            average.exchange(optimizer)
+        if hooks.save is not None:
+            hooks.save(snapshot())
+
+    with _stop_requests() as stop_requests:
+        started = time.monotonic() - progress.seconds
+        validated_at = progress.step
+        while not _is_over(config, progress) and not result.stopped_early:
+            factor = learning_rate_factor(
+                config.schedule, progress.step, _share_done(config, progress), config.warmup_steps,
+                config.final_learning_rate, config.cooldown,
+            )  # fmt: skip
+            total, weight, metrics, tokens = _accumulate(
+                batches, loss_fn, optimizer, config, device, precision, ranks, progress.loss_scale
+            )
+            gradient_norm = _scale_and_clip(optimizer, weight * progress.loss_scale, config.clip)
+            progress.tokens += tokens
+            progress.step += 1
+            progress.seconds = time.monotonic() - started
+            if math.isfinite(total) and math.isfinite(gradient_norm):
+                if weight > 0:
+                    optimizer.step(factor)
+                    average.update(optimizer.masters, progress.step)
+                progress.bad_steps = 0
+                _grow_loss_scale(progress, precision)
+                window.add(total, weight, metrics, tokens, gradient_norm)
+            else:
+                _skip(progress, precision, config, hooks, total, gradient_norm)
+            optimizer.zero_grad()
+            if progress.step % config.log_every == 0 or _is_over(config, progress):
+                hooks.log({**window.record(progress), "learning_rate": factor * config.learning_rate})
+            if config.eval_every and progress.step % config.eval_every == 0:
+                validate()
+                validated_at = progress.step
+                result.stopped_early = bool(config.patience) and progress.validations_since_best >= config.patience
+            if config.save_every and progress.step % config.save_every == 0:
+                save()
+            if stop_requests:
+                save()
+                raise KeyboardInterrupt
+        if validated_at != progress.step or not result.metrics:
+            validate()
+        save()
+    with torch.no_grad():
+        average.exchange(optimizer)  # what a caller finds in the model is what was evaluated
+        for name, weights in best.items():
+            optimizer.masters[name].copy_(weights)
+        optimizer.copy_masters()
+    if hooks.save_model is not None and ranks.is_first:
+        hooks.save_model()
+    return result
+
+
+def _accumulate(
+    batches: BatchStream, loss_fn: Callable[[Any], Loss], optimizer: Optimizer, config: FitConfig,
+    device: torch.device, precision: Precision, ranks: Ranks, loss_scale: float,
+) -> tuple[float, float, dict[str, float], int]:  # fmt: skip
+    """Forward and backward over this update's micro-batches: sums of loss, weight, metrics and tokens over all ranks."""
+    sums: dict[str, Tensor] = {}
+    zero = torch.zeros((), dtype=torch.float64, device=device if device.type != "mps" else "cpu")
+    for index in range(config.micro_batches * ranks.size):
+        batch = next(batches)
+        if index % ranks.size != ranks.rank:
+            continue
+        with precision.context(device):
+            loss = loss_fn(batch)
+        if loss.total.requires_grad:
+            (loss.total * loss_scale).backward()
+            optimizer.gather_gradients()
+        for name, value in {"total": loss.total, "weight": loss.weight, **loss.metrics}.items():
+            sums[name] = sums.get(name, zero) + value.detach().to(zero)
+        sums["tokens"] = sums.get("tokens", zero) + getattr(batch, "tokens", 0)
+    values = ranks.sum(torch.stack(list(sums.values()))).tolist()
+    if ranks.size > 1:
+        optimizer.fill_gradients()  # every rank must take part in every sum, even with nothing of its own to add
+        for gradient in optimizer.gradients():
+            ranks.sum(gradient)
+    named = dict(zip(sums, values))
+    return named.pop("total"), named.pop("weight"), {k: v for k, v in named.items() if k != "tokens"}, int(named["tokens"])
+
+
+def _scale_and_clip(optimizer: Optimizer, divisor: float, clip: float) -> float:
+    """Turns summed gradients into the mean's, then shortens them to `clip`. Returns the norm before clipping."""
+    gradients = optimizer.gradients()
+    if not gradients or divisor == 0:
+        return 0.0
+    norm = torch.nn.utils.get_total_norm(gradients).item() / divisor
+    shorten = min(1.0, clip / (norm + 1e-6)) if clip and math.isfinite(norm) else 1.0
+    torch._foreach_mul_(gradients, shorten / divisor)
+    return norm
+
+
+def _grow_loss_scale(progress: Progress, precision: Precision) -> None:
+    progress.good_steps_at_scale += 1
+    if precision.scale_loss and progress.good_steps_at_scale >= 1000:
+        progress.loss_scale, progress.good_steps_at_scale = progress.loss_scale * 2, 0
+
+
+def _skip(
+    progress: Progress, precision: Precision, config: FitConfig, hooks: Hooks, total: float, gradient_norm: float
+) -> None:
+    """Reports a step that is not finite. With float16 an overflow is expected now and then, and halves the scale."""
+    progress.skipped_steps += 1
+    if precision.scale_loss and progress.loss_scale > 1 and math.isfinite(total):
+        progress.loss_scale, progress.good_steps_at_scale = progress.loss_scale / 2, 0
+    else:
+        progress.bad_steps += 1
+    hooks.log({"step": progress.step, "skipped": 1.0, "loss_sum": total, "gradient_norm": gradient_norm})
+    if progress.bad_steps >= config.max_bad_steps:
+        raise UserError(
+            f"step {progress.step}: loss or gradient was not finite {progress.bad_steps} times in a row; the last "
+            "checkpoint is kept: look at the data, or try a lower --learning-rate"
+        )
+
+
+def _share_done(config: FitConfig, progress: Progress) -> float:
+    steps = progress.step / config.max_steps if config.max_steps else 0.0
+    minutes = progress.seconds / 60 / config.max_minutes if config.max_minutes else 0.0
+    return max(steps, minutes)
+
+
+def _is_over(config: FitConfig, progress: Progress) -> bool:
+    return _share_done(config, progress) >= 1.0
+
+
+def _restore(
+    snapshot: Snapshot, optimizer: Optimizer, average: _Average, best: dict[str, Tensor], batches: BatchStream,
+    progress: Progress,
+) -> None:  # fmt: skip
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in snapshot.tensors.items() if k.startswith(prefix)}
+
+    optimizer.restore(part("optimizer/"))
+    for name, weights in part("average/").items():
+        if name in average.weights:
+            average.weights[name].copy_(weights)
+    best.update({name: w.to(optimizer.masters[name].device) for name, w in part("best/").items()})
+    batches.restore(snapshot.values["batches"])
+    for name, value in snapshot.values["progress"].items():
+        setattr(progress, name, value)
+    torch.set_rng_state(snapshot.tensors["random/cpu"])
+    if "random/cuda" in snapshot.tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(snapshot.tensors["random/cuda"])
+
+
+class _Window:
+    """Sums between two lines of the log."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.total = self.weight = self.tokens = self.norm = self.steps = 0.0
+        self.metrics: dict[str, float] = {}
+        self.since = time.monotonic()
+
+    def add(self, total: float, weight: float, metrics: dict[str, float], tokens: int, norm: float) -> None:
+        self.total += total
+        self.weight += weight
+        self.tokens += tokens
+        self.norm += norm
+        self.steps += 1
+        for name, value in metrics.items():
+            self.metrics[name] = self.metrics.get(name, 0.0) + value
+
+    def record(self, progress: Progress) -> dict[str, float]:
+        elapsed = max(time.monotonic() - self.since, 1e-9)
+        record: dict[str, float] = {"step": progress.step}
+        if self.steps:
+            record["loss"] = self.total / self.weight if self.weight else 0.0
+            record |= {name: value / max(self.weight, 1e-9) for name, value in self.metrics.items()}
+            record["gradient_norm"] = self.norm / self.steps
+        record |= {"tokens": progress.tokens, "tokens_per_second": self.tokens / elapsed, "seconds": progress.seconds}
+        self.clear()
+        return record

@@ -1,0 +1,186 @@
+"""What a run tells while it trains: metrics.jsonl always, a progress bar or plain lines, TensorBoard and W&B on request."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from instructgpt.errors import UserError
+from instructgpt.runtime import Precision
+
+Tracker = Literal["none", "tensorboard", "wandb"]
+
+
+class Sink(Protocol):
+    """Somewhere records go."""
+
+    def write(self, record: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """metrics.jsonl: a JSON object a line, flushed as it is written."""
+
+    def __init__(self, path: Path, from_step: int = 0):
+        """Continues the file of a resumed run: lines after `from_step`, written before a kill, are dropped."""
+        kept = [line for line in read_metrics(path) if line.get("step", 0) <= from_step] if from_step else []
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: dict[str, float]) -> None:
+        # JSON knows no NaN: what is not a number is written as null.
+        finite = {k: v if math.isfinite(v) else None for k, v in record.items()}
+        self._file.write(json.dumps(finite) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line that a kill cut short is passed over."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+class _TensorBoard:
+    def __init__(self, directory: Path):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError("--tracker tensorboard needs the extra 'track': pip install 'instructgpt[track]'") from None
+        self._writer = SummaryWriter(str(directory / "tensorboard"))
+
+    def write(self, record: dict[str, float]) -> None:
+        for name, value in record.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, int(record["step"]))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    def __init__(self, directory: Path):
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("--tracker wandb needs the extra 'track': pip install 'instructgpt[track]'") from None
+        self._run = wandb.init(project="instructgpt", name=directory.name, dir=str(directory))
+
+    def write(self, record: dict[str, float]) -> None:
+        self._run.log({k: v for k, v in record.items() if k != "step"}, step=int(record["step"]))
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class ConsoleLog:
+    """A progress bar on a terminal, plain lines elsewhere: loss, tokens/s, MFU, time left."""
+
+    def __init__(
+        self, title: str, share_done: Callable[[dict[str, float]], float], flops_per_token: float, peak_flops: float
+    ):
+        self._title, self._share_done = title, share_done
+        self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
+        self._console = Console(file=sys.stderr, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._last_line = 0.0
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn("{task.fields[status]}"), console=self._console,
+            )  # fmt: skip
+            self._task = self._bar.add_task(title, total=1.0, status="")
+            self._bar.start()
+
+    def write(self, record: dict[str, float]) -> None:
+        if "loss" in record:
+            done = self._share_done(record)
+            status = self._status(record, done)
+            if self._bar:
+                self._bar.update(self._task, completed=done, status=status)
+            elif time.monotonic() - self._last_line > 10 or done >= 1.0:  # a log file needs a line now and then
+                self._print(f"{self._title} step {record['step']:.0f} ({done:.0%})  {status}")
+                self._last_line = time.monotonic()
+        elif "skipped" in record:
+            self._print(f"{self._title} step {record['step']:.0f}: not finite, skipped")
+        else:
+            values = "  ".join(f"{k} {v:.4g}" for k, v in record.items() if k != "step")
+            self._print(f"{self._title} step {record['step']:.0f}  {values}")
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False)
+
+    def _status(self, record: dict[str, float], done: float) -> str:
+        rate = record.get("tokens_per_second", 0.0)
+        left = record["seconds"] * (1 - done) / done if done else math.nan
+        status = f"loss {record['loss']:.3f}  {rate:,.0f} tokens/s"
+        if self._peak_flops:
+            status += f"  MFU {rate * self._flops_per_token / self._peak_flops:.0%}"
+        return status + (f"  {left // 60:.0f}:{left % 60:02.0f} left" if math.isfinite(left) else "")
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.stop()
+
+
+class Metrics:
+    """All sinks of a run as one."""
+
+    def __init__(self, sinks: list[Sink]):
+        self._sinks = sinks
+
+    def __call__(self, record: dict[str, float]) -> None:
+        for sink in self._sinks:
+            sink.write(record)
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+
+def open_tracker(tracker: Tracker, directory: Path) -> list[Sink]:
+    """TensorBoard or Weights & Biases, when asked for. Errors: UserError when the extra is not installed."""
+    if tracker == "tensorboard":
+        return [_TensorBoard(directory)]
+    return [_WandB(directory)] if tracker == "wandb" else []
+
+
+def measure_peak_flops(device: torch.device, precision: Precision, seconds: float = 0.2) -> float:
+    """FLOP/s of a large matrix product in the run's number format: the ceiling that MFU is a share of."""
+    dtype = precision.autocast or precision.parameters
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.ones(size, size, device=device).normal_(generator=_generator(device)).to(dtype) for _ in range(2))
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    torch.mm(a, b)
+    synchronize()
+    best, deadline = math.inf, time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        started = time.perf_counter()
+        torch.mm(a, b)
+        synchronize()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    # Its own generator: measuring must not move the run's random state.
+    return torch.Generator(device=device).manual_seed(0)

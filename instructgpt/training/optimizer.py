@@ -1,0 +1,179 @@
+"""AdamW and Muon over named parameters, with float32 master weights where the model itself is bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Parameters = dict[str, nn.Parameter]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How weights are updated."""
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` updates the hidden matrices with Muon and everything else with AdamW; `adamw` updates all."""
+    learning_rate: float = 1e-3
+    """Peak rate of AdamW. Too high diverges, too low wastes the run."""
+    muon_learning_rate: float = 0.02
+    """Peak rate of Muon, in units of the update's spectral norm: the same value serves most sizes."""
+    beta1: float = 0.9
+    """AdamW's decay of the gradient's mean."""
+    beta2: float = 0.95
+    """AdamW's decay of the gradient's mean square."""
+    momentum: float = 0.95
+    """Muon's momentum."""
+    weight_decay: float = 0.1
+    """Decoupled decay (Loshchilov & Hutter 2019) of matrices; vectors (norms, biases) never decay."""
+
+
+def orthogonalize(update: Tensor, steps: int = 5) -> Tensor:
+    """Moves every singular value of each matrix in (N, rows, cols) towards 1 by Newton–Schulz iterations.
+
+    Jordan et al. 2024, "Muon": the quintic aX + b(XXᵀ)X + c(XXᵀ)²X with coefficients tuned for speed, which lands
+    singular values in about [0.7, 1.2] and not exactly on 1.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = update.size(-2) > update.size(-1)
+    x = update.mT if tall else update  # the Gram matrix of the short side is the cheap one
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # spectral norm <= Frobenius norm = 1
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrix update is orthogonalised (Jordan et al. 2024, "Muon").
+
+    Matrices of one shape are stacked and iterated together. `compute_dtype` is what the iterations run in: they are
+    insensitive to rounding, so bfloat16 serves wherever it is faster.
+    """
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float, compute_dtype: torch.dtype
+    ):
+        super().__init__(list(params), dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+        self.compute_dtype = compute_dtype
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape.setdefault(parameter.shape, []).append(parameter)
+            for parameters in by_shape.values():
+                self._update(parameters, group)
+
+    def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        grads = [parameter.grad for parameter in parameters]
+        buffers = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
+        torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+        # Nesterov: look one step ahead along the momentum.
+        updates = torch._foreach_lerp(grads, buffers, group["momentum"])
+        updates = orthogonalize(torch.stack(updates).to(self.compute_dtype)).to(parameters[0].dtype)
+        rows, cols = parameters[0].shape
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        # A wide-to-tall matrix gets a larger step, so that its outputs move as much as a square one's.
+        torch._foreach_add_(parameters, list(updates), alpha=-group["lr"] * max(1.0, rows / cols) ** 0.5)
+
+
+def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """Muon's share: the matrices between embedding and head. Those two look rows up and stay with AdamW."""
+    return parameter.ndim == 2 and "embedding" not in name and not name.startswith("head")
+
+
+class Optimizer:
+    """AdamW, or Muon with AdamW, over named parameters: one `step`, one flat state.
+
+    Where a parameter is bfloat16, a float32 master copy takes the updates and is rounded back into it: an update
+    smaller than bfloat16's spacing would otherwise be lost. Gradients gather in the masters' `.grad`.
+    """
+
+    def __init__(self, parameters: Parameters, config: OptimizerConfig, compute_dtype: torch.dtype = torch.float32):
+        self.parameters = {name: p for name, p in parameters.items() if p.requires_grad}
+        self.masters: Parameters = {
+            name: p if p.dtype == torch.float32 or p.dtype == torch.float64 else nn.Parameter(p.detach().float())
+            for name, p in self.parameters.items()
+        }
+        muon = {n for n, p in self.masters.items() if config.optimizer == "muon" and is_hidden_matrix(n, p)}
+        others = {n: p for n, p in self.masters.items() if n not in muon}
+        groups = [
+            {"params": [p for p in others.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in others.values() if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if others:
+            self.optimizers.append(
+                torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+            )
+        if muon:
+            matrices = [self.masters[n] for n in self.masters if n in muon]
+            self.optimizers.append(
+                Muon(matrices, config.muon_learning_rate, config.momentum, config.weight_decay, compute_dtype)
+            )
+        self._peaks = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
+
+    def gather_gradients(self) -> None:
+        """Adds the model's gradients to the masters' and clears them, where the two are different tensors."""
+        for name, master in self.masters.items():
+            parameter = self.parameters[name]
+            if parameter is not master and parameter.grad is not None:
+                grad = parameter.grad.float()
+                master.grad = grad if master.grad is None else master.grad.add_(grad)
+                parameter.grad = None
+
+    def fill_gradients(self) -> None:
+        """Gives every parameter without a gradient one of zeros."""
+        for master in self.masters.values():
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+
+    def gradients(self) -> list[Tensor]:
+        return [master.grad for master in self.masters.values() if master.grad is not None]
+
+    def step(self, factor: float) -> None:
+        """One update at `factor` times the peak learning rates."""
+        for optimizer, peaks in zip(self.optimizers, self._peaks):
+            for group, peak in zip(optimizer.param_groups, peaks):
+                group["lr"] = peak * factor
+            optimizer.step()
+        self.copy_masters()
+
+    @torch.no_grad()
+    def copy_masters(self) -> None:
+        for name, master in self.masters.items():
+            if self.parameters[name] is not master:
+                self.parameters[name].copy_(master)
+
+    def zero_grad(self) -> None:
+        for master in self.masters.values():
+            master.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Master weights and moments, by `KIND/PARAMETER`."""
+        tensors = {f"master/{name}": p.detach() for name, p in self.masters.items()}
+        for optimizer in self.optimizers:
+            for name, parameter in self.masters.items():
+                for kind, value in optimizer.state.get(parameter, {}).items():
+                    tensors[f"{kind}/{name}"] = value
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Takes back what `state` gave. Raises KeyError when a parameter is missing."""
+        owners = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        for name, master in self.masters.items():
+            master.copy_(tensors[f"master/{name}"])
+        for key, value in tensors.items():
+            kind, _, name = key.partition("/")
+            if kind != "master" and name in self.masters:
+                master = self.masters[name]
+                owners[id(master)].state[master][kind] = value.clone().to(master.device)
+        self.copy_masters()

@@ -1,0 +1,92 @@
+"""The prompt template: structural, and honest about what is trained on."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instructgpt.errors import UserError
+from instructgpt.text.chat import Message, as_messages, render_conversation, render_prompt, validate_messages
+from instructgpt.text.tokenizer import CONTROL_NAMES, Tokenizer
+
+
+def turn(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    words = ["say", "hello", "to", "the", "cat", "and", "then", "be", "brief", "please"]
+    return Tokenizer.train([" ".join(random.Random(i).choices(words, k=9)) for i in range(100)], 300)
+
+
+def test_the_template(tokenizer: Tokenizer) -> None:
+    t = tokenizer
+    messages = [turn("system", "be brief"), turn("user", "say hello"), turn("assistant", "hello")]
+    ids = [t.bos, t.system, *t.encode("be brief"), t.end, t.user, *t.encode("say hello"), t.end, t.assistant]
+    answer = [*t.encode("hello"), t.end]
+    assert render_prompt(messages[:2], t) == ids
+    rendered = render_conversation(messages, t)
+    assert rendered.ids == ids + answer
+    assert rendered.is_answer == [False] * len(ids) + [True] * len(answer)
+
+
+def test_every_assistant_turn_is_an_answer(tokenizer: Tokenizer) -> None:
+    messages = [turn("user", "say"), turn("assistant", "hello"), turn("user", "then"), turn("assistant", "")]
+    ids, is_answer = render_conversation(messages, tokenizer)
+    answers = [i for i, answer in zip(ids, is_answer) if answer]
+    assert answers == [*tokenizer.encode("hello"), tokenizer.end, tokenizer.end]
+
+
+imitations = st.sampled_from([*(f"<|{name}|>" for name in CONTROL_NAMES), "</s>", "\n\nHuman:"])
+
+
+@given(contents=st.lists(st.text() | imitations, min_size=1))
+def test_contents_can_neither_close_nor_open_a_turn(tokenizer: Tokenizer, contents: list[str]) -> None:
+    messages = [turn(("user", "assistant")[i % 2], content) for i, content in enumerate([*contents, "say"])]
+    ids = [i for i in render_conversation(messages, tokenizer).ids if i < len(CONTROL_NAMES)]
+    assert ids == [tokenizer.bos] + [i for m in messages for i in (tokenizer.control_ids[m["role"]], tokenizer.end)]
+
+
+def test_a_conversation_starts_with_its_prompt(tokenizer: Tokenizer) -> None:
+    messages = [turn("user", "say hello"), turn("assistant", "hello")]
+    prompt = render_prompt(messages[:1], tokenizer)
+    ids, is_answer = render_conversation(messages, tokenizer)
+    assert ids[: len(prompt)] == prompt and not any(is_answer[: len(prompt)]) and all(is_answer[len(prompt) :])
+
+
+@pytest.mark.parametrize(
+    ("messages", "complaint"),
+    [
+        ([], "empty"),
+        ([{"role": "usr", "content": "a"}], "unknown role 'usr'; did you mean 'user'"),
+        ([{"role": None, "content": "a"}], "unknown role None"),
+        ([{"role": "user", "content": None}], "NoneType where text should be"),
+        ([{"role": "user", "content": ["a"]}], "list where text should be"),
+        ([{"role": "user"}], "must have 'role' and 'content'"),
+        (["hello"], "must have 'role' and 'content'"),
+        ([turn("user", "a"), turn("system", "b")], "message 2 is a system turn"),
+        ([turn("system", "a")], "no user turn"),
+        ([turn("assistant", "a")], "no user turn"),
+    ],
+)
+def test_what_is_no_conversation(messages: list, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        validate_messages(messages)
+    with pytest.raises(UserError, match=complaint):
+        as_messages(messages)
+
+
+def test_a_prompt_ends_with_the_user_and_a_conversation_has_an_answer(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match="ends with the user's turn"):
+        render_prompt([turn("user", "a"), turn("assistant", "b")], tokenizer)
+    with pytest.raises(UserError, match="no assistant turn"):
+        render_conversation([turn("user", "a")], tokenizer)
+
+
+def test_a_string_is_one_user_turn() -> None:
+    assert as_messages("hello") == [turn("user", "hello")]
+    assert as_messages("") == [turn("user", "")]

@@ -1,0 +1,69 @@
+import json
+import math
+
+import torch
+
+from instructgpt.runtime import Precision
+from instructgpt.training.metrics import ConsoleLog, JsonLines, Metrics, measure_peak_flops, open_tracker, read_metrics
+from instructgpt.training.plot import plot_curves
+
+
+def test_json_lines_survive_a_cut_line_and_a_resumption(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    log = JsonLines(file)
+    for step in (10, 20, 30):
+        log.write({"step": step, "loss": math.nan if step == 20 else 1.0})
+    log.close()
+    with file.open("a") as f:
+        f.write('{"step": 40, "lo')  # a kill in the middle of a line
+    assert [r["step"] for r in read_metrics(file)] == [10, 20, 30]
+    assert read_metrics(file)[1]["loss"] is None
+    log = JsonLines(file, from_step=20)
+    log.write({"step": 30, "loss": 2.0})
+    log.close()
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [10, 20, 30]
+    assert read_metrics(file)[-1]["loss"] == 2.0
+
+
+def test_a_new_run_starts_a_new_file(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 5}\n')
+    JsonLines(file).close()
+    assert read_metrics(file) == []
+
+
+def test_plain_lines_where_there_is_no_terminal(capsys):
+    log = ConsoleLog("sft", lambda r: r["step"] / 10, flops_per_token=1e6, peak_flops=1e10)
+    log.write({"step": 5, "loss": 2.0, "tokens_per_second": 1000.0, "seconds": 60.0})
+    log.write({"step": 5, "val_loss": 1.5})
+    log.write({"step": 6, "skipped": 1.0})
+    log.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "sft step 5 (50%)  loss 2.000  1,000 tokens/s  MFU 10%  1:00 left"
+    assert lines[1] == "sft step 5  val_loss 1.5"
+    assert lines[2] == "sft step 6: not finite, skipped"
+
+
+def test_tensorboard_gets_the_records(tmp_path):
+    metrics = Metrics(open_tracker("tensorboard", tmp_path))
+    metrics({"step": 1, "loss": 2.0})
+    metrics.close()
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_peak_is_plausible_and_leaves_the_random_state_alone():
+    before = torch.get_rng_state()
+    assert 1e8 < measure_peak_flops(torch.device("cpu"), Precision(torch.float32, None, False), seconds=0.02) < 1e16
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_curves(tmp_path):
+    log = JsonLines(tmp_path / "metrics.jsonl")
+    for step in range(3):
+        log.write({"step": step, "loss": 3.0 - step, "learning_rate": 0.1, "gradient_norm": 1.0})
+    log.write({"step": 3, "val_loss": 1.0})
+    log.close()
+    assert plot_curves({"pretrain": tmp_path / "metrics.jsonl"}, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert not plot_curves({"none": tmp_path / "missing.jsonl"}, tmp_path / "no.png")
+    assert not (tmp_path / "no.png").exists()
