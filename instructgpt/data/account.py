@@ -10,7 +10,7 @@ class Account:
     """Counts while files are read; `report` says them.
 
     read: records; kept: conversations or pairs made of them (a bilingual record makes two);
-    dropped: what could not be used, by reason; notes: what was kept but changed or is odd, by kind.
+    dropped: what could not be used, by reason; notes: what is odd or was changed, by kind.
     """
 
     def __init__(self, name: str = ""):
@@ -27,7 +27,7 @@ class Account:
         self._first.setdefault(reason, f"{where}:{line}")
 
     def note(self, kind: str) -> None:
-        """Something kept, but changed or odd."""
+        """Something odd, or changed on reading, in a record kept or not."""
         self.notes[kind] += 1
 
     def add(self, other: Account) -> None:
@@ -43,7 +43,7 @@ class Account:
         name = f"{self.name}: " if self.name else ""
         lines = [f"{name}{self.read:,} records read, {self.kept:,} kept, {self.dropped.total():,} dropped"]
         lines += [f"  dropped {n:,}: {reason} (first at {self._first[reason]})" for reason, n in _ranked(self.dropped)]
-        lines += [f"  of the kept, {n:,}: {kind}" for kind, n in _ranked(self.notes)]
+        lines += [f"  noted {n:,}: {kind}" for kind, n in _ranked(self.notes)]
         return "\n".join(lines)
 
 

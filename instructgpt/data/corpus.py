@@ -92,14 +92,14 @@ def write_corpus(
     }
     dropped: Counter[str] = Counter()
     with ExitStack() as stack:
-        writers = {split: _Writer(stack, path, split, meta, tokenizer) for split in SPLITS}
+        writers: dict[Split, _Writer] = {split: _Writer(stack, path, split, meta, tokenizer) for split in SPLITS}
         pieces = chain.from_iterable(split_pieces(p, holdout, encoding, separator, dropped) for p in paths)
         for split, batch in _batches(pieces):
             writers[split].write(batch)
         for writer in writers.values():
             writer.finish()
-    meta["splits"] = {split: writer.counts for split, writer in writers.items()}
-    meta["account"] = _account(meta["splits"], len(paths), dropped)
+    counts = {split: writers[split].counts for split in SPLITS}
+    meta |= {"splits": counts, "account": _account(counts, len(paths), dropped)}
     write_text(path / "meta.json", json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
     _remove_others(path, meta["key"])
     return meta["account"]
@@ -119,15 +119,17 @@ def read_split(
 
 def _batches(pieces: Iterable[tuple[Split, Piece]]) -> Iterator[tuple[Split, list[Piece]]]:
     """Neighbouring pieces of one split, together at least `_BATCH` characters where there are so many."""
-    for split, group in groupby(pieces, key=lambda pair: pair[0]):
-        batch, size = [], 0
-        for _, piece in group:
+    for _, group in groupby(pieces, key=lambda pair: pair[0]):
+        batch: list[Piece] = []
+        size = 0
+        for split, piece in group:
             batch.append(piece)
             size += len(piece.text)
             if size >= _BATCH:
                 yield split, batch
                 batch, size = [], 0
-        yield split, batch
+        if batch:
+            yield split, batch
 
 
 class _Writer:

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from instructgpt.data.files import read_records, read_text
+from instructgpt.data.files import Unreadable, read_records, read_text
 from instructgpt.errors import UserError
 
 Split = Literal["train", "val"]
@@ -79,7 +79,9 @@ def _pieces(path: Path, encoding: str, separator: str, dropped: Counter[str]) ->
         return
     for _, record in read_records(path, encoding=encoding):
         text = _text_of(record)
-        if text is None:
+        if isinstance(record, Unreadable):
+            dropped[f"that is {record.reason}"] += 1
+        elif text is None:
             dropped[f"without a field {_TEXT_FIELD!r} or a list of 'paragraphs'"] += 1
         elif not text.strip():
             dropped["empty"] += 1

@@ -78,7 +78,7 @@ def download(url: str, target: Path, sha256: str, size: int, opener: Opener | No
 
 def _complete(url: str, part: Path, size: int, opener: Opener, pause: float) -> None:
     """Requests what is missing of `part` until it has `size` bytes."""
-    failures = 0
+    failures, farthest = 0, 0
     while (have := part.stat().st_size) != size:
         if have > size:
             with _telling_disk_errors(part):
@@ -96,7 +96,9 @@ def _complete(url: str, part: Path, size: int, opener: Opener, pause: float) -> 
                 raise UserError(f"{url} {problem}") from None
         except (urllib.error.URLError, http.client.HTTPException, _NetworkError) as error:
             problem = f"cannot be read: {getattr(error, 'reason', None) or error}"
-        failures = 0 if part.stat().st_size > have else failures + 1
+        # Only what no attempt has reached before is progress: a server can go round in circles.
+        failures = 0 if part.stat().st_size > max(have, farthest) else failures + 1
+        farthest = max(farthest, part.stat().st_size)
         if failures >= _ATTEMPTS:
             raise UserError(f"{url} {problem}; what arrived is kept in {part}: the same command goes on from there")
         if failures:

@@ -1,4 +1,4 @@
-"""Files to text and to records, streamed: what a file is, its content decides; its name only where the content fits both.
+"""Files to text and to records, streamed. What a file is, its content decides; its name only where both would do.
 
     read_text     decoded text in chunks        read_lines    numbered lines        read_records    (line, record)
 
@@ -15,6 +15,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -26,9 +27,22 @@ _SAMPLE_LINES = 20  # from which a table of tabs is told from prose
 _JSON_START = re.compile(r'\{\s*["}]|\[\s*[\[{"\]]')
 # In a table of tabs these names make the first line a header; a .csv file always begins with one.
 _HEADER_NAMES = frozenset(
-    "instruction input output prompt response completion question answer query text label label_desc sentence sentence1 "
-    "sentence2 source target src tgt chosen rejected id category messages conversations system "
-    "en zh fr de es english chinese french german spanish".split()
+    [
+        *(
+            "instruction",
+            "input",
+            "output",
+            "prompt",
+            "response",
+            "completion",
+            "question",
+            "answer",
+            "query",
+            "system",
+        ),
+        *("text", "label", "label_desc", "sentence", "sentence1", "sentence2", "category", "id", "chosen", "rejected"),
+        *("source", "target", "src", "tgt", "en", "zh", "fr", "de", "english", "chinese", "french", "german"),
+    ]
 )
 
 
@@ -69,6 +83,8 @@ def read_text(path: str | Path, encoding: str = "utf-8") -> Iterator[str]:
                 path,
                 line + before.count("\n"),
             ) from None
+        except UnicodeError as error:  # the few codecs that do not say where
+            raise UserError(f"is not {encoding}: {error}", path, line) from None
         used += len(chunk)
         line += text.count("\n")
         if text:
@@ -97,8 +113,7 @@ def _lines(chunks: Iterator[str]) -> Iterator[tuple[int, str]]:
 
 def _read_bytes(path: str | Path) -> Iterator[bytes]:
     with _open(path) as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
+        zipped = file.peek(2)[:2] == b"\x1f\x8b"  # peek, for what cannot seek: a pipe
         stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if zipped else file
         try:
             while chunk := stream.read(_CHUNK):
@@ -109,7 +124,7 @@ def _read_bytes(path: str | Path) -> Iterator[bytes]:
             raise UserError(f"cannot be read: {error.strerror or error}", path) from None
 
 
-def _open(path: str | Path) -> BinaryIO:
+def _open(path: str | Path) -> BufferedReader:
     try:
         return open(path, "rb")
     except FileNotFoundError:
@@ -154,7 +169,7 @@ def read_records(
     `a.en.gz+a.fr.gz`, where no file is called so: line-aligned files, as columns named by `columns`, or by the last
     parts of their names ("en", "fr").
 
-    Raises UserError, with the line where there is one, for a file that is missing, empty, damaged, or not what it seems.
+    Raises UserError, with the line where there is one, for a file that is missing, empty or damaged.
     """
     if (parallel := _parallel_files(path)) is not None:
         yield from _parallel(parallel, columns, encoding)
@@ -200,15 +215,17 @@ def _suffix(path: str | Path) -> str:
 
 def _looks_like_a_table(start: str) -> bool:
     """Whether the first lines have a tab, and most of them as many as the first."""
-    lines = [line for line in start.split("\n", _SAMPLE_LINES)[:_SAMPLE_LINES] if line.strip()]
-    tabs = lines[0].count("\t")
+    lines = [line for line in start.lstrip("\r\n").split("\n", _SAMPLE_LINES)[:_SAMPLE_LINES] if line.strip()]
+    tabs = lines[0].count("\t") if lines else 0
     return tabs > 0 and sum(line.count("\t") == tabs for line in lines) * 2 > len(lines)
 
 
 def _table(
     rows: Iterator[tuple[int, list[str]]], columns: Sequence[str] | None, has_header: bool, path: str | Path
 ) -> Iterator[tuple[int, Any]]:
-    line, first = next(rows)
+    if (start := next(rows, None)) is None:
+        return
+    line, first = start
     width = len(first)
     if columns is not None:
         if len(columns) > width:
@@ -220,7 +237,8 @@ def _table(
         names = [str(i) for i in range(1, width + 1)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"has two columns named {twice[0]!r}", path, line)
-    for line, row in rows if has_header else itertools.chain([(line, first)], rows):
+    body = rows if has_header else itertools.chain([(line, first)], rows)
+    for line, row in body:
         if len(row) == width:
             yield line, dict(zip(names, row))
         else:

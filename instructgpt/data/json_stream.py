@@ -1,4 +1,4 @@
-"""JSON records out of a stream of text, one at a time, each with its line: an array, an object a line, or a single object."""
+"""JSON records out of a stream of text, one at a time, each with its line: an array, JSON lines, or a single object."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _MAY_BE_CUT = 16
 def json_records(chunks: Iterator[str], path: str | Path) -> Iterator[tuple[int, Any]]:
     """(line, record) of each element of an array, or of each value of a file of values (JSON lines, or one object).
 
-    Holds no more than a record and a chunk in memory. Lone surrogates (an escape like `\\ud800` that stands alone) become
-    U+FFFD, so that every string can be encoded. Raises UserError with file and line for broken JSON.
+    Holds no more than a record and a chunk or two in memory. Lone surrogates (an escape like `\\ud800` by itself)
+    become U+FFFD, so that every string can be encoded. Raises UserError with file and line for broken JSON.
     """
     return _Stream(chunks, path).records()
 
@@ -79,28 +79,30 @@ class _Stream:
                 raise self._broken("nested too deeply", self.at) from None
             except ValueError as error:  # a whole number of more digits than Python converts
                 raise self._broken(str(error), self.at) from None
-            # A number may go on in the next chunk; everything else shows its own end.
-            if end == len(self.text) and isinstance(value, (int, float)) and self._more():
+            # A number may go on in the next chunk, "1" or "1." as "1.5"; everything else shows its own end.
+            if end >= len(self.text) - _MAY_BE_CUT and isinstance(value, (int, float)) and self._more():
                 continue
-            start, self_text = self.at, self.text
+            has_surrogates = any(self.text.find(escape, self.at, end) >= 0 for escape in ("\\ud", "\\uD"))
             self._advance(end)
-            if self_text.find("\\ud", start, end) >= 0 or self_text.find("\\uD", start, end) >= 0:
-                return _without_lone_surrogates(value)
-            return value
+            try:
+                return _without_lone_surrogates(value) if has_surrogates else value
+            except RecursionError:
+                raise UserError("broken JSON: nested too deeply", self.path, self.line) from None
 
     def _more(self) -> bool:
         """Read on; False at the end of the file."""
-        parts = [self.text[self.at :]]
+        rest, parts, size = self.text[self.at :], [], 0
         # At least as much again, so that a record of many chunks is not tried once for each.
-        wanted = len(parts[0])
-        while not self.ended and wanted >= 0:
-            chunk = next(self.chunks, "")
-            self.ended = not chunk
-            parts.append(chunk)
-            wanted -= max(1, len(chunk))
-        grew = any(parts[1:])
-        self.text, self.at = "".join(parts), 0
-        return grew
+        while not self.ended and size <= len(rest):
+            chunk = next(self.chunks, None)
+            if chunk is None:
+                self.ended = True
+            else:
+                parts.append(chunk)
+                size += len(chunk)
+        if size:
+            self.text, self.at = rest + "".join(parts), 0
+        return size > 0
 
     def _advance(self, to: int) -> None:
         self.line += self.text.count("\n", self.at, to)
@@ -110,7 +112,7 @@ class _Stream:
         end = self.text.find("\n", self.at)
         first_line = self.text[self.at : end if end >= 0 else len(self.text)].rstrip()
         if self.ended and not self.text[position:].strip():
-            return UserError(f"broken JSON: the file ends in the middle of a record ({what})", self.path, self.line)
+            return UserError(f"broken JSON: the file ends too early ({what})", self.path, self.line)
         # A record that goes on over lines is broken where the decoder stopped. One meant to be a line is broken on that
         # line, even where the decoder only notices at the next.
         line = self.line

@@ -118,17 +118,19 @@ def sample(
     generators: Sequence[torch.Generator] = (),
     is_generated: Tensor | None = None,
 ) -> Tensor:
-    """The next token (B,) of each row of logits (B, V); -inf marks tokens that may not be chosen.
+    """The next token (B,) int64 of each row of logits (B, V); -inf marks tokens that may not be chosen.
 
     generators: one a row, on the CPU; not needed when greedy. is_generated (B, V): tokens generated so far, needed for
     the repetition penalty. Order: penalty, temperature, top-k, top-p of what is left, min-p.
     Raises UserError when the model's output is not a number.
     """
-    logits = logits.double()  # so that cumulative sums over a large vocabulary are exact enough to invert
+    if logits.device.type == "mps":
+        logits = logits.cpu()  # Apple's GPUs have no float64
+    logits = logits.double()  # so that the cumulative sum over a large vocabulary is exact enough to invert
     if logits.isnan().any():
         raise UserError("the model's output is NaN: its training diverged or its weights are damaged")
     if config.repetition_penalty != 1 and is_generated is not None:
-        logits = repetition_penalty(logits, is_generated, config.repetition_penalty)
+        logits = repetition_penalty(logits, is_generated.to(logits.device), config.repetition_penalty)
     if config.greedy:
         return logits.argmax(-1)
     logits = apply_temperature(logits, config.temperature)

@@ -41,12 +41,11 @@ class Attention(nn.Module):
         B, T, _ = x.shape
         H, K, D = self.config.heads, self.config.kv_heads, self.config.head_dim
         q, k, v = self.qkv(x).split((H * D, K * D, K * D), dim=-1)
-        q = q.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D)
-        k = k.view(B, T, K, D).transpose(1, 2)  # (B, K, T, D)
-        v = v.view(B, T, K, D).transpose(1, 2)
+        q, k, v = q.view(B, T, H, D), k.view(B, T, K, D), v.view(B, T, K, D)
         if self.config.qk_norm:
             q = self.backend.rms_norm(q, self.query_norm.weight, self.config.norm_eps)
             k = self.backend.rms_norm(k, self.key_norm.weight, self.config.norm_eps)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or K, T, D)
         if scope.rotation is not None:
             q, k = self.backend.rope(q, *scope.rotation), self.backend.rope(k, *scope.rotation)
         if scope.cache is not None:

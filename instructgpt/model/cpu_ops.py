@@ -65,26 +65,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _RMSNorm.apply(x, weight, eps)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    low, high = x.chunk(2, dim=-1)
-    y = torch.empty_like(x)
-    y_low, y_high = y.chunk(2, dim=-1)
-    torch.mul(low, cos, out=y_low).addcmul_(high, sin, value=-1)
-    torch.mul(high, cos, out=y_high).addcmul_(low, sin)
-    return y
-
-
 class _RoPE(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)  # (B, 1, T, D/2)
+        # With the halves exchanged, the rotation is two products and a sum over whole rows.
+        cos = torch.cat((cos, cos), dim=-1)[:, None].to(x.dtype)  # (B, 1, T, D)
+        sin = torch.cat((-sin, sin), dim=-1)[:, None].to(x.dtype)
         ctx.save_for_backward(cos, sin)
-        return _rotate(x, cos, sin)
+        return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         cos, sin = ctx.saved_tensors
-        return _rotate(dy, cos, -sin), None, None
+        return torch.addcmul(dy * cos, dy.roll(dy.size(-1) // 2, dims=-1), sin, value=-1), None, None
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -130,16 +130,16 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """The residual stream (B, T, C) after the last norm.
 
-        ids: (B, T). Attention is causal, and with `documents` (B, T) stays within tokens of the same number; then
-        `positions` (B, T) should restart in each document. With a cache, `ids` are the new tokens only; they are
-        appended to it and see what it holds, at the positions it says.
+        ids: (B, T). Attention is causal, and with `documents` (B, T) stays within neighbouring tokens of the same
+        number, where positions restart unless `positions` (B, T) are given. With a cache, `ids` are the new tokens
+        only; they are appended to it and see what it holds, at the positions it says.
         Raises UserError when T exceeds the context.
         """
         T = ids.size(1)
         if T > self.config.context:
             raise UserError(f"{T} tokens do not fit in the model's context of {self.config.context}")
         if positions is None:
-            positions = torch.arange(T, device=ids.device)[None] if cache is None else cache.positions(T)
+            positions = _positions(ids, documents) if cache is None else cache.positions(T)
         x = self.embedding(ids)  # (B, T, C)
         if self.config.position == "learned":
             x = x + self.position_embedding(positions)
@@ -175,3 +175,13 @@ class Transformer(nn.Module):
         The one place where head and loss meet: logits of a large vocabulary are the largest tensor of a step.
         """
         return self.backend.cross_entropy(self.head(hidden), targets, label_smoothing)
+
+
+def _positions(ids: Tensor, documents: Tensor | None) -> Tensor:
+    """Each token's distance from the start of its row, or of its document, (1 or B, T)."""
+    slots = torch.arange(ids.size(1), device=ids.device)[None]
+    if documents is None:
+        return slots
+    is_start = torch.ones_like(documents, dtype=torch.bool)
+    is_start[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return slots - (slots * is_start).cummax(dim=1).values

@@ -1,3 +1,56 @@
 """One file a stage: each builds a model, a stream of batches and a loss, and hands them to `fit`."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from instructgpt.errors import UserError, suggestion
+from instructgpt.flags import given_value, parse
+from instructgpt.stages import pipeline, pretrain, sft, tokenizer
+from instructgpt.stages.presets import recipe
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command of train.py."""
+
+    run: Callable[[Any], Any]
+    config: type
+    defaults: Callable[[str], Any]
+    """The stage's settings for a preset."""
+    purpose: str
+
+
+STAGES: dict[str, Stage] = {
+    "pipeline": Stage(
+        pipeline.run,
+        pipeline.PipelineConfig,
+        lambda preset: pipeline.PipelineConfig(preset=preset),
+        "tokenizer, pretraining and instruction tuning in one go, with a report",
+    ),
+    "tokenizer": Stage(
+        tokenizer.run, tokenizer.TokenizerConfig, lambda preset: recipe(preset).tokenizer, "raw text to a tokenizer"
+    ),
+    "pretrain": Stage(
+        pretrain.run, pretrain.PretrainConfig, lambda preset: recipe(preset).pretrain, "raw text to a base model"
+    ),
+    "sft": Stage(sft.run, sft.SFTConfig, lambda preset: recipe(preset).sft, "instructions to a tuned model"),
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """`STAGE [flags]` to an exit code; without a stage it lists them. Errors: UserError."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: python train.py STAGE [flags]; STAGE --help lists its flags\n")
+        print("\n".join(f"  {name:<10} {stage.purpose}" for name, stage in STAGES.items()))
+        return 0
+    name, *flags = argv
+    if name not in STAGES:
+        raise UserError(f"there is no stage {name!r}{suggestion(name, STAGES)}")
+    stage = STAGES[name]
+    preset = given_value(flags, "--preset") or ("auto" if name == "pipeline" else "tiny")
+    recipe(preset)  # an unknown preset is told before anything else
+    stage.run(parse(stage.config, flags, f"train.py {name}", stage.defaults(preset)))
+    return 0

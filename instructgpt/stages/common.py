@@ -17,7 +17,7 @@ from instructgpt.data.prefetch import Prefetched
 from instructgpt.errors import UserError
 from instructgpt.evaluation.loss import evaluate_loss
 from instructgpt.model.backend import resolve_backend
-from instructgpt.model.counts import flops_per_token
+from instructgpt.model.counts import training_flops_per_token
 from instructgpt.model.transformer import Transformer
 from instructgpt.objectives.lm import Loss
 from instructgpt.runtime import Precision, Ranks, join_ranks, resolve_device, resolve_precision, seed_everything
@@ -108,7 +108,7 @@ def train(
     snapshot = _resumable(run, stage, config) if config.resume else None
     run.write_config(stage, model.config, tokenizer, config)
     device, precision = machine.device, machine.precision
-    flops = flops_per_token(model.config, config.row_length or model.config.context)
+    flops = training_flops_per_token(model.config, config.row_length or model.config.context)
     console = ConsoleLog(stage, partial(_share, config.fit), flops, measure_peak_flops(device, precision))
     first_step = int(snapshot.values["progress"]["step"]) if snapshot else 0
     metrics = Metrics([JsonLines(run.metrics_file, first_step), console, *open_tracker(config.tracker, run.path)])
@@ -122,7 +122,11 @@ def train(
         model.eval()
         with precision.context(device):
             report = evaluate_loss(model, tokenizer, validation())
-        return {"val_loss": report.loss, "val_bits_per_byte": report.bits_per_byte, "val_accuracy": report.token_accuracy}
+        return {
+            "val_loss": report.loss,
+            "val_bits_per_byte": report.bits_per_byte,
+            "val_accuracy": report.token_accuracy,
+        }
 
     hooks = Hooks(
         log=metrics if machine.ranks.is_first else lambda record: None,
@@ -188,7 +192,9 @@ def _resumable(run: RunDirectory, stage: str, config: StageConfig) -> Snapshot |
     for name in now:
         if name not in _FREE_ON_RESUME and name in before and before[name] != now[name]:
             flag = "--" + name.replace("_", "-")
-            raise UserError(f"was started with {flag} {before[name]}, not {now[name]}; --resume needs the same", run.path)
+            raise UserError(
+                f"was started with {flag} {before[name]}, not {now[name]}; --resume needs the same", run.path
+            )
     return run.load_state()
 
 

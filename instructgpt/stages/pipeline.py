@@ -15,7 +15,7 @@ from instructgpt.atomic import write_text
 from instructgpt.data.packing import batches_of
 from instructgpt.data.sources import WorldInstructions, WorldText
 from instructgpt.errors import UserError
-from instructgpt.evaluation.instructions import Report, evaluate_examples
+from instructgpt.evaluation.instructions import evaluate_examples
 from instructgpt.evaluation.loss import LossReport, evaluate_loss
 from instructgpt.runtime import resolve_device, resolve_precision
 from instructgpt.stages import pretrain, sft, tokenizer
@@ -24,6 +24,7 @@ from instructgpt.stages.presets import recipe
 from instructgpt.training.checkpoint import RunDirectory, load
 from instructgpt.training.metrics import Tracker
 from instructgpt.training.plot import plot_curves
+from instructgpt.world.composition import HELD_OUT_PAIRS
 
 _SPLITS = ("test", "test_phrasing", "test_composition")
 
@@ -72,14 +73,15 @@ def run(config: PipelineConfig) -> None:
     write_json(marker, {"preset": config.preset, "text": config.text, "data": config.data, "seed": config.seed})
     stages = recipe(config.preset)
     shared: dict[str, Any] = {
-        name: getattr(config, name)
-        for name in ("seed", "device", "dtype", "backend", "resume", "overwrite", "tracker")
+        name: getattr(config, name) for name in ("seed", "device", "dtype", "backend", "resume", "overwrite", "tracker")
     }
     names = ("tokenizer", "pretrain", "sft")
     directories = {name: out / name for name in names}
     if not _is_done(directories["tokenizer"], config):
         tokenizer.run(
-            replace(stages.tokenizer, text=_tokenizer_text(config), out=str(directories["tokenizer"]), overwrite=True, seed=config.seed)
+            replace(
+                stages.tokenizer, text=config.text, out=str(directories["tokenizer"]), overwrite=True, seed=config.seed
+            )
         )
     if not _is_done(directories["pretrain"], config):
         base = replace(stages.pretrain, text=config.text, tokenizer=str(directories["tokenizer"]), **shared)
@@ -88,11 +90,6 @@ def run(config: PipelineConfig) -> None:
         tuned = replace(stages.sft, data=config.data, init=str(directories["pretrain"]), **shared)
         sft.run(replace(tuned, out=str(directories["sft"]), fit=_limited(tuned.fit, config, 2 / 3)))
     report(config, {name: directories[name] for name in names[1:]})
-
-
-def _tokenizer_text(config: PipelineConfig) -> tuple[str, ...]:
-    """The tokenizer also reads the world's instructions when only they come from the world."""
-    return config.text
 
 
 def _is_done(directory: Path, config: PipelineConfig) -> bool:
@@ -148,8 +145,8 @@ def report(config: PipelineConfig, runs: dict[str, Path]) -> None:
 
 
 def _count(split: str, examples: int) -> int:
-    families = len(world.COMPOSITIONS) if split == "test_composition" else len(world.FAMILIES)
-    return families * examples
+    """Enough for so many examples of each family, or of each held-out pair of families."""
+    return examples * len(HELD_OUT_PAIRS if split == "test_composition" else world.FAMILIES)
 
 
 def _loss(model: Any, tok: Any, source: Any, count: int) -> LossReport:

@@ -38,7 +38,9 @@ def _large(name: str, rows: int, micro_batches: int) -> Recipe:
     """One GPU: half a million tokens an update, as GPT-3's smallest models (Brown et al. 2020, table 2.1)."""
     model: ModelConfig = model_preset(name)
     adamw = dict(learning_rate=6e-4, weight_decay=0.1, final_learning_rate=0.1)
-    fit = FitConfig(max_steps=20_000, warmup_steps=700, eval_every=500, save_every=500, micro_batches=micro_batches, **adamw)
+    fit = FitConfig(
+        max_steps=20_000, warmup_steps=700, eval_every=500, save_every=500, micro_batches=micro_batches, **adamw
+    )
     tuned = FitConfig(
         max_steps=2_000, warmup_steps=100, eval_every=200, save_every=500, learning_rate=2e-5, weight_decay=0.0
     )
@@ -58,7 +60,10 @@ def _small() -> Recipe:
             preset="small", model=MODEL_PRESETS["small"], rows=32,
             fit=FitConfig(max_steps=2_000, warmup_steps=100, eval_every=250, **muon),
         ),
-        SFTConfig(preset="small", rows=32, fit=FitConfig(max_steps=3_000, warmup_steps=100, cooldown=0.5, eval_every=500, **muon)),
+        SFTConfig(
+            preset="small", rows=32,
+            fit=FitConfig(max_steps=3_000, warmup_steps=100, cooldown=0.5, eval_every=500, **muon),
+        ),
     )  # fmt: skip
 
 

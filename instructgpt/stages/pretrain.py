@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from instructgpt import world
 from instructgpt.config import ModelConfig
 from instructgpt.data.batch import Batch
 from instructgpt.data.corpus import Corpus, write_corpus
@@ -92,9 +91,10 @@ def sources(config: PretrainConfig, tokenizer: Tokenizer, row_length: int) -> tu
     files = [Path(source) for source in config.text if source != "world"]
     if files:
         directory = Path(config.out) / "corpus"
-        write_corpus(files, tokenizer, directory, config.holdout, config.encoding, config.separator)
-        parts.append(CorpusWindows(Corpus.open(directory, "train"), row_length, config.seed))
-        held.append(CorpusWindows(Corpus.open(directory, "val"), row_length, config.seed, shift=False))
+        print(write_corpus(files, tokenizer, directory, config.holdout, config.encoding, config.separator), flush=True)
+        parts.append(CorpusWindows([Corpus.open(directory, "train")], row_length, config.seed))
+        if config.holdout:
+            held.append(CorpusWindows([Corpus.open(directory, "val")], row_length, shuffle=False))
     if "world" in config.text:
         parts.append(WorldText(tokenizer, config.seed))
         held.append(WorldText(tokenizer, config.seed + _HELD_OUT_SEED))

@@ -109,10 +109,8 @@ def tokenized(name: str, config: SFTConfig, tokenizer: Tokenizer, context: int) 
     print(account.report(), flush=True)
     if cut_prompts or cut_answers:
         print(
-            f"  of {len(examples)} conversations, {cut_prompts} lost the front of their prompt and {cut_answers} the tail "
-            f"of their answer to fit in {context} tokens",
+            f"  of {len(examples)} conversations, {cut_prompts} lost the front of their prompt and {cut_answers} the "
+            f"tail of their answer to fit in {context} tokens",
             flush=True,
         )
     return examples
-
-

@@ -62,7 +62,7 @@ def run(config: TokenizerConfig) -> Tokenizer:
         character_coverage=config.character_coverage,
         seed=config.seed,
     )
-    held_out = list(itertools.islice(texts(config, "val"), 2000))
+    held_out = list(itertools.islice(texts(config, "val"), 2000)) if config.holdout else []
     bytes_per_token = tokenizer.bytes_per_token(held_out) if held_out else float("nan")
     directory.write_config("tokenizer", None, tokenizer, config)
     write_json(directory.path / "eval.json", {"vocab_size": tokenizer.vocab_size, "bytes_per_token": bytes_per_token})

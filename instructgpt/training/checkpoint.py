@@ -1,11 +1,11 @@
 """A run directory: what a stage leaves behind, whole at every moment, and how it is read back.
 
-    config.json         the stage, its settings, the model's shape, the tokenizer's fingerprint
-    tokenizer.model     SentencePiece's own file
-    model.safetensors   the weights to use, with a checksum of their bytes
-    metrics.jsonl       a line a record
-    eval.json, samples.md, curves.png
-    state/              state.safetensors: weights, optimizer, random state and data cursor, while it can be resumed
+config.json         the stage, its settings, the model's shape, the tokenizer's fingerprint
+tokenizer.model     SentencePiece's own file
+model.safetensors   the weights to use, with a checksum of their bytes
+metrics.jsonl       a line a record
+eval.json, samples.md, curves.png
+state/              state.safetensors: weights, optimizer, random state and data cursor, while it can be resumed
 """
 
 from __future__ import annotations
@@ -122,6 +122,13 @@ class RunDirectory:
             "settings": _jsonable(settings),
         }
         write_text(self.config_file, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+    def read_eval(self) -> dict[str, Any]:
+        """What eval.json says of a finished run."""
+        file = self.path / "eval.json"
+        if not file.is_file():
+            raise UserError("holds no finished run: eval.json is missing; go on with --resume", self.path)
+        return json.loads(file.read_text(encoding="utf-8"))
 
     def read_config(self) -> dict[str, Any]:
         if not self.path.is_dir():

@@ -265,7 +265,7 @@ def _accumulate(
     batches: BatchStream, loss_fn: Callable[[Any], Loss], optimizer: Optimizer, config: FitConfig,
     device: torch.device, precision: Precision, ranks: Ranks, loss_scale: float,
 ) -> tuple[float, float, dict[str, float], int]:  # fmt: skip
-    """Forward and backward over this update's micro-batches: sums of loss, weight, metrics and tokens over all ranks."""
+    """Forward and backward over this update's micro-batches: loss, weight, metrics, tokens, summed over all ranks."""
     sums: dict[str, Tensor] = {}
     zero = torch.zeros((), dtype=torch.float64, device=device if device.type != "mps" else "cpu")
     for index in range(config.micro_batches * ranks.size):
@@ -286,7 +286,12 @@ def _accumulate(
         for gradient in optimizer.gradients():
             ranks.sum(gradient)
     named = dict(zip(sums, values))
-    return named.pop("total"), named.pop("weight"), {k: v for k, v in named.items() if k != "tokens"}, int(named["tokens"])
+    return (
+        named.pop("total"),
+        named.pop("weight"),
+        {k: v for k, v in named.items() if k != "tokens"},
+        int(named["tokens"]),
+    )
 
 
 def _scale_and_clip(optimizer: Optimizer, divisor: float, clip: float) -> float:

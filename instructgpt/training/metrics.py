@@ -1,4 +1,4 @@
-"""What a run tells while it trains: metrics.jsonl always, a progress bar or plain lines, TensorBoard and W&B on request."""
+"""What a run tells while it trains: metrics.jsonl and a progress bar or plain lines; TensorBoard and W&B on request."""
 
 from __future__ import annotations
 
@@ -51,13 +51,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl; a last line that a kill cut short is passed over."""
     if not path.is_file():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]  # what follows the last line break is nothing, or cut short
 
 
 class _TensorBoard:

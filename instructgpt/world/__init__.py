@@ -4,6 +4,8 @@
     example("train", 7)             # the 7th of the endless training mixture
     document(7)                     # plain text of the same world, for pretraining
     preference("train", 7)          # two answers, the better one first
+
+Each of them is a pure function of its arguments, the seed among them.
 """
 
 from __future__ import annotations
@@ -40,22 +42,24 @@ def example(split: str, index: int, seed: int = 0) -> Example:
     order that the seed decides, so that as many consecutive examples as there are families ask each of them once.
     UserError for an unknown split.
     """
+    _check_split(split)
     return _example(split, index, seed, None, 0)
 
 
 def sample(split: str, n: int, seed: int = 0, families: Sequence[str] | None = None) -> list[Example]:
     """`n` examples of `split`: the first of `example(split, …, seed)`, without those that would ask the same twice.
 
-    With `families` (names out of FAMILIES) these alone take turns, in training too. UserError for an unknown split or family, a
-    negative n, or families together with `test_composition`, whose pairs are fixed.
+    With `families` (names out of FAMILIES) these alone take turns, in training too. UserError for an unknown split or
+    family, a negative n, or families together with `test_composition`, whose pairs are fixed.
     """
+    _check_split(split)
     if n < 0:
         raise UserError(f"n is {n}; it must be 0 or more")
     chosen = None if families is None else _chosen(split, families)
     examples: list[Example] = []
     asked: set[str] = set()
     for index in range(n):
-        # A split may hold fewer instances of a family than are asked for: after so many draws a repetition is let through.
+        # A split may hold fewer instances of a family than are asked for: at last a repetition is let through.
         for redraw in range(_MAX_REDRAWS):
             drawn = _example(split, index, seed, chosen, redraw)
             if (prompt := repr(drawn.messages)) not in asked:
@@ -63,6 +67,11 @@ def sample(split: str, n: int, seed: int = 0, families: Sequence[str] | None = N
         asked.add(prompt)
         examples.append(drawn)
     return examples
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise UserError(f"there is no split {split!r}{suggestion(split, SPLITS)}")
 
 
 def _chosen(split: str, names: Sequence[str]) -> tuple[str, ...]:
@@ -78,13 +87,11 @@ def _chosen(split: str, names: Sequence[str]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=32)
 def _turns(names: tuple[str, ...], split: str, seed: int) -> tuple[str, ...]:
-    """The order in which the families take turns: a few examples of one seed should not always be of the first families."""
+    """The order in which the families take turns: it varies, so that few examples are not always of the first ones."""
     return tuple(Random(f"order {split} {seed}").sample(names, len(names)))
 
 
 def _example(split: str, index: int, seed: int, chosen: tuple[str, ...] | None, redraw: int) -> Example:
-    if split not in SPLITS:
-        raise UserError(f"there is no split {split!r}{suggestion(split, SPLITS)}")
     rng = Random(f"example {split} {seed} {index} {redraw}")
     if split == "test_composition":
         return composition.ask(rng, split)

@@ -1,7 +1,7 @@
 """Classification: the sentiment of a review, the sentiment of a financial headline, the topic of a sentence.
 
-Labels follow from the words by a rule: a word may be denied ("not bad"), a fear may be mistaken ("I thought it was bad, but it
-was great"), and a rise is good news for profit but bad news for costs. No single word gives the label away.
+Labels follow from the words by a rule: a word may be denied ("not bad"), a fear may be mistaken ("I thought it was bad,
+but it was great"), and a rise is good news for profit but bad news for costs. No single word gives the label away.
 """
 
 from __future__ import annotations
@@ -252,35 +252,24 @@ HEADLINE = Family(
 
 # --- topic ------------------------------------------------------------------------------------------------------------
 
+
+def _words(text: str) -> tuple[Word, ...]:
+    """`soup 汤 bread 面包`: words and their translations in turn."""
+    words = text.split()
+    return tuple(map(Word, words[::2], words[1::2]))
+
+
 TOPICS: tuple[tuple[Word, tuple[Word, ...]], ...] = (
-    (
-        Word("sports", "体育"),
-        (Word("match", "比赛"), Word("team", "球队"), Word("goal", "进球"), Word("coach", "教练"), Word("race", "赛跑")),
-    ),
-    (
-        Word("food", "美食"),
-        (Word("soup", "汤"), Word("bread", "面包"), Word("rice", "米饭"), Word("cheese", "奶酪"), Word("cook", "厨师")),
-    ),
-    (
-        Word("weather", "天气"),
-        (Word("rain", "雨"), Word("snow", "雪"), Word("wind", "风"), Word("storm", "暴风"), Word("sun", "太阳")),
-    ),
-    (
-        Word("music", "音乐"),
-        (Word("song", "歌曲"), Word("piano", "钢琴"), Word("guitar", "吉他"), Word("drum", "鼓"), Word("band", "乐队")),
-    ),
-    (
-        Word("health", "健康"),
-        (Word("doctor", "医生"), Word("nurse", "护士"), Word("pill", "药片"), Word("fever", "发烧"), Word("cough", "咳嗽")),
-    ),
-    (
-        Word("travel", "旅行"),
-        (Word("train", "火车"), Word("plane", "飞机"), Word("ticket", "车票"), Word("trip", "旅途"), Word("tour", "游览")),
-    ),
+    (Word("sports", "体育"), _words("match 比赛 team 球队 goal 进球 coach 教练 race 赛跑")),
+    (Word("food", "美食"), _words("soup 汤 bread 面包 rice 米饭 cheese 奶酪 cook 厨师")),
+    (Word("weather", "天气"), _words("rain 雨 snow 雪 wind 风 storm 暴风 sun 太阳")),
+    (Word("music", "音乐"), _words("song 歌曲 piano 钢琴 guitar 吉他 drum 鼓 band 乐队")),
+    (Word("health", "健康"), _words("doctor 医生 nurse 护士 pill 药片 fever 发烧 cough 咳嗽")),
+    (Word("travel", "旅行"), _words("train 火车 plane 飞机 ticket 车票 trip 旅途 tour 游览")),
 )
 _FRAMES = (
     Word("{who} talked about the {first} and the {second}.", "{who}谈到了{first}和{second}。"),
-    Word("In the {place} {who} told us about the {first} and the {second}.", "在{place}，{who}给我们讲了{first}和{second}。"),
+    Word("At the {place} {who} told us about the {first} and the {second}.", "{who}在{place}讲了{first}和{second}。"),
     Word("{who} wrote about the {first}, then about the {second}.", "{who}先写了{first}，再写了{second}。"),
     Word("{who} asked about the {first} and also about the {second}.", "{who}问到{first}，也问到{second}。"),
     Word("At the {place} we heard of the {first} and the {second}.", "我们在{place}听说了{first}和{second}。"),

@@ -63,7 +63,7 @@ _NUMBER_FACTS: tuple[tuple[Family, Statements], ...] = (
     (
         numbers.COUNT,
         {
-            "en": ("{list}: {word} is there {answer} times.", "In {list} you see {word} {answer} times."),
+            "en": ("{list}: the count of {word} is {answer}.", "In {list}, count {word}: {answer}"),
             "zh": ("{list}：{word}出现 {answer} 次。", "在“{list}”里，{word}出现 {answer} 次。"),
         },
     ),
@@ -139,8 +139,9 @@ def _fact(family: Family, statements: Statements, language: Language, rng: Rando
 
 
 def _facts(table: tuple[tuple[Family, Statements], ...], count: int, language: Language, rng: Random) -> str:
-    """Facts of one family, or of several in turn."""
-    rows = [rng.choice(table)] * count if rng.random() < 0.6 else rng.choices(table, k=count)
+    """Facts of one family, or of several in turn; the hard families, which weigh more, are told of more often."""
+    weights = [family.weight for family, _ in table]
+    rows = rng.choices(table, weights) * count if rng.random() < 0.6 else rng.choices(table, weights, k=count)
     return "\n".join(_fact(family, statements, language, rng) for family, statements in rows)
 
 
@@ -165,10 +166,11 @@ def _parallel_sentences(language: Language, rng: Random) -> str:
     for _ in range(rng.randint(2, 4)):
         if rng.random() < 0.3:
             words = rng.sample(_GLOSSARY, 4)
-            lines += [f"{names[to]}{colon}{', '.join(word[to] for word in words)}" for to in order]
+            said = {to: ("、" if to == "zh" else ", ").join(word[to] for word in words) for to in order}
         else:
             sentence = translation.EN_ZH.instance(rng, "train")
-            lines += [f"{names[to]}{colon}{translation.say(sentence, to)}" for to in order]
+            said = {to: translation.say(sentence, to) for to in order}
+        lines += [f"{names[to]}{colon}{said[to]}" for to in order]
     return "\n".join(lines)
 
 

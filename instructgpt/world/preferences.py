@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from instructgpt.world.families import FAMILIES
-
 from instructgpt.errors import UserError
 from instructgpt.world import translation
 from instructgpt.world.core import SPLITS, Example, Family, Language, Message, ask, pose
 from instructgpt.world.dialogue import HARMLESS, REFUSAL, REFUSAL_ANSWER, Request
+from instructgpt.world.families import FAMILIES
 from instructgpt.world.formatting import as_bullets
 
 FAULTS = ("wrong_answer", "wrong_format", "wrong_language", "rambling", "unsafe_compliance", "needless_refusal")

@@ -214,7 +214,8 @@ def _table_question(table: Table, language: Language, rng: Random) -> Question:
         counted = f"{thing.measure}{thing.zh}"
         asked = f"谁有 {number} {counted}？" if table.asks_who else f"{who.zh}有多少{counted}？"
     else:
-        asked = f"Who has {number} {thing.plural}?" if table.asks_who else f"How many {thing.plural} does {who.en} have?"
+        things = thing.plural
+        asked = f"Who has {number} {things}?" if table.asks_who else f"How many {things} does {who.en} have?"
     answer = who[language] if table.asks_who else str(number)
     return Question({"table": _table_text(table, language), "question": asked}, answer)
 

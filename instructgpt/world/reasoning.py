@@ -6,7 +6,7 @@ from random import Random
 from typing import NamedTuple
 
 from instructgpt.world.core import Family, Language, Question, Wordings
-from instructgpt.world.lexicon import ANIMALS, PEOPLE, PLACES, THINGS, Noun, Person, Place, a
+from instructgpt.world.lexicon import ANIMALS, PEOPLE, PLACES, THINGS, Noun, Person, Place
 
 # --- two steps --------------------------------------------------------------------------------------------------------
 
@@ -24,7 +24,7 @@ class Chain(NamedTuple):
     people: tuple[Person, ...]
     relation: int
     told: tuple[bool, bool]
-    """Each step told from the greater one's side (Anna is taller than Tom) or from the other (Tom is shorter than Anna)."""
+    """True for each step told from the greater one's side: Anna is taller than Tom, not Tom is shorter than Anna."""
     swapped: bool
     """The second step is told first."""
     asks_greater: bool
@@ -55,7 +55,7 @@ class Chain(NamedTuple):
 
 
 class Containment(NamedTuple):
-    """`thing` is in `inside`, which is at `where`; another thing is somewhere else. Asked is whether it is at a place."""
+    """`thing` is in `inside`, which is at `where`; a decoy is `elsewhere`. At which of the two places is `thing`?"""
 
     thing: Noun
     inside: Noun
@@ -83,8 +83,8 @@ class Containment(NamedTuple):
         return " ".join(facts[i] for i in self.order), f"Is the {self.thing.en} at the {asked.en}?"
 
 
-_CONTAINERS = tuple(noun for noun in THINGS if noun.en in ("box", "bag", "car"))
-_CONTENTS = tuple(noun for noun in THINGS if noun.en in ("book", "ball", "cup", "key", "knife", "hat", "watch", "apple"))
+_CONTAINERS = tuple(noun for noun in THINGS if noun.en in {"box", "bag", "car"})
+_CONTENTS = tuple(noun for noun in THINGS if noun.en in {"book", "ball", "cup", "key", "knife", "hat", "watch"})
 _ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
 
 
@@ -223,7 +223,10 @@ RECOMMEND = Family(
                 "History: {liked}. Which one fits: {offers}?",
                 "Which one fits {who}: {offers}? History: {liked}.",
             ),
-            ("History of {who}: {liked}. Recommend one: {offers}.", "{who} liked: {liked}. Which one fits too: {offers}?"),
+            (
+                "History of {who}: {liked}. Recommend one: {offers}.",
+                "{who} liked: {liked}. Which one fits too: {offers}?",
+            ),
         ),
         "zh": Wordings(
             (

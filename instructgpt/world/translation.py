@@ -209,9 +209,11 @@ def draw_thing(rng: Random) -> Thing:
 
 
 def draw_sentence(rng: Random) -> Sentence:
-    """A sentence of any of the five kinds."""
+    """A sentence of any of the five kinds, now and then a noun phrase alone."""
     kind = rng.random()
-    if kind < 0.45:
+    if kind < 0.1:
+        return draw_thing(rng)
+    if kind < 0.47:
         return Deed(rng.choice(PEOPLE), rng.choice(VERBS), draw_thing(rng))
     if kind < 0.6:
         who, whom = rng.sample(PEOPLE, 2)
@@ -238,17 +240,17 @@ LANGUAGE_NAMES: Mapping[str, Mapping[str, str]] = {
 _WORDINGS: Mapping[Language, Wordings] = {
     "en": Wordings(
         (
-            "Translate into {to}: {text}",
+            "Translate to {to}: {text}",
             "{text}\nTranslate this into {to}.",
             "How do you say this in {to}? {text}",
             "Say this in {to}: {text}",
-            "Write this {source} sentence in {to}: {text}",
-            "{text}\nWhat is this sentence in {to}?",
+            "Write this {source} text in {to}: {text}",
+            "{text}\nWhat is the {to} for this?",
             "{to} translation: {text}",
-            "Translate from {source} to {to}: {text}",
+            "Translate from {source} into {to}: {text}",
         ),
         (
-            "Translate this sentence from {source} into {to}: {text}",
+            "Translate this {source} text to {to}: {text}",
             "{text}\nHow do you write this in {to}?",
             "What is this in {to}? {text}",
         ),
@@ -257,13 +259,13 @@ _WORDINGS: Mapping[Language, Wordings] = {
         (
             "翻译成{to}：{text}",
             "{text}\n请翻译成{to}。",
-            "这句话用{to}怎么说？{text}",
+            "这个用{to}怎么说？{text}",
             "请用{to}说：{text}",
-            "把这句{source}写成{to}：{text}",
-            "{text}\n这句话的{to}是什么？",
+            "把这段{source}写成{to}：{text}",
+            "{text}\n这个的{to}是什么？",
             "{to}翻译：{text}",
         ),
-        ("请把这句{source}翻译成{to}：{text}", "{text}\n这句话用{to}怎么写？"),
+        ("请把这段{source}翻译成{to}：{text}", "{text}\n这个用{to}怎么写？"),
     ),
 }
 
@@ -293,7 +295,7 @@ FR_EN = _direction("fr", "en", weight=2)
 # --- a second turn ----------------------------------------------------------------------------------------------------
 
 _FIRST_TURN: Mapping[Language, tuple[str, ...]] = {
-    "en": ("Translate into {to}: {text}", "{text}\nTranslate this into {to}.", "Say this in {to}: {text}"),
+    "en": ("Translate to {to}: {text}", "{text}\nTranslate this into {to}.", "Say this in {to}: {text}"),
     "zh": ("翻译成{to}：{text}", "{text}\n请翻译成{to}。", "请用{to}说：{text}"),
 }
 

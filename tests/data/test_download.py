@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import random
@@ -53,7 +54,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         breaks = manner == "always-breaks" or (manner in ("breaks", "no-ranges") and len(server.ranges) == 1)
-        self.wfile.write(body[: 300_000 if breaks else len(body)])
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.wfile.write(body[: 300_000 if breaks else len(body)])
         self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None:

@@ -66,7 +66,9 @@ def kill_and_compare(tokenizer: Path, folder: Path, kills: int) -> None:
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     steps = [line.split('"step": ')[1].split(",")[0] for line in (folder / "killed" / "metrics.jsonl").open()]
-    assert steps == [line.split('"step": ')[1].split(",")[0] for line in (folder / "undisturbed" / "metrics.jsonl").open()]
+    assert steps == [
+        line.split('"step": ')[1].split(",")[0] for line in (folder / "undisturbed" / "metrics.jsonl").open()
+    ]
 
 
 def test_two_kills(tokenizer: Path, tmp_path: Path) -> None:

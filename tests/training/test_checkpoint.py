@@ -41,7 +41,12 @@ def test_a_run_directory_can_be_moved_and_loads_alone(run, tokenizer, tmp_path):
 
 
 def test_tensors_and_values_come_back(tmp_path):
-    tensors = {"a": torch.randn(3, 2).bfloat16(), "b": torch.arange(4), "scalar": torch.tensor(2.5), "empty": torch.zeros(0)}
+    tensors = {
+        "a": torch.randn(3, 2).bfloat16(),
+        "b": torch.arange(4),
+        "scalar": torch.tensor(2.5),
+        "empty": torch.zeros(0),
+    }
     save_tensors(tmp_path / "x.safetensors", tensors, {"step": 3, "cursor": {"next": [1, 2]}})
     found, values = load_tensors(tmp_path / "x.safetensors")
     assert values == {"step": 3, "cursor": {"next": [1, 2]}}
@@ -59,13 +64,13 @@ def test_tampered_weights(run):
     data = bytearray(run.model_file.read_bytes())
     data[-5] ^= 1
     run.model_file.write_bytes(data)
-    with pytest.raises(UserError, match="does not|do not match its checksum"):
+    with pytest.raises(UserError, match="do not match its checksum"):
         load(run.path, "cpu")
 
 
 def test_weights_of_another_shape(run):
     save_tensors(run.model_file, {"token_embedding.weight": torch.zeros(2, 2)})
-    with pytest.raises(UserError, match="does not fit config.json"):
+    with pytest.raises(UserError, match=r"does not fit config\.json"):
         load(run.path, "cpu")
 
 
@@ -100,7 +105,7 @@ def test_no_directory(tmp_path):
 
 
 def test_another_run_is_refused(run):
-    with pytest.raises(UserError, match="--resume.*--overwrite"):
+    with pytest.raises(UserError, match=r"--resume.*--overwrite"):
         RunDirectory.open(run.path)
     assert run.model_file.exists(), "refusing must lose nothing"
     RunDirectory.open(run.path, resume=True)

@@ -122,7 +122,9 @@ def test_average_is_what_is_validated_saved_and_left():
     weight = nn.Parameter(torch.zeros(1))
     saved = []
     hooks = Hooks(validate=lambda: {"val_loss": weight.item()}, save_model=lambda: saved.append(weight.item()))
-    result = run(weight, lambda b: Loss(-weight.sum(), torch.tensor(1.0)), hooks, ema=0.9, max_steps=10, schedule="constant")
+    result = run(
+        weight, lambda b: Loss(-weight.sum(), torch.tensor(1.0)), hooks, ema=0.9, max_steps=10, schedule="constant"
+    )
     assert weight.item() == saved[-1] == result.metrics["val_loss"]
     assert 0 < weight.item() < 1.0 - 1e-3  # ten steps of 0.1 led to 1.0; their average lags behind
 
@@ -172,7 +174,12 @@ def test_bfloat16_master_run_follows_the_float32_one():
     def final(dtype):
         weight = nn.Parameter(torch.zeros(4, 4, dtype=dtype))
         precision = Precision(dtype, None, False)
-        run(weight, lambda b: Loss(((weight.float() - target) ** 2).sum(), torch.tensor(1.0)), precision=precision, max_steps=60)
+        run(
+            weight,
+            lambda b: Loss(((weight.float() - target) ** 2).sum(), torch.tensor(1.0)),
+            precision=precision,
+            max_steps=60,
+        )
         return weight.detach().float()
 
     torch.testing.assert_close(final(torch.bfloat16), final(torch.float32), rtol=0.05, atol=0.02)
@@ -198,5 +205,7 @@ def test_fit_never_reads_ahead():
         seen.append(round(-weight.item() / 0.1))
         return index
 
-    run(weight, lambda b: Loss(weight.sum(), torch.tensor(1.0)), batches=Counted(make), max_steps=5, schedule="constant")
+    run(
+        weight, lambda b: Loss(weight.sum(), torch.tensor(1.0)), batches=Counted(make), max_steps=5, schedule="constant"
+    )
     assert seen == [0, 1, 2, 3, 4]

@@ -7,7 +7,12 @@ from instructgpt.training.optimizer import Muon, Optimizer, OptimizerConfig, is_
 
 def parameters(dtype=torch.float32):
     torch.manual_seed(0)
-    shapes = {"token_embedding.weight": (10, 4), "blocks.0.up.weight": (8, 4), "blocks.1.up.weight": (8, 4), "norm.weight": (4,)}
+    shapes = {
+        "embedding.weight": (10, 4),
+        "blocks.0.up.weight": (8, 4),
+        "blocks.1.up.weight": (8, 4),
+        "norm.weight": (4,),
+    }
     return {name: nn.Parameter(torch.randn(shape).to(dtype)) for name, shape in shapes.items()}
 
 
@@ -35,9 +40,15 @@ def test_muon_step_by_hand():
 
 
 def test_muon_takes_hidden_matrices_only():
-    named = {"token_embedding.weight": (9, 4), "head.weight": (9, 4), "blocks.0.mlp.up.weight": (8, 4), "norm.weight": (4,)}
+    named = {
+        "embedding.weight": (9, 4),
+        "head_weight": (9, 4),
+        "blocks.0.mlp.up.weight": (8, 4),
+        "norm.weight": (4,),
+    }
     taken = [name for name, shape in named.items() if is_hidden_matrix(name, torch.zeros(shape))]
     assert taken == ["blocks.0.mlp.up.weight"]
+    assert not is_hidden_matrix("blocks.0.norm.weight", torch.zeros(4))
 
 
 def test_vectors_do_not_decay():

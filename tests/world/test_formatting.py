@@ -89,6 +89,7 @@ def test_examples_by_hand() -> None:
     fact = formatting.JSON.question(formatting.Fact(0, TOM, 12), "en", Random(0))
     assert fact.slots == {"fact": "Tom is 12 years old.", "keys": "name and age"}
     assert fact.answer == '{"name": "Tom", "age": 12}'
+    assert fact.check is not None and fact.check('{"age": 12, "name": "Tom"}') == 1.0
     assert (
         formatting.JSON.question(formatting.Fact(2, TOM, CAT), "zh", Random(0)).answer
         == '{"名字": "汤姆", "东西": "猫"}'
@@ -98,6 +99,7 @@ def test_examples_by_hand() -> None:
     bullets = formatting.BULLETS.question(having, "en", Random(0))
     assert bullets.slots["things"] == "a cat, an apple and a hat"
     assert bullets.answer == "- cat\n- apple\n- hat"
+    assert bullets.check is not None and bullets.check("* cat\n* apple\n* hat") == 1.0
     assert formatting.BULLETS.question(having, "zh", Random(0)).slots["things"] == "猫、苹果和帽子"
 
     limited = formatting.N_WORDS.question(formatting.Limited(TOM, (CAT, APPLE, HAT), 2), "zh", Random(0))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructgpt.world import dialogue, formatting, numbers, rewriting
-from instructgpt.world.core import Family, Language, ask
+from instructgpt.world.core import Family, Language, ask, pose
 
 FAMILIES = (*numbers.FAMILIES, *rewriting.FAMILIES, *formatting.FAMILIES, *dialogue.FAMILIES)
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
@@ -75,6 +75,21 @@ def test_wordings_are_many_and_held_out_ones_new(family: Family, language: Langu
     assert len(set(wordings.train)) >= 5
     assert len(set(wordings.held_out)) >= 2
     assert not set(wordings.train) & set(wordings.held_out)
+
+
+@every_family
+@in_both_languages
+def test_only_the_split_of_new_phrasings_uses_held_out_wordings(family: Family, language: Language) -> None:
+    wordings = family.wordings[language]
+    for split, templates in (("test_phrasing", wordings.held_out), ("test", wordings.train), ("train", wordings.train)):
+        asked = set()
+        for seed in range(60):
+            instance, rng = family.draw(Random(seed)), Random(seed)
+            slots = family.question(instance, language, rng).slots
+            prompt = pose(family, instance, language, Random(seed), split).messages[-1]["content"]
+            asked |= {template for template in templates if template.format(**slots) == prompt}
+            assert any(template.format(**slots) == prompt for template in templates)
+        assert asked == set(templates)
 
 
 @every_family

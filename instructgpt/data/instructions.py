@@ -1,0 +1,184 @@
+"""Instruction files to conversations that end with the assistant's turn.
+
+| format | a record | becomes |
+|---|---|---|
+| Alpaca | instruction, input, output (and system, history) | one turn and its answer |
+| the same in two languages | en_instruction, …, instruction, … | two conversations |
+| chat, ShareGPT | messages: [{role, content}], conversations: [{from, value}] | as it is |
+| self-instruct | instruction, instances: [{input, output}] | a conversation for each instance |
+| question and answer | prompt or question, answer or response or completion | one turn and its answer |
+| preferences | chosen, rejected beside one of these, or HH-RLHF transcripts | the chosen one |
+| good and bad (KTO) | one of these and label: true or false | the good ones |
+| parallel text | two columns | the first is the prompt, the second the answer |
+| anything else | any fields | what the templates `prompt` and `answer` make of them |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from instructgpt.data.account import Account
+from instructgpt.data.conversation import (
+    ANSWER_FIELDS,
+    PROMPT_FIELDS,
+    Unusable,
+    alpaca_prompt,
+    attempt,
+    convert_files,
+    first_field,
+    is_transcript,
+    kind_of,
+    prompt_turns,
+    reply_text,
+    text_of,
+    transcript_turns,
+    turns_of,
+    unknown_format,
+)
+from instructgpt.errors import UserError
+from instructgpt.text.chat import Message
+
+_KNOWN = (
+    "Alpaca (instruction, output), chat (messages), ShareGPT (conversations), self-instruct (instances), prompt or "
+    "question with answer, and two columns of parallel text; name others with --prompt and --answer, as in '{text}'"
+)
+_PARALLEL_COLUMNS = (("1", "2"), ("source", "target"), ("src", "tgt"))
+_LANGUAGES = frozenset(("en", "zh", "fr", "de", "es", "english", "chinese", "french", "german", "spanish"))
+_PREFIXES = ("en_", "zh_", "")
+# {field}; doubled braces are left alone, as placeholders such as {{name}} are in the records.
+_FIELD = re.compile(r"(?<!\{)\{([^{}]+)\}(?!\})")
+
+
+def read_instructions(
+    paths: Iterable[str | Path],
+    columns: Sequence[str] | None = None,
+    encoding: str = "utf-8",
+    prompt: str | None = None,
+    answer: str | None = None,
+    account: Account | None = None,
+    strict: bool = False,
+) -> Iterator[list[Message]]:
+    """The conversations in the files, in order, streamed; `account` counts what was read, dropped and why.
+
+    columns: names of a table's columns where it has no header.
+    prompt, answer: templates such as "Is this good news? {text}" and "{label}", filled from each record's fields.
+    strict: stop at the first unusable record, instead of dropping and counting it.
+
+    Raises UserError, with FILE:LINE where there is one, for what `read_records` refuses, a file in which nothing is
+    usable (the complaint is that of its first record), and wrong templates.
+    """
+    template = _template(prompt, answer)
+    counts = account if account is not None else Account()
+    return convert_files(
+        paths, columns, encoding, counts, strict, lambda record: _conversations(record, template, counts)
+    )
+
+
+def _conversations(
+    record: dict[str, Any], template: tuple[str, str] | None, account: Account
+) -> list[list[Message] | Unusable]:
+    if template is not None:
+        return [_exchange(_fill(template[0], record), _fill(template[1], record))]
+    if record.get("label") is False:
+        raise Unusable("labelled as a bad answer")
+    if "instances" in record:
+        return _instances(record, account)
+    if any(f"{prefix}instruction" in record for prefix in ("en_", "zh_")):
+        present = [prefix for prefix in _PREFIXES if f"{prefix}instruction" in record]
+        return [attempt(_alpaca, record, account, prefix) for prefix in present]
+    return [_conversation(record, account)]
+
+
+def _conversation(record: dict[str, Any], account: Account) -> list[Message]:
+    for field in ("messages", "conversations"):
+        if field in record and "chosen" not in record:
+            return _answered(turns_of(record[field], account), account)
+    if is_transcript(record.get("chosen")) and first_field(record, PROMPT_FIELDS) is None:
+        return _answered(transcript_turns(record["chosen"], account), account)
+    if first_field(record, (*PROMPT_FIELDS, "messages", "conversations")) is not None:
+        return [*prompt_turns(record, account), {"role": "assistant", "content": _answer(record)}]
+    pair = _parallel_columns(record)
+    if pair is None:
+        raise unknown_format(record, _KNOWN)
+    return _exchange(text_of(record, pair[0]), text_of(record, pair[1]))
+
+
+def _instances(record: dict[str, Any], account: Account) -> list[list[Message] | Unusable]:
+    instances = record["instances"]
+    if not isinstance(instances, list) or not instances:
+        raise Unusable(f"{kind_of(instances) if instances else 'nothing'} where a list of instances should be")
+    instruction = text_of(record, "instruction")
+
+    def conversation(instance: Any) -> list[Message]:
+        if not isinstance(instance, dict):
+            raise Unusable(f"{kind_of(instance)} where an instance should be")
+        return _alpaca({**instance, "instruction": instruction}, account)
+
+    return [attempt(conversation, instance) for instance in instances]
+
+
+def _alpaca(record: dict[str, Any], account: Account, prefix: str = "") -> list[Message]:
+    return _exchange(alpaca_prompt(record, account, prefix), _answer(record, prefix))
+
+
+def _answer(record: dict[str, Any], prefix: str = "") -> str:
+    field = first_field(record, [prefix + name for name in (*ANSWER_FIELDS, "chosen")])
+    if field is None:
+        names = ", ".join(str(name)[:40] for name in list(record)[:10])
+        raise Unusable("no answer", f"it has the fields {names}, none of {', '.join(ANSWER_FIELDS)}")
+    return reply_text(record, field)
+
+
+def _answered(turns: list[Message], account: Account) -> list[Message]:
+    """Up to the assistant's last turn."""
+    if not any(turn["role"] == "assistant" for turn in turns):
+        raise Unusable("no answer", "the conversation has no turn of the assistant")
+    if turns[-1]["role"] != "assistant":
+        account.note("an unanswered last turn, left out")
+        return turns[:-1]
+    return turns
+
+
+def _exchange(prompt: str, answer: str) -> list[Message]:
+    if not prompt.strip():
+        raise Unusable("empty prompt")
+    if not answer.strip():
+        raise Unusable("empty answer")
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+
+def _parallel_columns(record: dict[str, Any]) -> tuple[str, str] | None:
+    for pair in _PARALLEL_COLUMNS:
+        if pair[0] in record and pair[1] in record:
+            return pair
+    languages = [name for name in record if name.lower() in _LANGUAGES]
+    return (languages[0], languages[1]) if len(languages) == 2 else None
+
+
+# ---- templates
+
+
+def _template(prompt: str | None, answer: str | None) -> tuple[str, str] | None:
+    if prompt is None and answer is None:
+        return None
+    if prompt is None or answer is None:
+        raise UserError("--prompt and --answer go together: give both, or neither")
+    for flag, template in (("--prompt", prompt), ("--answer", answer)):
+        if not _FIELD.search(template):
+            raise UserError(f"{flag} {template!r} names no field of the records; write it in braces, as in '{{text}}'")
+    return prompt, answer
+
+
+def _fill(template: str, record: dict[str, Any]) -> str:
+    """The template with each {field} replaced by the record's; numbers and truth values are written out."""
+
+    def value(match: re.Match[str]) -> str:
+        field = match[1]
+        if isinstance(found := record.get(field), (int, float)):
+            return str(found)
+        return text_of(record, field)
+
+    return _FIELD.sub(value, template)

@@ -1,0 +1,91 @@
+"""Preference files to pairs of answers to the same prompt.
+
+Records have `chosen` and `rejected`, as text, as a message or as a whole list of messages, beside a prompt: Alpaca's
+fields, `prompt` (text or messages), `messages`, or ShareGPT's `conversations`. Without `chosen`, Alpaca's `output` is
+the chosen one. Without a prompt, they are transcripts as in HH-RLHF (Bai et al. 2022), or lists of messages, that have
+all turns but the last in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from instructgpt.data.account import Account
+from instructgpt.data.conversation import (
+    ANSWER_FIELDS,
+    PROMPT_FIELDS,
+    Unusable,
+    convert_files,
+    first_field,
+    is_transcript,
+    prompt_turns,
+    reply_text,
+    text_of,
+    transcript_turns,
+    turns_of,
+    unknown_format,
+)
+from instructgpt.text.chat import Message
+
+_KNOWN = "prompt or instruction or messages with chosen and rejected, and HH-RLHF transcripts (chosen, rejected)"
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two answers to one prompt."""
+
+    messages: list[Message]
+    """The prompt; it ends with the user's turn."""
+    chosen: str
+    rejected: str
+
+
+def read_preferences(
+    paths: Iterable[str | Path],
+    columns: Sequence[str] | None = None,
+    encoding: str = "utf-8",
+    account: Account | None = None,
+    strict: bool = False,
+) -> Iterator[Preference]:
+    """The pairs in the files, in order, streamed; arguments and errors are those of `read_instructions`."""
+    counts = account if account is not None else Account()
+    return convert_files(paths, columns, encoding, counts, strict, lambda record: [_preference(record, counts)])
+
+
+def _preference(record: dict[str, Any], account: Account) -> Preference:
+    chosen_field = first_field(record, ("chosen", *ANSWER_FIELDS))
+    if chosen_field is None or "rejected" not in record:
+        raise unknown_format(record, _KNOWN)
+    if first_field(record, (*PROMPT_FIELDS, "messages", "conversations")) is None:
+        messages, chosen, rejected = _conversations(record, account)
+    else:
+        messages = prompt_turns(record, account)
+        chosen, rejected = reply_text(record, chosen_field), reply_text(record, "rejected")
+    if chosen == rejected:
+        raise Unusable("chosen equals rejected")
+    return Preference(messages, chosen, rejected)
+
+
+def _conversations(record: dict[str, Any], account: Account) -> tuple[list[Message], str, str]:
+    """Prompt and answers of two whole conversations that differ in the last turn."""
+    halves = []
+    for field in ("chosen", "rejected"):
+        value = record.get(field)
+        if is_transcript(value):
+            turns = transcript_turns(text_of(record, field), account)
+        elif isinstance(value, list):
+            turns = turns_of(value, account)
+        elif isinstance(value, str):
+            raise unknown_format(record, _KNOWN)
+        else:
+            turns = turns_of([value], account)
+        if not turns or turns[-1]["role"] != "assistant":
+            raise Unusable("a conversation that does not end with the assistant's turn")
+        halves.append(turns)
+    chosen, rejected = halves
+    if chosen[:-1] != rejected[:-1]:
+        raise Unusable("different prompts in the two halves")
+    return chosen[:-1], chosen[-1]["content"], rejected[-1]["content"]

@@ -1,0 +1,322 @@
+"""Generation: prompts in, answers out; batched over unequal prompts, with the key/value cache, or streamed.
+
+    prefill      all prompts at once, padded on the left, fill the cache and give the first logits
+    sample       a token a row (sampling.py)
+    decode_step  one token a row through the model gives the next logits
+
+A row that is finished leaves the batch. Rows do not see each other and draw from generators of their own, so a batch
+gives what each prompt gives alone, up to the rounding of the machine's matrix products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from instructgpt.errors import UserError
+from instructgpt.generation.sampling import SamplingConfig, sample
+from instructgpt.generation.stopping import StoppingText
+from instructgpt.model.cache import KVCache
+from instructgpt.model.transformer import Transformer
+from instructgpt.text.chat import Message, as_messages, render_prompt
+from instructgpt.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[Message]
+"""A text is one user turn; messages are a conversation that ends with the user's."""
+Finish = Literal["end", "stop", "length", "context"]
+"""Why an answer ended: the model closed it; a stop string came; max_new_tokens came; the context is full."""
+
+_CACHE_BYTES = 2 << 30
+"""A batch has fewer rows when its cache would be larger than this."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was generated for one prompt."""
+
+    ids: list[int]
+    """Every token that was chosen, the control token that closed the answer included."""
+    text: str
+    """The answer: no control tokens, nothing from a stop string on."""
+    finish: Finish
+
+
+# ---- the model's part
+
+
+@contextmanager
+def inference(model: Transformer) -> Iterator[None]:
+    """No gradients and no dropout inside; the model is left as it was found."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def computed_dtype(model: Transformer) -> torch.dtype:
+    """What the model computes keys and values in, under the caller's autocast if there is one."""
+    device = model.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.embedding.weight.dtype
+
+
+def prefill(model: Transformer, prompts: Sequence[Sequence[int]], capacity: int, pad: int) -> tuple[KVCache, Tensor]:
+    """A cache for `capacity` tokens a row, filled with the prompts, and the logits (B, V) of the token after each."""
+    longest = max(map(len, prompts))
+    pad_lengths = [longest - len(prompt) for prompt in prompts]
+    ids = torch.tensor([[pad] * padding + list(prompt) for padding, prompt in zip(pad_lengths, prompts)])  # (B, T)
+    cache = KVCache(model.config, len(prompts), capacity, model.device, computed_dtype(model), pad_lengths)
+    hidden = model.hidden(ids.to(model.device), cache=cache)  # (B, T, C)
+    return cache, model.head(hidden[:, -1])
+
+
+def decode_step(model: Transformer, tokens: Tensor, cache: KVCache) -> Tensor:
+    """Logits (B, V) of the token after `tokens` (B,), which are appended to the cache."""
+    # A finished row may still be in the batch and run past the context; nobody reads it, but it must not crash.
+    positions = cache.positions(1).clamp(max=model.config.context - 1)  # (B, 1)
+    return model.head(model.hidden(tokens[:, None], positions, cache=cache)[:, -1])
+
+
+# ---- rows of a batch
+
+
+class _Row:
+    """One answer in the making."""
+
+    def __init__(self, prompt_number: int, prompt: list[int], limit: int, seed: int, text: StoppingText):
+        self.prompt_number, self.prompt, self.limit, self.text = prompt_number, prompt, limit, text
+        self.generator = torch.Generator().manual_seed(seed)
+        self.ids: list[int] = []
+        self.pieces: list[str] = []
+        self.finish: Finish | None = None
+
+    def add(self, token: int, closing: frozenset[int], max_new_tokens: int) -> None:
+        self.ids.append(token)
+        self.pieces.append(self.text.push(token))
+        if token in closing:
+            self.finish = "end"
+        elif self.text.stopped:
+            self.finish = "stop"
+        elif len(self.ids) == self.limit:
+            self.finish = "length" if self.limit == max_new_tokens else "context"
+        if self.finish:
+            self.pieces.append(self.text.close())
+
+    @property
+    def completion(self) -> Completion:
+        assert self.finish
+        return Completion(self.ids, "".join(self.pieces), self.finish)
+
+
+class Decoding:
+    """A batch of rows on the way: prefilled when made, each `step` gives every row a token."""
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, rows: list[_Row], config: SamplingConfig):
+        self._model, self._config, self.rows = model, config, rows
+        self._closing = frozenset((tokenizer.end, tokenizer.eos))
+        self._is_forbidden = forbidden_tokens(tokenizer, model.config.vocab_size).to(model.device)  # (V,)
+        self._tokens: Tensor | None = None
+        # Samples of one prompt share its prefill.
+        prompts = {row.prompt_number: row.prompt for row in rows}
+        self._cache, self._logits = prefill(model, list(prompts.values()), _capacity(rows), tokenizer.pad)
+        if len(prompts) < len(rows):
+            place = {number: i for i, number in enumerate(prompts)}
+            branches = torch.tensor([place[row.prompt_number] for row in rows], device=model.device)
+            self._cache.select(branches)
+            self._logits = self._logits[branches]
+        self._is_generated = (  # (B, V); only the repetition penalty asks
+            torch.zeros_like(self._logits, dtype=torch.bool) if config.repetition_penalty != 1 else None
+        )
+
+    @property
+    def running(self) -> bool:
+        return any(row.finish is None for row in self.rows)
+
+    def step(self) -> None:
+        """Chooses the next token of every row that is not finished."""
+        if self._tokens is not None:
+            self._drop_finished()
+            self._logits = decode_step(self._model, self._tokens, self._cache)
+        logits = self._logits.masked_fill(self._is_forbidden, -torch.inf)
+        generators = [] if self._config.greedy else [row.generator for row in self.rows]
+        tokens = sample(logits, self._config, generators, self._is_generated).to(self._model.device)  # (B,)
+        if self._is_generated is not None:
+            self._is_generated.scatter_(1, tokens[:, None], True)
+        for row, token in zip(self.rows, tokens.tolist()):
+            if row.finish is None:
+                row.add(token, self._closing, self._config.max_new_tokens)
+        self._tokens = tokens
+
+    def _drop_finished(self) -> None:
+        kept = [i for i, row in enumerate(self.rows) if row.finish is None]
+        if len(kept) > 0.75 * len(self.rows):
+            return  # moving the whole cache costs more than a few idle rows
+        self.rows = [self.rows[i] for i in kept]
+        indices = torch.tensor(kept, device=self._model.device)
+        self._cache.select(indices)
+        self._tokens = self._tokens[indices] if self._tokens is not None else None
+        self._is_generated = self._is_generated[indices] if self._is_generated is not None else None
+
+
+def forbidden_tokens(tokenizer: Tokenizer, vocab_size: int) -> Tensor:
+    """(V,) bool, True for what an answer may not contain: control tokens other than `end` and `eos`, and embeddings
+    that belong to no token."""
+    forbidden = torch.ones(vocab_size, dtype=torch.bool)
+    forbidden[: tokenizer.vocab_size] = torch.from_numpy(tokenizer.byte_lengths == 0)
+    forbidden[[tokenizer.end, tokenizer.eos]] = False
+    return forbidden
+
+
+def _capacity(rows: Sequence[_Row]) -> int:
+    """Slots a row's cache needs; the last token generated is never fed back."""
+    return max(len(row.prompt) for row in rows) + max(row.limit for row in rows) - 1
+
+
+def _batches(rows: Sequence[_Row], batch_size: int, bytes_per_token: int) -> Iterator[list[_Row]]:
+    """Rows of like length together, so that there is little padding, and no batch's cache above the limit."""
+    batch: list[_Row] = []
+    for row in sorted(rows, key=lambda row: (len(row.prompt), row.prompt_number)):
+        with_row = [*batch, row]
+        too_large = len(with_row) * _capacity(with_row) * bytes_per_token > _CACHE_BYTES
+        if batch and (len(batch) == batch_size or too_large):
+            yield batch
+            with_row = [row]
+        batch = with_row
+    if batch:
+        yield batch
+
+
+# ---- what others call
+
+
+def generate_ids(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    config: SamplingConfig | None = None,
+    n: int = 1,
+    seeds: Sequence[int] | None = None,
+    batch_size: int = 64,
+) -> list[Completion]:
+    """n completions of each prompt of token ids, those of the first prompt first.
+
+    seeds: one a prompt, `config.seed` for all by default; sample i draws from seed + i, whatever else is in the batch.
+    batch_size: most rows at a time. Runs under the caller's autocast, without gradients.
+    Raises UserError for a prompt that is empty or longer than the context, and for a tokenizer that is not the model's.
+    """
+    config = config or SamplingConfig()
+    if n < 1 or batch_size < 1:
+        raise UserError(f"n is {n} and batch_size {batch_size}; both must be at least 1")
+    if seeds is not None and len(seeds) != len(prompts):
+        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts")
+    rows = [
+        row for number, prompt in enumerate(prompts)
+        for row in _rows(model, tokenizer, number, prompt, config, n, config.seed if seeds is None else seeds[number])
+    ]  # fmt: skip
+    shape = model.config
+    bytes_per_token = 2 * shape.layers * shape.kv_heads * shape.head_dim * computed_dtype(model).itemsize
+    with inference(model):
+        for batch in _batches(rows, batch_size, bytes_per_token):
+            decoding = Decoding(model, tokenizer, batch, config)
+            while decoding.running:
+                decoding.step()
+    return [row.completion for row in rows]
+
+
+def _rows(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    number: int,
+    prompt: Sequence[int],
+    config: SamplingConfig,
+    n: int,
+    seed: int,
+) -> list[_Row]:
+    context = model.config.context
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}: they do not "
+            "belong together"
+        )
+    if not prompt:
+        raise UserError(f"prompt {number + 1} is empty; it needs a token to go on from")
+    if len(prompt) > context:
+        raise UserError(
+            f"prompt {number + 1} has {len(prompt)} tokens, the model's context holds {context}; shorten it by "
+            f"{len(prompt) - context}"
+        )
+    # A full context still predicts one token, which is not fed back.
+    limit = min(config.max_new_tokens, context - len(prompt) + 1)
+    return [_Row(number, list(prompt), limit, seed + i, StoppingText(tokenizer, config.stop)) for i in range(n)]
+
+
+def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, raw: bool = False) -> list[int]:
+    """The tokens that the model is to continue: the conversation up to the assistant's turn or, if `raw`, a text as in
+    pretraining, without any turns. Raises UserError for a conversation that is not valid."""
+    if not raw:
+        return render_prompt(as_messages(prompt), tokenizer)
+    if not isinstance(prompt, str):
+        raise UserError("a raw prompt is a text to go on with, not messages")
+    return [tokenizer.bos, *tokenizer.encode(prompt)]
+
+
+def generate(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Iterable[Prompt],
+    max_new_tokens: int = 32,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stop: str | Sequence[str] = (),
+    seed: int = 0,
+    n: int = 1,
+    raw: bool = False,
+    batch_size: int = 64,
+) -> list[str]:
+    """The answers to `prompts`, each a text (one user turn) or a list of messages. See `SamplingConfig` for the rest.
+
+    n: samples of each prompt; the result is one flat list, those of the first prompt first. The same seed gives the
+    same texts, prompt by prompt the same as one at a time.
+    raw: continue each text as it stands, as a base model does, instead of answering it.
+    Raises UserError for a prompt that is no valid conversation or longer than the context.
+    """
+    if isinstance(prompts, str):
+        raise UserError("prompts is one text; give a list of prompts")
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    config = SamplingConfig(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed)
+    ids = [prompt_ids(prompt, tokenizer, raw) for prompt in prompts]
+    return [done.text for done in generate_ids(model, tokenizer, ids, config, n, batch_size=batch_size)]
+
+
+def stream(
+    model: Transformer, tokenizer: Tokenizer, prompt: Prompt, config: SamplingConfig | None = None, raw: bool = False
+) -> Iterator[str]:
+    """The answer to one prompt in pieces, as they become certain; joined they are what `generate` gives.
+
+    No piece is empty, ends within a character, or belongs to a stop string. Raises UserError as `generate`, at once.
+    """
+    config = config or SamplingConfig()
+    (row,) = _rows(model, tokenizer, 0, prompt_ids(prompt, tokenizer, raw), config, 1, config.seed)
+
+    def pieces() -> Iterator[str]:
+        # Inference mode is entered for each step alone: left open, it would hold for the caller between two pieces.
+        with inference(model):
+            decoding = Decoding(model, tokenizer, [row], config)
+        while decoding.running:
+            with inference(model):
+                decoding.step()
+            if piece := "".join(row.pieces):
+                yield piece
+            row.pieces.clear()
+
+    return pieces()

@@ -1,0 +1,109 @@
+"""How large and how costly a model is, from its config alone; tests hold every figure against the real model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from instructgpt.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters by where they are and what shape they have."""
+
+    embeddings: int
+    """Token and position embeddings, and the head where it has a matrix of its own."""
+    matrices: int
+    """The weight matrices of all blocks."""
+    vectors: int
+    """Norms and biases."""
+
+    @property
+    def total(self) -> int:
+        return self.embeddings + self.matrices + self.vectors
+
+
+def count_parameters(config: ModelConfig) -> Parameters:
+    """Exact numbers of parameters, each shared one counted once."""
+    C, M = config.width, config.mlp_width
+    q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    into_mlp = 2 * M if config.mlp == "swiglu" else M
+    matrices = C * (q_width + 2 * kv_width) + q_width * C + C * into_mlp + M * C
+    biases = (q_width + 2 * kv_width) + C + into_mlp + C if config.bias else 0
+    norm = 2 * C if config.norm == "layernorm" and config.bias else C
+    qk_norms = 2 * config.head_dim if config.qk_norm else 0
+    tables = config.vocab_size * (1 if config.tie_embeddings else 2)
+    tables += config.context if config.position == "learned" else 0
+    return Parameters(
+        embeddings=tables * C,
+        matrices=config.layers * matrices,
+        vectors=config.layers * (2 * norm + biases + qk_norms) + norm,
+    )
+
+
+def forward_flops_per_token(config: ModelConfig, tokens: int, head_share: float = 1.0) -> float:
+    """FLOPs of a forward pass for each token of a sequence of `tokens`, a multiply-add being two.
+
+    Counts matrix products only, and attention as the full square, masked half included: the convention of "model
+    FLOPs" (Chowdhery et al. 2022, appendix B), which does not reward a kernel for what it skips. `head_share` is the
+    share of tokens whose logits are computed: a batch with prompts needs them after its targets only.
+    """
+    # Scores and weighted values: 2 products of head_dim multiply-adds for each head and each key.
+    attention = 2 * 2 * config.layers * config.heads * config.head_dim * tokens
+    head = 2 * config.vocab_size * config.width
+    return 2 * count_parameters(config).matrices + attention + head * head_share
+
+
+def training_flops_per_token(config: ModelConfig, tokens: int, head_share: float = 1.0) -> float:
+    """FLOPs of forward and backward: the backward repeats each product twice, for its input and for its weight."""
+    return 3 * forward_flops_per_token(config, tokens, head_share)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that training holds whatever the batch, and those of the logits, which grow with it.
+
+    Activations between the blocks come on top; they depend on the backend.
+    """
+
+    parameters: int
+    masters: int
+    """float32 copies that take the updates of half-precision parameters."""
+    gradients: int
+    """In the parameters' format, and in float32 where there are masters, which gather them over micro-batches."""
+    optimizer: int
+    """Moments, float32: two a parameter for AdamW, one for each matrix that Muon updates."""
+    logits: int
+    """What the loss keeps of the logits until the backward, float32."""
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.masters + self.gradients + self.optimizer + self.logits
+
+
+def training_memory(
+    config: ModelConfig,
+    target_tokens: int,
+    parameters: torch.dtype = torch.float32,
+    optimizer: Literal["adamw", "muon"] = "adamw",
+) -> Memory:
+    """Bytes of training with `parameters` as in `runtime.Precision` and `target_tokens` tokens with a loss in a batch."""
+    count = count_parameters(config)
+    size, has_masters = parameters.itemsize, parameters.itemsize < 4
+    wide = max(size, 4)  # what is not held in half precision
+    moments = 2 * count.total - (count.matrices if optimizer == "muon" else 0)
+    return Memory(
+        parameters=size * count.total,
+        masters=wide * count.total if has_masters else 0,
+        gradients=(size + wide if has_masters else size) * count.total,
+        optimizer=wide * moments,
+        logits=wide * target_tokens * config.vocab_size,
+    )
+
+
+def cache_memory(config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype = torch.float32) -> int:
+    """Bytes of a `KVCache` of these sizes."""
+    return 2 * config.layers * batch * config.kv_heads * capacity * config.head_dim * dtype.itemsize

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from instructgpt.config import ModelConfig
+from instructgpt.model import KVCache
+
+CONFIG = ModelConfig(vocab_size=9, context=16, layers=3, width=24, heads=4, kv_heads=2)
+
+
+def filled(cache: KVCache, tokens: int) -> None:
+    """Fills the next slots with numbers that name layer, row and slot."""
+    for layer in range(3):
+        slots = torch.arange(cache.length, cache.length + tokens).view(1, 1, tokens, 1)
+        rows = torch.arange(cache.batch).view(-1, 1, 1, 1)
+        k = (100 * layer + 10 * rows + slots).expand(-1, 2, -1, 6).float()
+        keys, values = cache.append(layer, k, -k)
+        assert keys.shape == values.shape == (cache.batch, 2, cache.length + tokens, 6)
+        assert torch.equal(keys[:, :, -tokens:], k) and torch.equal(values, -keys)
+    cache.advance(tokens)
+
+
+def test_append_gives_all_that_is_held() -> None:
+    cache = KVCache(CONFIG, batch=2, capacity=8)
+    filled(cache, 5)
+    filled(cache, 1)
+    assert cache.length == 6 and cache.capacity == 8 and cache.batch == 2
+    assert cache.keys[2, 1, 0, :6, 0].tolist() == [210, 211, 212, 213, 214, 215]
+
+
+def test_a_full_cache_refuses_with_both_numbers() -> None:
+    cache = KVCache(CONFIG, batch=1, capacity=4)
+    filled(cache, 4)
+    with pytest.raises(ValueError, match="holds 4 tokens a row and 5 were given"):
+        filled(cache, 1)
+
+
+def test_positions_and_masks_leave_padding_out() -> None:
+    cache = KVCache(CONFIG, batch=2, capacity=8, pad_lengths=[0, 2])
+    assert cache.positions(4).tolist() == [[0, 1, 2, 3], [0, 0, 0, 1]]
+    may_attend = cache.may_attend(4)
+    assert may_attend is not None and may_attend.shape == (2, 1, 4, 4)
+    assert torch.equal(may_attend[0, 0], torch.ones(4, 4).bool().tril())
+    assert may_attend[1, 0, 2:].tolist() == [[False, False, True, False], [False, False, True, True]]
+    assert may_attend.any(-1).all()  # padding's own rows are not empty, which would be NaN
+    filled(cache, 4)
+    assert cache.positions(1).tolist() == [[4], [2]]
+    later = cache.may_attend(1)
+    assert later is not None and later[1, 0].tolist() == [[False, False, True, True, True]]
+
+
+def test_without_padding_there_is_no_mask() -> None:
+    assert KVCache(CONFIG, batch=2, capacity=8).may_attend(3) is None
+    assert KVCache(CONFIG, batch=2, capacity=8, pad_lengths=[0, 0]).may_attend(3) is None
+
+
+def test_pad_lengths_must_be_one_a_row() -> None:
+    with pytest.raises(ValueError, match="1 pad lengths for a batch of 2"):
+        KVCache(CONFIG, batch=2, capacity=8, pad_lengths=[3])
+
+
+def test_select_keeps_drops_and_repeats_rows() -> None:
+    cache = KVCache(CONFIG, batch=3, capacity=4, pad_lengths=[0, 1, 2])
+    filled(cache, 3)
+    cache.select(torch.tensor([2, 0, 2, 2]))
+    assert cache.batch == 4 and cache.length == 3
+    assert cache.keys[1, :, 0, 0, 0].tolist() == [120, 100, 120, 120]
+    assert cache.values[1, :, 0, 0, 0].tolist() == [-120, -100, -120, -120]
+    assert cache.pad_lengths is not None and cache.pad_lengths.tolist() == [2, 0, 2, 2]
+
+
+def test_dtype() -> None:
+    cache = KVCache(CONFIG, batch=1, capacity=4, dtype=torch.bfloat16)
+    keys, _ = cache.append(0, torch.ones(1, 2, 1, 6), torch.ones(1, 2, 1, 6))
+    assert keys.dtype == torch.bfloat16

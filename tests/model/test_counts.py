@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from instructgpt.config import MODEL_PRESETS, ModelConfig
+from instructgpt.model import KVCache, Transformer
+from instructgpt.model.backend import naive
+from instructgpt.model.counts import (
+    cache_memory,
+    count_parameters,
+    forward_flops_per_token,
+    training_flops_per_token,
+    training_memory,
+)
+from instructgpt.training.optimizer import Optimizer, OptimizerConfig
+
+configs = st.builds(
+    lambda heads, group, head_dim, **rest: ModelConfig(
+        heads=heads * group, kv_heads=heads, head_dim=2 * head_dim, vocab_size=30, context=16, **rest
+    ),
+    heads=st.integers(1, 2), group=st.integers(1, 3), head_dim=st.integers(1, 4), layers=st.integers(1, 3),
+    width=st.integers(4, 24), mlp=st.sampled_from(["gelu", "swiglu"]), norm=st.sampled_from(["layernorm", "rmsnorm"]),
+    mlp_width=st.integers(4, 40), position=st.sampled_from(["learned", "rope"]), bias=st.booleans(),
+    tie_embeddings=st.booleans(), qk_norm=st.booleans(),
+)  # fmt: skip
+
+
+@given(config=configs)
+def test_parameters_are_the_models(config: ModelConfig) -> None:
+    model = dict(Transformer(config).named_parameters())
+    count = count_parameters(config)
+    assert count.total == sum(p.numel() for p in model.values())
+    matrices = {n: p for n, p in model.items() if n.startswith("blocks") and p.ndim == 2}
+    assert count.matrices == sum(p.numel() for p in matrices.values())
+    assert count.vectors == sum(p.numel() for p in model.values() if p.ndim == 1)
+
+
+def test_gpt2_has_124_million_parameters() -> None:
+    assert count_parameters(replace(MODEL_PRESETS["gpt2"], vocab_size=50257)).total == 124_439_808
+
+
+@given(config=configs, rows=st.integers(1, 2), tokens=st.integers(1, 16))
+def test_flops_are_those_counted_in_the_model(config: ModelConfig, rows: int, tokens: int) -> None:
+    model, ids = Transformer(config, naive()), torch.zeros(rows, tokens, dtype=torch.long)
+    with FlopCounterMode(display=False) as forward:
+        logits = model(ids)
+    with FlopCounterMode(display=False) as backward:
+        logits.sum().backward()
+    assert forward.get_total_flops() == forward_flops_per_token(config, tokens) * rows * tokens
+    total = forward.get_total_flops() + backward.get_total_flops()
+    assert total == training_flops_per_token(config, tokens) * rows * tokens
+
+
+def test_flops_of_a_partial_head() -> None:
+    config = ModelConfig(vocab_size=30, context=16, layers=1, width=16, heads=2)
+    model, ids = Transformer(config, naive()), torch.zeros(2, 8, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model.head(model.hidden(ids)[:, ::4])
+    assert counter.get_total_flops() == forward_flops_per_token(config, 8, head_share=0.25) * 16
+
+
+def held(tensors: list[torch.Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors if t.ndim)  # a scalar is a step counter
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_training_memory_is_what_the_tensors_hold(dtype: torch.dtype, name: str) -> None:
+    config = ModelConfig(vocab_size=40, context=16, layers=2, width=32, heads=4, kv_heads=2, qk_norm=True)
+    model = Transformer(config).to(dtype)
+    optimizer = Optimizer(dict(model.named_parameters()), OptimizerConfig(optimizer=name))  # type: ignore[arg-type]
+    kept: dict[int, torch.Tensor] = {}
+
+    def backward() -> None:
+        hidden = model.hidden(torch.zeros(1, 12, dtype=torch.long))[0]
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
+            losses = model.token_losses(hidden, torch.zeros(12, dtype=torch.long))
+        losses.sum().backward()
+
+    backward()
+    optimizer.gather_gradients()
+    backward()  # the gradients of a second micro-batch, beside those gathered so far
+    memory = training_memory(config, 12, dtype, name)  # type: ignore[arg-type]
+    masters = [m for n, m in optimizer.masters.items() if m is not optimizer.parameters[n]]
+    assert memory.parameters == held(list(model.parameters()))
+    assert memory.masters == held(masters)
+    assert memory.gradients == held([p.grad for p in [*model.parameters(), *masters] if p.grad is not None])
+    kept.clear()
+    backward()
+    assert memory.logits == held([t for t in kept.values() if t.shape == (12, 40)])
+    optimizer.gather_gradients()
+    optimizer.step(1.0)
+    state = [t for k, t in optimizer.state().items() if not k.startswith("master/")]
+    assert memory.optimizer == held(state)
+    assert memory.total == sum(v for v in vars(memory).values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cache_memory_is_what_the_cache_holds(dtype: torch.dtype) -> None:
+    config = ModelConfig(vocab_size=40, layers=2, width=32, heads=4, kv_heads=2)
+    cache = KVCache(config, batch=3, capacity=7, dtype=dtype)
+    assert cache_memory(config, 3, 7, dtype) == held([cache.keys, cache.values]) == cache.bytes

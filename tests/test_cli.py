@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import instructgpt as ig
+from instructgpt import world
+from instructgpt.cli import run_command
+from instructgpt.config import ModelConfig
+from instructgpt.flags import run_main
+from instructgpt.generation.engine import generate
+from instructgpt.model.transformer import Transformer
+from instructgpt.text.tokenizer import Tokenizer
+from instructgpt.training.checkpoint import RunDirectory
+from instructgpt.world.composition import HELD_OUT_PAIRS
+
+ROOT = Path(__file__).parents[1]
+CONTEXT = 128
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run directory with a small random model."""
+    torch.set_num_threads(1)
+    texts = [world.document(i) for i in range(200)]
+    texts += [message["content"] for i in range(400) for message in world.example("train", i).conversation]
+    tokenizer = Tokenizer.train(texts, 900)
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, context=CONTEXT, layers=1, width=32, heads=2))
+    directory = RunDirectory.open(tmp_path_factory.mktemp("run") / "sft")
+    directory.write_config("sft", model.config, tokenizer, {})
+    directory.save_model(model)
+    return str(directory.path)
+
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Runs a command as the console script does: exit code, standard output, standard error."""
+
+    def call(*argv: str, stdin: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        code = run_main(lambda: run_command(argv))
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def answer(run: str, prompt: str | list, **options: int | float | bool) -> list[str]:
+    model, tokenizer = ig.load(run, "cpu")
+    return generate(model, tokenizer, [prompt], **options)  # pyright: ignore[reportArgumentType]
+
+
+F32 = ("--dtype", "float32", "--device", "cpu")
+
+
+def test_generate_streams_what_the_engine_generates(run: str, call: Call):
+    code, out, err = call("generate", "--model", run, "--prompt", "Hello!", "--max-new-tokens", "6", *F32)
+    assert (code, out, err) == (0, answer(run, "Hello!", max_new_tokens=6)[0] + "\n", "")
+
+
+def test_generate_reads_standard_input(run: str, call: Call):
+    given = call("generate", "--model", run, "--prompt", "2 + 3 =\n?", "--max-new-tokens", "6", *F32)
+    piped = call("generate", "--model", run, "--max-new-tokens", "6", *F32, stdin=b"2 + 3 =\n?\n")
+    assert given == piped
+
+
+def test_generate_prints_n_samples(run: str, call: Call):
+    argv = ("--temperature", "1.5", "--seed", "3", "--max-new-tokens", "5", "--n", "3", *F32)
+    code, out, _ = call("generate", "--model", run, "--prompt", "Hello!", *argv)
+    texts = answer(run, "Hello!", temperature=1.5, seed=3, max_new_tokens=5, n=3)
+    assert (code, out) == (0, "".join(f"[{i + 1}] {text}\n" for i, text in enumerate(texts)))
+
+
+def test_generate_with_a_system_message_and_raw(run: str, call: Call):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello!"}]
+    argv = ("generate", "--model", run, "--prompt", "Hello!", "--max-new-tokens", "4", *F32)
+    assert call(*argv, "--system", "Be brief.")[1] == answer(run, messages, max_new_tokens=4)[0] + "\n"
+    assert call(*argv, "--raw")[1] == answer(run, "Hello!", max_new_tokens=4, raw=True)[0] + "\n"
+
+
+def test_chat_keeps_the_history(run: str, call: Call):
+    argv = ("chat", "--model", run, "--max-new-tokens", "5", *F32)
+    code, out, err = call(*argv, stdin="Hello!\nnoch \\\neinmal 你好\n/quit\nnever".encode())
+    first = answer(run, "Hello!", max_new_tokens=5)[0]
+    turns = [("user", "Hello!"), ("assistant", first), ("user", "noch \neinmal 你好")]
+    second = answer(run, [{"role": role, "content": content} for role, content in turns], max_new_tokens=5)[0]
+    assert (code, out, err) == (0, f"{first}\n{second}\n", "")
+
+
+def test_chat_goes_on_when_the_context_is_full(run: str, call: Call):
+    code, out, err = call("chat", "--model", run, "--max-new-tokens", "30", *F32, stdin=b"the red cat\n" * 6)
+    assert (code, err) == (0, "")
+    assert "are forgotten" in out
+
+
+def test_chat_tells_of_a_message_longer_than_the_context(run: str, call: Call):
+    code, out, _ = call("chat", "--model", run, "--max-new-tokens", "3", *F32, stdin=b"xyz " * 200 + b"\nHello!\n")
+    assert code == 0
+    assert out.startswith("error: ") and f"context holds {CONTEXT}" in out
+    assert out.endswith(answer(run, "Hello!", max_new_tokens=3)[0] + "\n")
+
+
+def test_eval_on_the_world(run: str, call: Call, tmp_path: Path):
+    scores, samples = tmp_path / "eval.json", tmp_path / "samples.md"
+    argv = ("--n", "1", "--families", *world.FAMILIES[:3], "--json", str(scores), "--samples", str(samples), *F32)
+    code, out, err = call("eval", "--model", run, "--data", "world", "--split", "val", *argv)
+    assert (code, err) == (0, "")
+    (result,) = json.loads(scores.read_text(encoding="utf-8"))["results"].values()
+    assert list(result["families"]) == sorted(world.FAMILIES[:3])
+    assert result["examples"] == 3
+    assert result["loss"]["bits_per_byte"] > 0
+    assert all(family in out for family in world.FAMILIES[:3]) and "bits/byte" in out
+    assert samples.read_text(encoding="utf-8").startswith("# world, val")
+
+
+def test_eval_asks_n_examples_of_every_family_and_composition(run: str, call: Call, tmp_path: Path):
+    scores = tmp_path / "eval.json"
+    for split, names in (("test", world.FAMILIES), ("test_composition", HELD_OUT_PAIRS)):
+        argv = ("--split", split, "--n", "1", "--max-new-tokens", "2", "--json", str(scores), *F32)
+        assert call("eval", "--model", run, *argv)[0] == 0
+        (result,) = json.loads(scores.read_text(encoding="utf-8"))["results"].values()
+        assert result["examples"] == len(names)
+
+
+def test_eval_on_files(run: str, call: Call, tmp_path: Path):
+    table, records, text = tmp_path / "t.csv", tmp_path / "r.json", tmp_path / "t.txt"
+    table.write_text("text,label\n" + "shares fall,negative\nshares rise,positive\n" * 6, encoding="utf-8")
+    records.write_text(json.dumps([{"instruction": "Say hello.", "output": "hello"}] * 3), encoding="utf-8")
+    text.write_text("The cat is red. " * 100, encoding="utf-8")
+    scores = tmp_path / "eval.json"
+    argv = ("--prompt", "Good or bad? {text}", "--answer", "{label}", "--max-new-tokens", "3", *F32)
+    code, out, err = call("eval", "--model", run, "--data", str(table), "--json", str(scores), *argv)
+    assert (code, err) == (0, "")
+    metrics = json.loads(scores.read_text(encoding="utf-8"))["results"][str(table)]["metrics"]
+    assert metrics["majority_accuracy"] == 0.5
+    assert "12 records read, 12 kept" in out and "majority_label: negative" in out
+
+    argv = ("--max-new-tokens", "3", "--limit", "2", "--metric", "exact", *F32)
+    code, out, err = call("eval", "--model", run, "--data", str(records), "--text", str(text), *argv)
+    assert (code, err) == (0, "")
+    assert "exact match" in out and f"{text}: loss on the text" in out
+
+
+def test_eval_on_text_counts_every_byte_once(run: str, call: Call, tmp_path: Path):
+    text, scores = tmp_path / "t.txt", tmp_path / "eval.json"
+    text.write_text("Die Katze ist rot. " * 200, encoding="utf-8")
+    assert call("eval", "--model", run, "--text", str(text), "--json", str(scores), *F32)[0] == 0
+    loss = json.loads(scores.read_text(encoding="utf-8"))["results"][str(text)]["loss"]
+    tokenizer = Tokenizer.load(run)
+    assert loss["bytes"] == text.stat().st_size
+    assert loss["tokens"] == len(tokenizer.encode(text.read_text(encoding="utf-8")))
+
+
+def test_data_lists_sets_with_their_licences(call: Call):
+    code, out, err = call("data", "list")
+    assert (code, err) == (0, "")
+    assert "licence" in out and len(out.splitlines()) >= 3
+
+
+def test_the_list_of_commands(call: Call):
+    for argv in ((), ("--help",)):
+        code, out, _ = call(*argv)
+        assert code == 0
+        assert all(name in out for name in ("generate", "chat", "eval", "data"))
+
+
+MISTAKES = [
+    ("generat", "there is no command 'generat'; did you mean 'generate'?"),
+    ("generate --model RUN --promt hello", "instructgpt generate has no flag --promt; did you mean '--prompt'?"),
+    ("generate --prompt hello", "--model is missing: name a run directory, such as runs/tiny/sft"),
+    ("generate --model RUN/nothing --prompt hello", "RUN/nothing: no such run directory"),
+    ("generate --model RUN --prompt=", "the prompt is empty; give --prompt TEXT, or a text on standard input"),
+    ("generate --model RUN --prompt hello --top-p 2", "top_p is 2.0; it must be above 0 and at most 1"),
+    ("generate --model RUN --prompt hello --n 0", "n is 0"),
+    ("generate --model RUN --prompt hello --raw --system x", "--system belongs to a conversation"),
+    ("generate --model RUN --prompt hello --device cudda", "--device cudda is unknown; did you mean 'cuda'?"),
+    ("generate --model RUN --prompt hello --backend naiv", "did you mean 'naive'?"),
+    ("generate --model RUN --prompt LONG", f"context holds {CONTEXT}"),
+    ("eval --model RUN --split tests", "--split tests is unknown; did you mean 'test'?"),
+    ("eval --model RUN --data RUN/none.json", "none.json"),
+    ("eval --model RUN --n 0", "--n is 0; it must be at least 1"),
+    ("eval --model RUN --families addd", "there is no family 'addd'"),
+    ("data gte x", "instructgpt data knows list and get, not 'gte'; did you mean 'get'?"),
+    ("data get", "instructgpt data get needs the name of a set; choose one of:"),
+    ("data get nosuchset", "there is no data set 'nosuchset'"),
+]
+
+
+@pytest.mark.parametrize(("line", "told"), MISTAKES)
+def test_a_mistake_is_one_line_and_code_2(line: str, told: str, run: str, call: Call):
+    words = [" ".join(["cat"] * 400) if word == "LONG" else word.replace("RUN", run) for word in line.split()]
+    code, _, err = call(*words)
+    assert code == 2
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert told.replace("RUN", run) in err
+
+
+def test_standard_input_that_is_no_text(run: str, call: Call):
+    code, _, err = call("generate", "--model", run, stdin=b"abc\xff")
+    assert (code, err) == (2, "error: standard input: byte 3 is no UTF-8; convert the text to UTF-8\n")
+
+
+def test_the_module_runs_as_a_program():
+    ran = subprocess.run([sys.executable, "-m", "instructgpt", "evl"], cwd=ROOT, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "error: there is no command 'evl'; did you mean 'eval'?\n"
+
+
+def test_train_runs_as_a_program():
+    ran = subprocess.run([sys.executable, "train.py", "sftt"], cwd=ROOT, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "error: there is no stage 'sftt'; did you mean 'sft'?\n"
+
+
+def test_every_public_name_is_there():
+    for name in ig.__all__:
+        assert getattr(ig, name) is not None
+        assert name in dir(ig)
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        _ = ig.nothing_of_the_kind

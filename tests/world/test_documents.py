@@ -1,0 +1,100 @@
+"""Pretraining text: a function of its index, varied, and silent about what a test asks."""
+
+from __future__ import annotations
+
+import re
+from random import Random
+
+import pytest
+
+from instructgpt.world import document, documents, sample
+from instructgpt.world.core import Family
+from instructgpt.world.families import BY_NAME
+from instructgpt.world.translation import EN_ZH
+
+DOCUMENTS = 1500
+
+
+@pytest.fixture(scope="module")
+def text() -> list[str]:
+    return [document(index) for index in range(DOCUMENTS)]
+
+
+def test_a_document_is_a_function_of_seed_and_index(text: list[str]) -> None:
+    assert [document(index) for index in (7, 3, 7)] == [text[7], text[3], text[7]]
+    assert document(0, seed=1) != document(0, seed=0)
+    assert len(set(text)) > 0.99 * DOCUMENTS
+
+
+def test_only_training_instances_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every instance in a document comes from Family.instance, and from its training bucket."""
+    original, drawn = Family.instance, []
+
+    def recorded(family: Family, rng: Random, split: str) -> object:
+        instance = original(family, rng, split)
+        drawn.append((split, family.split_of(instance), family.name))
+        return instance
+
+    monkeypatch.setattr(Family, "instance", recorded)
+    for index in range(600):
+        before = len(drawn)
+        document(index)
+        assert len(drawn) > before or "、" in document(index) or ", " in document(index)  # a glossary draws nothing
+    assert {(asked, bucket) for asked, bucket, _ in drawn} == {("train", "train")}
+    assert len({name for *_, name in drawn}) == len(BY_NAME)
+
+
+def test_no_test_question_is_in_a_document(text: list[str]) -> None:
+    blob = "\n\n".join(text)
+    for split in ("val", "test", "test_phrasing"):
+        for example in sample(split, 320):
+            if len(example.messages) == 1:  # after other turns, the last one alone says nothing
+                assert example.messages[-1]["content"] not in blob
+
+
+def test_no_sum_or_translation_of_the_test_is_in_a_document(text: list[str]) -> None:
+    blob = "\n\n".join(text)
+    for name, sign in (("add", r"\+"), ("subtract", "-")):
+        stated = {(int(a), int(b)) for a, b in re.findall(rf"\b(\d+) {sign} (\d+)\b", blob)}
+        assert len(stated) > 100
+        assert {BY_NAME[name].split_of(pair) for pair in stated} == {"train"}
+    # Whole lines: a tested noun phrase may well be part of a trained sentence.
+    lines = [set(re.split(r"\n|: |：", one)) for one in text]
+    rng = Random(0)
+    for _ in range(300):
+        sentence = EN_ZH.instance(rng, "test")
+        for one in lines:
+            assert len({sentence.en, sentence.zh, sentence.fr} & one) < 2
+
+
+@pytest.mark.parametrize(
+    "table", (documents._NUMBER_FACTS, documents._WORD_FACTS, documents._READING_FACTS), ids=("number", "word", "text")
+)
+def test_a_statement_tells_the_answer(table: tuple[tuple[Family, documents.Statements], ...]) -> None:
+    rng = Random(0)
+    for family, statements in table:
+        for language in ("en", "zh"):
+            for statement in statements[language]:
+                assert statement.endswith("{answer}") or "{answer}" in statement
+                question = family.question(family.instance(rng, "train"), language, rng)
+                told = statement.format(**question.slots, answer=question.answer)
+                assert question.answer in told and "{" not in told
+
+
+def test_facts_by_hand(text: list[str]) -> None:
+    """Every stated sum, difference and maximum is right."""
+    blob = "\n".join(text)
+    sums = re.findall(r"^(\d+) ([+-]) (\d+) = (\d+)$", blob, re.MULTILINE)
+    assert len(sums) > 150
+    for a, sign, b, result in sums:
+        assert int(result) == (int(a) + int(b) if sign == "+" else int(a) - int(b))
+    maxima = re.findall(r"^The maximum of ([\d ]+) is (\d+)\.$", blob, re.MULTILINE)
+    assert len(maxima) > 50
+    for numbers, largest in maxima:
+        assert max(map(int, numbers.split())) == int(largest)
+
+
+def test_both_languages_and_french_are_there(text: list[str]) -> None:
+    chinese = sum(bool(re.search("[\u4e00-\u9fff]", one)) for one in text)
+    assert 0.4 < chinese / DOCUMENTS < 0.7
+    assert sum("French: " in one or "法语：" in one for one in text) > 0.08 * DOCUMENTS
