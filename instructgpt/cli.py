@@ -48,16 +48,18 @@ class ModelChoice:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     dtype: str = "auto"
-    """float32, bfloat16, float16, or auto: bfloat16 where the hardware multiplies it."""
+    """float32, bfloat16, float16, or auto: bfloat16 where the hardware multiplies it fast enough to pay."""
     backend: str = "auto"
     """naive, sdpa or auto."""
 
-    def load(self) -> tuple[Transformer, Tokenizer, AbstractContextManager[Any]]:
+    def load(self, batched: bool) -> tuple[Transformer, Tokenizer, AbstractContextManager[Any]]:
         """The model, its tokenizer, and the context to compute in."""
         if not self.model:
             raise UserError("--model is missing: name a run directory, such as runs/tiny/sft")
         device = resolve_device(self.device)
-        precision = resolve_precision(self.dtype, device)
+        # For one token at a time on a CPU, casting the weights costs more than the faster products save.
+        slow_to_cast = self.dtype == "auto" and device.type == "cpu" and not batched
+        precision = resolve_precision("float32" if slow_to_cast else self.dtype, device)
         model, tokenizer = load(self.model, device, self.backend)
         return model.to(precision.parameters), tokenizer, precision.context(device)
 
@@ -87,7 +89,7 @@ def generate(config: GenerateConfig) -> int:
         raise UserError("the prompt is empty; give --prompt TEXT, or a text on standard input")
     if config.raw and config.system:
         raise UserError("--system belongs to a conversation; --raw continues a text as it stands")
-    model, tokenizer, precision = config.load()
+    model, tokenizer, precision = config.load(batched=False)
     messages: list[Message] = [{"role": "system", "content": config.system}] if config.system else []
     messages.append({"role": "user", "content": prompt})
     asked = prompt if config.raw else messages
@@ -131,7 +133,7 @@ class ChatConfig(ModelChoice):
 
 def chat(config: ChatConfig) -> int:
     """Talks until /quit or the end of the input."""
-    model, tokenizer, precision = config.load()
+    model, tokenizer, precision = config.load(batched=False)
     context = model.config.context
     room = min(config.sampling.max_new_tokens, context // 4)  # what an answer should at least be able to take
 
@@ -196,7 +198,7 @@ def evaluate(config: EvalConfig) -> int:
     for name, least in (("n", 1), ("batch_size", 1), ("limit", 0), ("max_new_tokens", 0)):
         if getattr(config, name) < least:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be at least {least}")
-    model, tokenizer, precision = config.load()
+    model, tokenizer, precision = config.load(batched=True)
     names = config.data or (() if config.text else ("world",))
     conversations = {name: _conversations(name, config) for name in names if name != "world"}
     results: dict[str, Any] = {}

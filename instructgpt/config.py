@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from instructgpt.errors import UserError, suggestion
@@ -23,7 +23,7 @@ class ModelConfig:
     heads: int = 4
     """Query heads. Each attends on its own; head_dim is width / heads unless set."""
     kv_heads: int = 0
-    """Key and value heads (grouped-query attention, Ainslie et al. 2023). 0 means as many as heads; fewer shrink the cache."""
+    """Key and value heads (grouped-query attention, Ainslie et al. 2023). 0 means all heads; fewer shrink the cache."""
     head_dim: int = 0
     """Size of a head. 0 means width / heads. RoPE needs it to be even."""
     mlp: Literal["gelu", "swiglu"] = "swiglu"
@@ -54,19 +54,23 @@ class ModelConfig:
 
         for name in ("context", "layers", "width", "heads"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, it must be at least 1")
-        # object.__setattr__ is how a frozen dataclass fills its own derived defaults.
-        if self.kv_heads == 0:
-            object.__setattr__(self, "kv_heads", self.heads)
         if self.head_dim == 0:
             require(self.width % self.heads == 0, f"width {self.width} is not a multiple of heads {self.heads}")
-            object.__setattr__(self, "head_dim", self.width // self.heads)
-        if self.mlp_width == 0:
-            wide = 4 * self.width if self.mlp == "gelu" else -(-8 * self.width // (3 * 32)) * 32
-            object.__setattr__(self, "mlp_width", wide)
-        require(self.heads % self.kv_heads == 0, f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
-        require(self.position != "rope" or self.head_dim % 2 == 0, f"rope needs an even head_dim, not {self.head_dim}")
+        kv_heads, head_dim = self.kv_heads or self.heads, self.head_dim or self.width // self.heads
+        require(self.heads % kv_heads == 0, f"heads {self.heads} is not a multiple of kv_heads {kv_heads}")
+        require(self.position != "rope" or head_dim % 2 == 0, f"rope needs an even head_dim, not {head_dim}")
         require(0.0 <= self.dropout < 1.0, f"dropout is {self.dropout}, it must be in [0, 1)")
         require(self.vocab_size >= 0, f"vocab_size is {self.vocab_size}, it must be at least 1")
+
+    def resolved(self) -> ModelConfig:
+        """The shape with its zeros filled in. Presets keep them, so that changing the width changes what follows it."""
+        wide = 4 * self.width if self.mlp == "gelu" else -(-8 * self.width // (3 * 32)) * 32
+        return replace(
+            self,
+            kv_heads=self.kv_heads or self.heads,
+            head_dim=self.head_dim or self.width // self.heads,
+            mlp_width=self.mlp_width or wide,
+        )
 
 
 _GPT2: dict[str, Any] = dict(

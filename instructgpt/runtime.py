@@ -6,7 +6,6 @@ import os
 import random
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from instructgpt.errors import UserError, suggestion
@@ -81,9 +80,8 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds Python, numpy and torch (every device)."""
+    """Seeds torch on every device, and Python. Data is drawn by generators of its own, from the same seed."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 

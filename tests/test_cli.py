@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     tokenizer = Tokenizer.train(texts, 900)
     torch.manual_seed(0)
     model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, context=CONTEXT, layers=1, width=32, heads=2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 8  # as they are drawn, all answers would be much the same
     directory = RunDirectory.open(tmp_path_factory.mktemp("run") / "sft")
     directory.write_config("sft", model.config, tokenizer, {})
     directory.save_model(model)
@@ -208,6 +212,12 @@ def test_a_mistake_is_one_line_and_code_2(line: str, told: str, run: str, call: 
 def test_standard_input_that_is_no_text(run: str, call: Call):
     code, _, err = call("generate", "--model", run, stdin=b"abc\xff")
     assert (code, err) == (2, "error: standard input: byte 3 is no UTF-8; convert the text to UTF-8\n")
+
+
+def test_a_prompt_is_asked_for_where_somebody_types(run: str, capsys: pytest.CaptureFixture[str], monkeypatch):
+    monkeypatch.setattr("sys.stdin", types.SimpleNamespace(isatty=lambda: True))
+    assert run_main(lambda: run_command(["generate", "--model", run])) == 2
+    assert capsys.readouterr().err.startswith("error: --prompt is missing: give --prompt TEXT")
 
 
 def test_the_module_runs_as_a_program():

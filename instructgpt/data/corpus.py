@@ -15,7 +15,7 @@ import json
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -46,7 +46,7 @@ class Corpus(Shard):
 
     @classmethod
     def open(cls, directory: str | Path, split: Split, tokenizer: Tokenizer | None = None) -> Corpus:
-        """Maps a split. Raises UserError when there is none, it is damaged, or `tokenizer` is not the one that made it."""
+        """Maps a split. Raises UserError when there is none, it is damaged, or `tokenizer` is another than its own."""
         path = Path(directory)
         meta = _read_meta(path)
         if meta is None:
@@ -92,7 +92,7 @@ def write_corpus(
     }
     dropped: Counter[str] = Counter()
     with ExitStack() as stack:
-        writers: dict[Split, _Writer] = {split: _Writer(stack, path, split, meta, tokenizer) for split in SPLITS}
+        writers = {split: _Writer(stack, path, split, meta, tokenizer) for split in SPLITS}
         pieces = chain.from_iterable(split_pieces(p, holdout, encoding, separator, dropped) for p in paths)
         for split, batch in _batches(pieces):
             writers[split].write(batch)
@@ -179,7 +179,7 @@ def _request(
     return {"format": _FORMAT, "tokenizer": tokenizer.fingerprint, **settings, "sources": sources}
 
 
-def _account(splits: dict[Split, dict[str, int]], files: int, dropped: Counter[str]) -> str:
+def _account(splits: Mapping[str, dict[str, int]], files: int, dropped: Counter[str]) -> str:
     documents, tokens, size = (
         sum(split[name] for split in splits.values()) for name in ("documents", "tokens", "bytes")
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,17 @@ from instructgpt.data.sources import ExampleSource
 from instructgpt.data.tokens import Tokens
 
 
-def truncate(tokens: Tokens, context: int) -> Tokens:
+class Truncated(NamedTuple):
+    """A document made to fit, and the number of tokens that cost."""
+
+    tokens: Tokens
+    from_prompt: int
+    """Lost before the first target."""
+    from_answer: int
+    """Lost after it."""
+
+
+def truncate(tokens: Tokens, context: int) -> Truncated:
     """The document made to fit a row: `context + 1` tokens, of which `context` are inputs and `context` are targets.
 
     A prompt too long loses its front first, since the question tends to stand at its end; but no more than down to half
@@ -28,11 +38,11 @@ def truncate(tokens: Tokens, context: int) -> Tokens:
     limit = context + 1
     excess = len(tokens) - limit
     if excess <= 0:
-        return tokens
+        return Truncated(tokens, 0, 0)
     prompt = int(tokens.is_target.argmax()) if tokens.is_target.any() else len(tokens)
     from_prompt = min(excess, max(prompt - limit // 2, 0))
     kept = np.r_[0, 1 + from_prompt : from_prompt + limit]
-    return Tokens(tokens.ids[kept], tokens.is_target[kept])
+    return Truncated(Tokens(tokens.ids[kept], tokens.is_target[kept]), from_prompt, excess - from_prompt)
 
 
 def collate(rows: Sequence[Sequence[Tokens]], context: int) -> Batch:
@@ -78,7 +88,7 @@ class _Pool:
         """`index` must be larger than all before it."""
         if len(tokens) < 2:
             raise ValueError(f"document {index} has {len(tokens)} tokens; predicting one from another takes two")
-        self._waiting[index] = tokens = truncate(tokens, self._context)
+        self._waiting[index] = tokens = truncate(tokens, self._context).tokens
         insort(self._by_length, (len(tokens) - 1, -index))
 
     def take_row(self) -> list[Tokens]:

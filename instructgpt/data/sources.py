@@ -79,30 +79,31 @@ class Conversations:
 
 
 class CorpusWindows:
-    """The documents of a shard, in stretches of at most `context` targets (`context + 1` tokens).
+    """The documents of token shards, in stretches of at most `context` targets (`context + 1` tokens).
 
     Stretches of a document overlap by one token, so that every token but a document's first is a target exactly once
     an epoch. The place where a long document is first cut is drawn anew each epoch: otherwise the tokens after a cut
-    would be predicted from little context in every epoch. `shift=False` cuts at multiples of `context` and keeps the
+    would be predicted from little context in every epoch. `shuffle=False` cuts at multiples of `context` and keeps the
     documents' order, for validation. Holds a few numbers a document and epoch, and never the text.
     Raises UserError when there is no text.
     """
 
-    def __init__(self, shard: Shard, context: int, seed: int = 0, shift: bool = True):
-        self._shard, self._context, self._seed, self._shift = shard, context, seed, shift
-        self._targets = np.diff(shard.offsets) - 1  # (documents,)
+    def __init__(self, shards: Sequence[Shard], context: int, seed: int = 0, shuffle: bool = True):
+        self._shards, self._context, self._seed, self._shuffle = list(shards), context, seed, shuffle
+        self._targets = np.concatenate([np.diff(shard.offsets) for shard in shards]) - 1  # (documents,)
+        self._first_documents = np.cumsum([0, *(len(shard.offsets) - 1 for shard in shards)])  # of each shard
         if not (self._targets > 0).any():
             raise UserError("the corpus has no text to use")
         self._cuts = lru_cache(_RECENT)(self._draw_cuts)
-        self._epochs = _Epochs(lambda epoch: int(self._cuts(epoch).starts[-1]), seed, shuffle=shift)
+        self._epochs = _Epochs(lambda epoch: int(self._cuts(epoch).starts[-1]), seed, shuffle)
 
     def __len__(self) -> int:
-        """Stretches in the first epoch; without `shift`, in every one."""
+        """Stretches in the first epoch; without shuffling, in every one."""
         return int(self._cuts(0).starts[-1])
 
     def _draw_cuts(self, epoch: int) -> _Cuts:
         first = np.full(len(self._targets), self._context)
-        if self._shift:
+        if self._shuffle:
             drawn = _generator(self._seed, epoch, 1).integers(1, self._context + 1, len(first))
             first = np.where(self._targets > self._context, drawn, first)
         stretches = 1 + -(-np.maximum(self._targets - first, 0) // self._context)  # rounded up
@@ -116,12 +117,14 @@ class CorpusWindows:
         end = int(first[document]) + (item - int(starts[document])) * self._context
         start = max(end - self._context, 0)
         end = min(end, int(self._targets[document]))
-        begin = int(self._shard.offsets[document])
-        return Tokens.of_text(self._shard.ids[begin + start : begin + end + 1])
+        place = int(self._first_documents.searchsorted(document, side="right")) - 1
+        shard = self._shards[place]
+        begin = int(shard.offsets[document - self._first_documents[place]])
+        return Tokens.of_text(shard.ids[begin + start : begin + end + 1])
 
 
 class _Cuts(NamedTuple):
-    """How the documents of a shard are cut in one epoch."""
+    """How the documents are cut in one epoch."""
 
     first: np.ndarray
     """(documents,) targets in a document's first stretch, if it has so many."""

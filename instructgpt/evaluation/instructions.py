@@ -38,7 +38,7 @@ def evaluate_examples(
     model: Transformer,
     tokenizer: Tokenizer,
     examples: Sequence[Example],
-    batch_size: int = 64,
+    batch_size: int = 128,
     max_new_tokens: int = 0,
 ) -> Report:
     """Greedy answers to examples of the instruction world, each scored by its own checker, by family.
@@ -69,7 +69,7 @@ def evaluate_conversations(
     conversations: Iterable[Sequence[Message]],
     metric: Metric = "auto",
     name: str = "all",
-    batch_size: int = 64,
+    batch_size: int = 128,
     max_new_tokens: int = 0,
 ) -> Report:
     """Greedy answers to the prompts of a file's conversations against their last turn, which is the assistant's.
@@ -133,7 +133,7 @@ def _answers(
     if max_new_tokens == 0:
         # The end token has to fit, too: an answer counts as the model's own only if it could also have ended it.
         longest = max(len(ids) for ids in tokenizer.encode_batch(references))
-        max_new_tokens = longest + longest // 4 + 8
+        max_new_tokens = longest + longest // 4 + 4
     ids = [render_prompt(prompt, tokenizer) for prompt in prompts]
     fitting = [i for i, prompt in enumerate(ids) if len(prompt) <= model.config.context]
     config = SamplingConfig(max_new_tokens=max_new_tokens)

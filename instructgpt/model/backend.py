@@ -102,6 +102,6 @@ def _rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor:
-    logits = logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
     return losses + z_loss * torch.logsumexp(logits, dim=-1).square() if z_loss else losses

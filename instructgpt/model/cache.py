@@ -28,6 +28,7 @@ class KVCache:
         pad_lengths: Sequence[int] | None = None,
     ):
         """Holds `capacity` tokens a row, padding included; `dtype` is what the model computes keys in."""
+        config = config.resolved()
         shape = (config.layers, batch, config.kv_heads, capacity, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
@@ -53,7 +54,7 @@ class KVCache:
         return 2 * self.keys.numel() * self.keys.element_size()
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores k and v (B, kv_heads, T, D) of one layer after the filled slots; gives all of it, (B, kv_heads, length + T, D).
+        """Stores k and v (B, K, T, D) of one layer after the filled slots; gives all of it, (B, K, length + T, D).
 
         `advance` then counts the T slots as filled, once all layers have stored theirs.
         """

@@ -28,6 +28,7 @@ class Parameters:
 
 def count_parameters(config: ModelConfig) -> Parameters:
     """Exact numbers of parameters, each shared one counted once."""
+    config = config.resolved()
     C, M = config.width, config.mlp_width
     q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
     into_mlp = 2 * M if config.mlp == "swiglu" else M
@@ -51,6 +52,7 @@ def forward_flops_per_token(config: ModelConfig, tokens: int, head_share: float 
     FLOPs" (Chowdhery et al. 2022, appendix B), which does not reward a kernel for what it skips. `head_share` is the
     share of tokens whose logits are computed: a batch with prompts needs them after its targets only.
     """
+    config = config.resolved()
     # Scores and weighted values: 2 products of head_dim multiply-adds for each head and each key.
     attention = 2 * 2 * config.layers * config.heads * config.head_dim * tokens
     head = 2 * config.vocab_size * config.width
@@ -90,7 +92,7 @@ def training_memory(
     parameters: torch.dtype = torch.float32,
     optimizer: Literal["adamw", "muon"] = "adamw",
 ) -> Memory:
-    """Bytes of training with `parameters` as in `runtime.Precision` and `target_tokens` tokens with a loss in a batch."""
+    """Bytes of training with `parameters` as in `runtime.Precision` and `target_tokens` losses in a batch."""
     count = count_parameters(config)
     size, has_masters = parameters.itemsize, parameters.itemsize < 4
     wide = max(size, 4)  # what is not held in half precision
@@ -106,4 +108,5 @@ def training_memory(
 
 def cache_memory(config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype = torch.float32) -> int:
     """Bytes of a `KVCache` of these sizes."""
+    config = config.resolved()
     return 2 * config.layers * batch * config.kv_heads * capacity * config.head_dim * dtype.itemsize

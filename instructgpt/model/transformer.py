@@ -79,7 +79,7 @@ class Transformer(nn.Module):
         super().__init__()
         if config.vocab_size < 1:
             raise UserError(f"model config: vocab_size is {config.vocab_size}, it must be at least 1")
-        self.config = config
+        self.config = config = config.resolved()
         self.backend = backend or sdpa()
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         if config.position == "learned":
@@ -136,7 +136,7 @@ class Transformer(nn.Module):
         Raises UserError when T exceeds the context.
         """
         T = ids.size(1)
-        if T > self.config.context:
+        if self.config.context < T:
             raise UserError(f"{T} tokens do not fit in the model's context of {self.config.context}")
         if positions is None:
             positions = _positions(ids, documents) if cache is None else cache.positions(T)

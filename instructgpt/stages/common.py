@@ -101,7 +101,7 @@ def train(
     tokenizer: Tokenizer,
     batches: BatchStream,
     loss_fn: Callable[[Batch], Loss],
-    validation: Callable[[], Iterable[Batch]],
+    validation: Callable[[], Iterable[Batch]] | None,
 ) -> FitResult:
     """Runs `fit` for `stage` in its run directory: checkpoints, metrics, validation, curves, eval.json."""
     run = RunDirectory.open(config.out, overwrite=config.overwrite, resume=config.resume)
@@ -119,6 +119,7 @@ def train(
         return loss_fn(batch.to(device))
 
     def validate() -> dict[str, float]:
+        assert validation is not None
         model.eval()
         with precision.context(device):
             report = evaluate_loss(model, tokenizer, validation())
@@ -130,7 +131,7 @@ def train(
 
     hooks = Hooks(
         log=metrics if machine.ranks.is_first else lambda record: None,
-        validate=validate,
+        validate=validate if validation else None,
         save=run.save_state,
         save_model=lambda: run.save_model(model),
     )

@@ -141,7 +141,8 @@ def report(config: PipelineConfig, runs: dict[str, Path]) -> None:
     write_json(out / "eval.json", results)
     write_text(out / "samples.md", "\n".join(samples))
     plot_curves({name: RunDirectory(d).metrics_file for name, d in runs.items()}, out / "curves.png")
-    Console(soft_wrap=True).print(table)
+    console = Console()
+    Console(width=max(console.width, 120)).print(table)  # a log file has no width of its own
 
 
 def _count(split: str, examples: int) -> int:

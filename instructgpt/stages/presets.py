@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from instructgpt.config import MODEL_PRESETS, ModelConfig, model_preset
+from instructgpt.config import MODEL_PRESETS, model_preset
 from instructgpt.stages.pretrain import PretrainConfig
 from instructgpt.stages.sft import SFTConfig
 from instructgpt.stages.tokenizer import TokenizerConfig
@@ -22,49 +22,47 @@ class Recipe:
     sft: SFTConfig
 
 
+# Small models learn about twice as much from the same few million tokens with Muon as with AdamW.
+_MUON = FitConfig(optimizer="muon", muon_learning_rate=0.02, learning_rate=3e-3, weight_decay=0.01, schedule="wsd")
+
+
 def _tiny() -> Recipe:
-    """A laptop's CPU: minutes a stage. Muon learns twice as much as AdamW from the same few million tokens."""
-    muon = dict(optimizer="muon", muon_learning_rate=0.02, learning_rate=3e-3, weight_decay=0.01, schedule="wsd")
+    """A laptop's CPU, minutes a stage."""
     return Recipe(
         TokenizerConfig(vocab_size=2048),
         PretrainConfig(
-            model=MODEL_PRESETS["tiny"], rows=8, fit=FitConfig(max_steps=500, cooldown=0.3, eval_every=250, **muon)
+            model=model_preset("tiny"), rows=8, fit=replace(_MUON, max_steps=500, cooldown=0.3, eval_every=250)
         ),
-        SFTConfig(rows=8, fit=FitConfig(max_steps=1500, cooldown=0.5, eval_every=500, **muon)),
-    )
-
-
-def _large(name: str, rows: int, micro_batches: int) -> Recipe:
-    """One GPU: half a million tokens an update, as GPT-3's smallest models (Brown et al. 2020, table 2.1)."""
-    model: ModelConfig = model_preset(name)
-    adamw = dict(learning_rate=6e-4, weight_decay=0.1, final_learning_rate=0.1)
-    fit = FitConfig(
-        max_steps=20_000, warmup_steps=700, eval_every=500, save_every=500, micro_batches=micro_batches, **adamw
-    )
-    tuned = FitConfig(
-        max_steps=2_000, warmup_steps=100, eval_every=200, save_every=500, learning_rate=2e-5, weight_decay=0.0
-    )
-    return Recipe(
-        TokenizerConfig(preset=name, vocab_size=32_000),
-        PretrainConfig(preset=name, model=model, rows=rows, fit=fit),
-        SFTConfig(preset=name, rows=rows, fit=tuned),
+        SFTConfig(rows=8, fit=replace(_MUON, max_steps=1500, cooldown=0.5, eval_every=500)),
     )
 
 
 def _small() -> Recipe:
     """One GPU, minutes: the embedded world with a larger model, or a book."""
-    muon = dict(optimizer="muon", muon_learning_rate=0.02, learning_rate=1e-3, weight_decay=0.01, schedule="wsd")
+    fit = replace(_MUON, learning_rate=1e-3, warmup_steps=100)
     return Recipe(
         TokenizerConfig(preset="small", vocab_size=4096),
         PretrainConfig(
-            preset="small", model=MODEL_PRESETS["small"], rows=32,
-            fit=FitConfig(max_steps=2_000, warmup_steps=100, eval_every=250, **muon),
+            preset="small", model=model_preset("small"), rows=32, fit=replace(fit, max_steps=2_000, eval_every=250)
         ),
-        SFTConfig(
-            preset="small", rows=32,
-            fit=FitConfig(max_steps=3_000, warmup_steps=100, cooldown=0.5, eval_every=500, **muon),
-        ),
+        SFTConfig(preset="small", rows=32, fit=replace(fit, max_steps=3_000, cooldown=0.5, eval_every=500)),
+    )
+
+
+def _large(name: str, rows: int, micro_batches: int) -> Recipe:
+    """One GPU, a day: half a million tokens an update, as GPT-3's smallest models (Brown et al. 2020, table 2.1)."""
+    fit = FitConfig(
+        max_steps=20_000, warmup_steps=700, eval_every=500, save_every=500, micro_batches=micro_batches,
+        learning_rate=6e-4, final_learning_rate=0.1,
     )  # fmt: skip
+    tuned = FitConfig(
+        max_steps=2_000, warmup_steps=100, eval_every=200, save_every=500, learning_rate=2e-5, weight_decay=0.0
+    )
+    return Recipe(
+        TokenizerConfig(preset=name, vocab_size=32_000),
+        PretrainConfig(preset=name, model=model_preset(name), rows=rows, fit=fit),
+        SFTConfig(preset=name, rows=rows, fit=tuned),
+    )
 
 
 _RECIPES = {

@@ -61,7 +61,7 @@ def run(config: PretrainConfig) -> FitResult:
         tokenizer,
         PackedStream(source, row_length, config.rows),
         lambda batch: next_token_loss(model, batch, config.label_smoothing),
-        partial(held_out, config.rows, config.val_rows),
+        partial(held_out, config.rows, config.val_rows) if held_out else None,
     )
 
 
@@ -84,7 +84,7 @@ def start(config: PretrainConfig, machine: Machine) -> tuple[Transformer, Tokeni
 Held = Callable[[int, int], Iterable[Batch]]
 
 
-def sources(config: PretrainConfig, tokenizer: Tokenizer, row_length: int) -> tuple[ExampleSource, Held]:
+def sources(config: PretrainConfig, tokenizer: Tokenizer, row_length: int) -> tuple[ExampleSource, Held | None]:
     """What to train on, and a function (rows, most rows) that gives the validation batches."""
     parts: list[ExampleSource] = []
     held: list[Any] = []
@@ -100,7 +100,7 @@ def sources(config: PretrainConfig, tokenizer: Tokenizer, row_length: int) -> tu
         held.append(WorldText(tokenizer, config.seed + _HELD_OUT_SEED))
     weights = [1 - config.world_share, config.world_share]
     source = parts[0] if len(parts) == 1 else Mixture(parts, weights, config.seed)
-    return source, lambda rows, most: _held_out_batches(held, row_length, rows, most)
+    return source, partial(_held_out_batches, held, row_length) if held else None
 
 
 def _held_out_batches(held: list[Any], row_length: int, rows: int, most: int) -> Iterable[Batch]:

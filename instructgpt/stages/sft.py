@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from instructgpt.atomic import write_text
 from instructgpt.data.account import Account
 from instructgpt.data.instructions import read_instructions
 from instructgpt.data.packing import PackedStream, batches_of, truncate
@@ -14,7 +16,7 @@ from instructgpt.data.tokens import Tokens
 from instructgpt.errors import UserError
 from instructgpt.objectives.lm import next_token_loss
 from instructgpt.stages.common import Machine, StageConfig, build_model, require, train
-from instructgpt.text.chat import render_conversation
+from instructgpt.text.chat import Message, render_conversation
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import load
 from instructgpt.training.loop import FitResult
@@ -27,7 +29,8 @@ class SFTConfig(StageConfig):
     data: tuple[str, ...] = ()
     """Instruction files (Alpaca, chat, ShareGPT, self-instruct, tables), or `world` for the embedded world."""
     weights: tuple[float, ...] = ()
-    """How often each of --data is drawn, relative to the others; by default each file by its size."""
+    """How often each of --data is drawn, relative to the others. By default all files together are one source, drawn by
+    their sizes, and as often as `world` beside them."""
     columns: str = ""
     """Names of a table's columns, comma-separated, where the file has no header."""
     prompt: str = ""
@@ -36,6 +39,8 @@ class SFTConfig(StageConfig):
     """Makes the answer of a record's fields, such as "{fr}"."""
     encoding: str = "utf-8"
     """How the files are encoded."""
+    strict: bool = False
+    """Stop at the first unusable record, instead of dropping and counting it."""
     val_share: float = 0.05
     """Share of each file's records that is validated on and never trained on (at most 500)."""
     val_examples: int = 400
@@ -55,59 +60,93 @@ def run(config: SFTConfig) -> FitResult:
     row_length = config.row_length or model.config.context
     if row_length > model.config.context:
         raise UserError(f"--row-length {row_length} is longer than the context of --init, {model.config.context}")
-    source, held_out = sources(config, tokenizer, row_length)
-    validation = list(batches_of(held_out, row_length, config.rows))
-    return train(
+    data = sources(config, tokenizer, row_length)
+    validation = list(batches_of(data.held_out, row_length, config.rows))
+    result = train(
         "sft",
         config,
         machine,
         model,
         tokenizer,
-        PackedStream(source, row_length, config.rows),
+        PackedStream(data.training, row_length, config.rows),
         lambda batch: next_token_loss(model, batch, config.label_smoothing),
-        lambda: validation,
+        (lambda: validation) if validation else None,
     )
+    if data.held_out_records:  # so that `eval --data OUT/val.jsonl` scores what was not trained on
+        lines = (json.dumps({"messages": record}, ensure_ascii=False) + "\n" for record in data.held_out_records)
+        write_text(Path(config.out) / "val.jsonl", "".join(lines))
+    return result
 
 
-def sources(config: SFTConfig, tokenizer: Tokenizer, context: int) -> tuple[ExampleSource, Iterable[Tokens]]:
-    """What to train on, and the examples held out."""
+class Sources(NamedTuple):
+    """The data of a run."""
+
+    training: ExampleSource
+    held_out: list[Tokens]
+    """What is validated on, the embedded world's part included."""
+    held_out_records: list[list[Message]]
+    """The files' part of it, which goes into val.jsonl."""
+
+
+def sources(config: SFTConfig, tokenizer: Tokenizer, context: int) -> Sources:
+    """What to train on and what to hold out of --data."""
     parts: list[ExampleSource] = []
-    sizes: list[float] = []
+    records: list[list[Message]] = []
     held_out: list[Tokens] = []
-    for name in config.data:
-        if name == "world":
+    for group in groups(config):
+        if group == ["world"]:
             parts.append(WorldInstructions("train", tokenizer, config.seed))
-            sizes.append(1.0)
             validation = WorldInstructions("val", tokenizer, config.seed)
             held_out += [validation[i] for i in range(config.val_examples)]
             continue
-        examples = tokenized(name, config, tokenizer, context)
-        every = max(2, round(1 / config.val_share)) if config.val_share else len(examples) + 1
-        held_out += examples[::every][:500]
-        kept = [e for i, e in enumerate(examples) if i % every or i // every >= 500]
-        if not kept:
-            raise UserError(f"has {len(examples)} usable record(s), too few to hold any out for validation", name)
-        parts.append(Conversations(kept, config.seed))
-        sizes.append(float(len(kept)))
-    weights = list(config.weights) or [s / sum(sizes) for s in sizes]
-    return (parts[0] if len(parts) == 1 else Mixture(parts, weights, config.seed)), held_out
+        trained, validated = split(conversations(group, config), config.val_share)
+        records += validated
+        held_out += tokenized(validated, tokenizer, context, quiet=True)
+        parts.append(Conversations(tokenized(trained, tokenizer, context), config.seed))
+    weights = config.weights or [1.0] * len(parts)
+    return Sources(parts[0] if len(parts) == 1 else Mixture(parts, weights, config.seed), held_out, records)
 
 
-def tokenized(name: str, config: SFTConfig, tokenizer: Tokenizer, context: int) -> list[Tokens]:
-    """A file's conversations as tokens, cut to the context; prints what was read, dropped and cut."""
-    account = Account(name)
+def groups(config: SFTConfig) -> list[list[str]]:
+    """--data as sources to mix: with --weights each file is one, without them all files together are."""
+    if config.weights:
+        return [[name] for name in config.data]
+    files = [name for name in config.data if name != "world"]
+    return [group for group in (files, ["world"] if "world" in config.data else []) if group]
+
+
+def conversations(files: list[str], config: SFTConfig) -> list[list[Message]]:
+    """What is usable of the files; prints what was read and dropped. Of exact duplicates the first is kept."""
+    account = Account(files[0] if len(files) == 1 else f"{len(files)} files")
+    columns = config.columns.split(",") if config.columns else None
+    read = read_instructions(
+        files, columns, config.encoding, config.prompt or None, config.answer or None, account, config.strict
+    )
+    unique = {json.dumps(messages): messages for messages in read}
+    print(account.report(), flush=True)
+    duplicates = account.kept - len(unique)
+    if duplicates:
+        print(f"  {duplicates} exact duplicates of another conversation are left out", flush=True)
+    return list(unique.values())
+
+
+def split(records: list[list[Message]], share: float) -> tuple[list[list[Message]], list[list[Message]]]:
+    """Every n-th record, at most 500, is held out; the same ones whatever the seed."""
+    every = max(2, min(round(1 / share), len(records))) if share else len(records) + 1
+    held = set(range(every - 1, len(records), every)[:500])
+    return [r for i, r in enumerate(records) if i not in held], [records[i] for i in sorted(held)]
+
+
+def tokenized(records: list[list[Message]], tokenizer: Tokenizer, context: int, quiet: bool = False) -> list[Tokens]:
+    """Conversations as tokens, cut to the context; says how many were cut."""
     examples: list[Tokens] = []
     cut_prompts = cut_answers = 0
-    columns = config.columns.split(",") if config.columns else None
-    for messages in read_instructions(
-        [Path(name)], columns, config.encoding, config.prompt or None, config.answer or None, account
-    ):
+    for messages in records:
         kept, from_prompt, from_answer = truncate(Tokens.of(render_conversation(messages, tokenizer)), context)
         cut_prompts += from_prompt > 0
         cut_answers += from_answer > 0
         examples.append(kept)
-    print(account.report(), flush=True)
-    if cut_prompts or cut_answers:
+    if (cut_prompts or cut_answers) and not quiet:
         print(
             f"  of {len(examples)} conversations, {cut_prompts} lost the front of their prompt and {cut_answers} the "
             f"tail of their answer to fit in {context} tokens",

@@ -135,7 +135,8 @@ class _Average:
         if self.weights:
             # Early on the average would be mostly the random start: let it follow faster (Polyak-style warm-up).
             decay = min(self.decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(list(self.weights.values()), list(masters.values()), 1 - decay)
+            for name, average in self.weights.items():
+                average.lerp_(masters[name], 1 - decay)
 
     @torch.no_grad()
     def exchange(self, optimizer: Optimizer) -> None:
@@ -301,7 +302,8 @@ def _scale_and_clip(optimizer: Optimizer, divisor: float, clip: float) -> float:
         return 0.0
     norm = torch.nn.utils.get_total_norm(gradients).item() / divisor
     shorten = min(1.0, clip / (norm + 1e-6)) if clip and math.isfinite(norm) else 1.0
-    torch._foreach_mul_(gradients, shorten / divisor)
+    for gradient in gradients:
+        gradient.mul_(shorten / divisor)
     return norm
 
 

@@ -77,16 +77,19 @@ class Muon(torch.optim.Optimizer):
                 self._update(parameters, group)
 
     def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        grads = [parameter.grad for parameter in parameters]
-        buffers = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
-        torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-        # Nesterov: look one step ahead along the momentum.
-        updates = torch._foreach_lerp(grads, buffers, group["momentum"])
-        updates = orthogonalize(torch.stack(updates).to(self.compute_dtype)).to(parameters[0].dtype)
+        looked_ahead = []
+        for parameter in parameters:
+            buffer = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+            grad = parameter.grad
+            assert grad is not None
+            buffer.lerp_(grad, 1 - group["momentum"])
+            looked_ahead.append(grad.lerp(buffer, group["momentum"]))  # Nesterov: one step ahead along the momentum
+        updates = orthogonalize(torch.stack(looked_ahead).to(self.compute_dtype)).to(parameters[0].dtype)
         rows, cols = parameters[0].shape
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         # A wide-to-tall matrix gets a larger step, so that its outputs move as much as a square one's.
-        torch._foreach_add_(parameters, list(updates), alpha=-group["lr"] * max(1.0, rows / cols) ** 0.5)
+        rate = group["lr"] * max(1.0, rows / cols) ** 0.5
+        for parameter, update in zip(parameters, updates):
+            parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:

@@ -180,7 +180,7 @@ PLACES: tuple[Place, ...] = (
     Place("market", "市场", "marché", "m"),
     Place("station", "车站", "gare", "f"),
     Place("library", "图书馆", "bibliothèque", "f"),
-    Place("garden", "花园", "jardin", "m"),
+    Place("zoo", "动物园", "zoo", "m"),
     Place("museum", "博物馆", "musée", "m"),
     Place("hospital", "医院", "hôpital", "m"),
     Place("beach", "海滩", "plage", "f"),

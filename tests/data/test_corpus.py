@@ -15,7 +15,7 @@ from instructgpt.data.corpus import Corpus, read_split, write_corpus
 from instructgpt.errors import UserError
 from instructgpt.text.tokenizer import Tokenizer
 
-WORDS = "the a cat dog river sings 你好 世界 runs, and \t very 12 thus".split(" ")
+WORDS = ["the", "a", "cat", "dog", "river", "sings", "你好", "世界", "runs,", "and", "\t", "very", "12", "thus"]
 
 
 def prose(lines: int, seed: int = 0) -> str:
@@ -126,6 +126,14 @@ def test_a_failure_keeps_the_corpus_that_was_there(tmp_path, text_file, tokenize
         write_corpus([text_file], tokenizer, tmp_path / "corpus", 0.3)
     assert sorted(os.listdir(tmp_path / "corpus")) == names
     assert Corpus.open(tmp_path / "corpus", "train").ids.tolist() == before
+
+
+def test_a_split_without_text_has_no_documents(tmp_path, tokenizer):
+    (tmp_path / "a.txt").write_text("ab")
+    write_corpus([tmp_path / "a.txt"], tokenizer, tmp_path / "corpus", holdout=0.9)
+    with pytest.raises(UserError, match="no text for the train split"):
+        Corpus.open(tmp_path / "corpus", "train")
+    assert decoded(Corpus.open(tmp_path / "corpus", "val"), tokenizer) == ["ab"]
 
 
 def test_a_large_vocabulary_takes_32_bits(tmp_path, text_file, tokenizer):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -50,7 +51,7 @@ def test_pieces_of_a_text_without_separator_are_the_text(text, chunk, longest):
     assert documents_in(pieces) == ([text] if text.strip() or len(text) > longest else [])
     assert all(len(piece.text) <= longest for piece in pieces)
     # A cut falls behind a newline or before a space wherever the piece has one.
-    for piece, after in zip(pieces, pieces[1:]):
+    for piece, after in itertools.pairwise(pieces):
         if "\n" in piece.text:
             assert piece.text.endswith("\n")
         elif " " in piece.text[1:]:
@@ -113,8 +114,8 @@ def test_zipped_text_is_split_by_what_it_unpacks_to(tmp_path):
 
 def test_records_give_text_paragraphs_or_are_counted(tmp_path):
     records = [
-        {"text": "plain"}, {"paragraphs": ["one", "two"]}, "a string", {"text": " "}, {"title": "none"}, {"text": None}, 7,
-        {"paragraphs": ["one", 2]},
+        {"text": "plain"}, {"paragraphs": ["one", "two"]}, "a string",
+        {"text": " "}, {"title": "none"}, {"text": None}, 7, {"paragraphs": ["one", 2]},
     ]  # fmt: skip
     dropped: Counter[str] = Counter()
     path = write(tmp_path / "a.json", json.dumps(records))

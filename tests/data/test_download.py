@@ -172,7 +172,7 @@ def test_no_server_is_the_users_to_know(tmp_path):
     def refused(request: urllib.request.Request) -> Any:
         return urllib.request.urlopen(request, timeout=5)
 
-    with pytest.raises(UserError, match="cannot be read.*refused"):
+    with pytest.raises(UserError, match=r"cannot be read.*refused"):
         download("http://127.0.0.1:9/x", tmp_path / "file", SHA256, 5, refused, pause=0.0)
 
 

@@ -72,12 +72,14 @@ def test_collate_refuses_a_row_that_overflows():
 @given(st.integers(1, 60), st.integers(0, 60), st.integers(1, 40))
 def test_truncation_keeps_the_first_token_and_some_of_the_answer(prompt, answer, context):
     whole = document(prompt, answer)
-    kept = truncate(whole, context)
+    kept, from_prompt, from_answer = truncate(whole, context)
     assert len(kept) == min(len(whole), context + 1)
     assert kept.ids[0] == whole.ids[0] and not kept.is_target[0]
     assert (np.diff(kept.ids) > 0).all()  # in order, nothing twice
     assert dict(zip(kept.ids, kept.is_target)).items() <= dict(zip(whole.ids, whole.is_target)).items()
     answer_kept = int(kept.is_target.sum())
+    assert from_prompt + from_answer == len(whole) - len(kept)
+    assert from_answer == (answer - answer_kept)
     assert answer_kept >= min(answer, (context + 1) // 2)  # half the row is the answer's if it needs it
     if answer:
         prompt_kept = len(kept) - answer_kept
@@ -89,7 +91,7 @@ def test_truncation_keeps_the_first_token_and_some_of_the_answer(prompt, answer,
 
 def test_a_text_loses_its_tail():
     text = Tokens.of_text(np.arange(10))
-    assert truncate(text, 4).ids.tolist() == [0, 1, 2, 3, 4]
+    assert truncate(text, 4).tokens.ids.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_row_is_opened_by_the_oldest_and_filled_by_the_longest_that_fits():

@@ -63,40 +63,42 @@ def test_no_conversation_is_the_users_mistake():
         Conversations([])
 
 
-def shard(lengths: list[int]) -> Shard:
-    """Documents of consecutive ids: a document's first token is at its offset."""
+def shard(lengths: list[int], first_id: int = 0) -> Shard:
+    """Documents of consecutive ids: the token at a place of the shard has the id `first_id` + place."""
     offsets = np.cumsum([0, *lengths])
-    return Shard(np.arange(offsets[-1], dtype=np.uint16), offsets)
+    return Shard(np.arange(first_id, first_id + offsets[-1], dtype=np.uint16), offsets)
 
 
 document_lengths = st.lists(st.integers(1, 50), min_size=1, max_size=12).filter(lambda lengths: max(lengths) > 1)
 
 
-@given(document_lengths, st.integers(1, 20), st.booleans(), st.integers(0, 5))
-def test_an_epoch_of_windows_predicts_every_token_once(lengths, context, shift, seed):
-    corpus = shard(lengths)
-    source = CorpusWindows(corpus, context, seed, shift)
-    expected = Counter(range(len(corpus.ids))) - Counter(corpus.offsets.tolist())  # all but the first of each document
-    sizes = [len(CorpusWindows(corpus, context, seed, shift))]
+@given(document_lengths, document_lengths, st.integers(1, 20), st.booleans(), st.integers(0, 5))
+def test_an_epoch_of_windows_predicts_every_token_once(lengths, more_lengths, context, shuffle, seed):
+    shards = [shard(lengths), shard(more_lengths, first_id=sum(lengths))]
+    source = CorpusWindows(shards, context, seed, shuffle)
+    first_tokens = np.cumsum([0, *lengths, *more_lengths]).tolist()
+    expected = Counter(range(first_tokens[-1])) - Counter(first_tokens)
+    sizes = []
     index = 0
     for _ in range(3):
         predicted: Counter[int] = Counter()
-        while sum(predicted.values()) < expected.total():
+        begin = index
+        while predicted.total() < expected.total():
             window = source[index]
             assert 2 <= len(window) <= context + 1
             assert (np.diff(window.ids) == 1).all()
-            assert not (set(window.ids[1:].tolist()) & set(corpus.offsets.tolist())), "crosses into another document"
+            assert not (set(window.ids[1:].tolist()) & set(first_tokens)), "crosses into another document"
             assert window.is_target.tolist() == [False] + [True] * (len(window) - 1)
             predicted.update(window.ids[window.is_target].tolist())
             index += 1
         assert predicted == expected
-        sizes.append(index)
-    assert sizes[1] == sizes[0]
+        sizes.append(index - begin)
+    assert sizes[0] == len(source)
 
 
 def test_training_windows_are_cut_elsewhere_each_epoch_and_validation_is_not():
     corpus = shard([1000])
-    moving, fixed = CorpusWindows(corpus, 16), CorpusWindows(corpus, 16, shift=False)
+    moving, fixed = CorpusWindows([corpus], 16), CorpusWindows([corpus], 16, shuffle=False)
     starts = {epoch: set() for epoch in range(2)}
     first_epoch = len(moving)
     for i in range(first_epoch):
@@ -108,19 +110,19 @@ def test_training_windows_are_cut_elsewhere_each_epoch_and_validation_is_not():
 
 def test_windows_come_in_a_new_order_each_epoch():
     lengths = [2] * 40  # too short to be cut, so only the order can differ
-    source = CorpusWindows(shard(lengths), 8)
+    source = CorpusWindows([shard(lengths)], 8)
     epochs = [[int(source[epoch * 40 + i].ids[0]) for i in range(40)] for epoch in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) and epochs[0] != epochs[1]
 
 
 def test_ids_beyond_16_bits_survive():
-    source = CorpusWindows(Shard(np.array([70_000, 70_001], dtype=np.uint32), np.array([0, 2])), 8)
+    source = CorpusWindows([Shard(np.array([70_000, 70_001], dtype=np.uint32), np.array([0, 2]))], 8)
     assert source[0].ids.tolist() == [70_000, 70_001] and source[0].ids.dtype == np.int32
 
 
 def test_a_corpus_without_text_is_the_users_mistake():
     with pytest.raises(UserError, match="no text"):
-        CorpusWindows(shard([1, 1]), 8)
+        CorpusWindows([shard([1, 1])], 8)
 
 
 class Marked:
@@ -141,6 +143,14 @@ def test_a_mixtures_shares_are_exact_and_every_source_is_read_in_order(weights, 
         assert abs(len(indices) - exact) < 1
         # Each block takes up where the one before it ended.
         assert indices == list(range(block * len(indices), (block + 1) * len(indices)))
+
+
+def test_blocks_and_seeds_of_a_mixture_have_orders_of_their_own():
+    def order(seed: int, block: int) -> tuple[int, ...]:
+        source = Mixture([Marked(0), Marked(1)], [1, 1], seed)
+        return tuple(int(source[block * 1000 + i].ids[0]) for i in range(1000))
+
+    assert len({order(seed, block) for seed in range(2) for block in range(2)}) == 4
 
 
 def test_a_small_share_is_drawn_too():

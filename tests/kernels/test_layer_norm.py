@@ -13,7 +13,9 @@ def test_equals_torch(has_bias: bool) -> None:
     x, weight = torch.randn(5, 3, 13, dtype=torch.float64) + 7.0, torch.randn(13, dtype=torch.float64)
     bias = torch.randn(13, dtype=torch.float64) if has_bias else None
     for eps in (1e-5, 0.1):
-        torch.testing.assert_close(layer_norm_reference(x, weight, bias, eps), F.layer_norm(x, (13,), weight, bias, eps))
+        torch.testing.assert_close(
+            layer_norm_reference(x, weight, bias, eps), F.layer_norm(x, (13,), weight, bias, eps)
+        )
 
 
 def test_half_precision_rounds_once() -> None:

@@ -10,7 +10,9 @@ def test_equals_torch() -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(5, 3, 13, dtype=torch.float64), torch.randn(13, dtype=torch.float64)
     for scale, eps in ((1.0, 1e-5), (1e-3, 1e-5), (0.0, 1e-6)):
-        torch.testing.assert_close(rms_norm_reference(scale * x, weight, eps), F.rms_norm(scale * x, (13,), weight, eps))
+        torch.testing.assert_close(
+            rms_norm_reference(scale * x, weight, eps), F.rms_norm(scale * x, (13,), weight, eps)
+        )
 
 
 def test_half_precision_rounds_once() -> None:

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from kernels import softmax_reference
 
 
-@given(rows=st.integers(1, 5), columns=st.integers(1, 40), scale=st.sampled_from([0.0, 1.0, 1e4]), seed=st.integers(0, 99))
+@given(
+    rows=st.integers(1, 5), columns=st.integers(1, 40), scale=st.sampled_from([0.0, 1.0, 1e4]), seed=st.integers(0, 99)
+)
 def test_equals_torch(rows: int, columns: int, scale: float, seed: int) -> None:
     torch.manual_seed(seed)
     x = scale * torch.randn(rows, columns, dtype=torch.float64)

@@ -41,17 +41,17 @@ def test_a_greeting_by_the_day() -> None:
 
 
 def test_identity_answers_what_is_asked_wherever_it_was_told() -> None:
-    identity = dialogue.Identity(PERSON["Max"], PERSON["Tom"], PLACE["garden"])
+    identity = dialogue.Identity(PERSON["Max"], PERSON["Tom"], PLACE["zoo"])
     asked = {
         "en": {
             "I am Max.": ("Who are you?", "What is your name?"),
             "Tom made me.": ("Who made you?", "Who is your maker?"),
-            "I live near the garden.": ("Where do you live?", "Where is your home?"),
+            "I live near the zoo.": ("Where do you live?", "Where is your home?"),
         },
         "zh": {
             "我是马克斯。": ("你是谁？", "你叫什么？"),
             "是汤姆做的。": ("谁做了你？", "你是谁做的？"),
-            "我住在花园附近。": ("你住在哪里？", "你的家在哪里？"),
+            "我住在动物园附近。": ("你住在哪里？", "你的家在哪里？"),
         },
     }
     seen: set[tuple[str, bool]] = set()

@@ -47,6 +47,15 @@ def test_a_passage_answers_its_question(seed: int) -> None:
     assert chinese.answer in chinese.slots["text"]
 
 
+def test_a_passage_names_nobody_and_nothing_twice() -> None:
+    """So that a question has one answer."""
+    rng = Random(0)
+    for _ in range(500):
+        events = PASSAGE.instance(rng, "train").events
+        for column in ("who", "what", "where"):
+            assert len({getattr(event, column) for event in events}) == len(events)
+
+
 @given(seed=seeds)
 def test_a_return_is_within_the_limit_of_its_own_thing(seed: int) -> None:
     english, chinese = both(POLICY, seed)

@@ -109,3 +109,12 @@ def test_exactly_one_offer_is_like_what_was_liked(seed: int) -> None:
     # In Chinese the same offer is right.
     position = offers.index(english.answer)
     assert re.split("、|还是", chinese.slots["offers"])[position] == chinese.answer
+
+
+def test_the_place_of_the_right_offer_says_nothing() -> None:
+    rng = Random(0)
+    places = Counter(
+        instance.offers.index(instance.fitting) for instance in (RECOMMEND.instance(rng, "train") for _ in range(3000))
+    )
+    assert sorted(places) == [0, 1, 2]
+    assert all(900 < count < 1100 for count in places.values())

@@ -1,4 +1,4 @@
-"""What holds for every family of numbers, rewriting, formatting and dialogue."""
+"""What holds for every family of the world."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instructgpt.world import dialogue, formatting, numbers, rewriting
 from instructgpt.world.core import Family, Language, ask, pose
+from instructgpt.world.families import FAMILIES
 
-FAMILIES = (*numbers.FAMILIES, *rewriting.FAMILIES, *formatting.FAMILIES, *dialogue.FAMILIES)
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -52,7 +51,7 @@ def test_test_inputs_are_never_trained_on(family: Family) -> None:
             keys[split].add(family.key(instance))
             for language in LANGUAGES:
                 question = family.question(instance, language, rng)
-                asked[split].add(f"{question.system} {sorted(question.slots.items())}")
+                asked[split].add(f"{question.system} {question.history} {sorted(question.slots.items())}")
     for apart in (keys, asked):
         assert not apart["train"] & (apart["test"] | apart["val"])
         assert not apart["val"] & apart["test"]

@@ -118,6 +118,7 @@ AGREEMENT = """
     grand/grande petit/petite joli/jolie propre/propre sale/sale lourd/lourde
 """
 MASCULINE_ADJECTIVES, FEMININE_ADJECTIVES = map(set, zip(*(pair.split("/") for pair in AGREEMENT.split())))
+FRENCH_NUMBERS = {entry.fr for entry in NUMBER_WORDS}
 FRENCH_NOUNS = {noun.fr for noun in (*NOUNS, *PLACES)}
 
 
@@ -127,7 +128,7 @@ def test_french_articles_and_adjectives_agree(seed: int) -> None:
     words = re.findall(r"[\w']+", french.replace("l'", "l' ").replace("L'", "l' "))
     words = [words[0].lower() if words[0] in ("Le", "La") else words[0], *words[1:]]
     singular = [word for word in words if word in FRENCH_NOUNS]
-    if not singular:  # a plural after a number
+    if not singular or FRENCH_NUMBERS & set(words):  # a plural, which may look like a singular: huit souris
         return
     assert len(singular) == 1
     noun, at = singular[0], words.index(singular[0])
