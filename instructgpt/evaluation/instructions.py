@@ -89,7 +89,7 @@ def evaluate_conversations(
     completions = _answers(model, tokenizer, prompts, references, batch_size, max_new_tokens)
     answers = [done.text if done else "" for done in completions]
     outcomes = [
-        Outcome(name, prompt, reference, answer, score, done.finish if done else None)
+        Outcome(name, prompt, reference, answer, score if done else 0.0, done.finish if done else None)
         for prompt, reference, answer, score, done in zip(
             prompts, references, answers, exact_match(answers, references), completions
         )

@@ -40,8 +40,8 @@ class PretrainConfig(StageConfig):
     """A string that ends a document in a .txt file, such as <|endoftext|>."""
     world_share: float = 0.5
     """When `world` is named beside files: its share of the documents drawn."""
-    val_rows: int = 128
-    """Most rows validated on."""
+    val_rows: int = 256
+    """Most stretches of held-out text that are validated on, evenly spread."""
     model: ModelConfig = field(default_factory=ModelConfig)
 
 
@@ -105,5 +105,7 @@ def sources(config: PretrainConfig, tokenizer: Tokenizer, row_length: int) -> tu
 
 def _held_out_batches(held: list[Any], row_length: int, rows: int, most: int) -> Iterable[Batch]:
     for source in held:
-        count = min(len(source), most) if hasattr(source, "__len__") else most
-        yield from batches_of((source[i] for i in range(count)), row_length, rows)
+        size = len(source) if hasattr(source, "__len__") else most
+        # Spread over all that is held out, rather than its beginning.
+        chosen = range(0, size, -(-size // most))
+        yield from batches_of((source[i] for i in chosen), row_length, rows)

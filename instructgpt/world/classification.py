@@ -141,7 +141,7 @@ REVIEW = Family(
         ),
     },
     key=lambda review: review.text("en"),
-    weight=1.5,
+    weight=2,
 )
 
 # --- financial headline -----------------------------------------------------------------------------------------------

@@ -187,10 +187,10 @@ def _dialogue(language: Language, rng: Random) -> str:
 
 
 _KINDS: tuple[tuple[Callable[[Language, Random], str], float], ...] = (
-    (_number_facts, 0.3),
-    (_word_facts, 0.15),
-    (_parallel_sentences, 0.2),
-    (_stories, 0.15),
+    (_number_facts, 0.4),
+    (_word_facts, 0.2),
+    (_parallel_sentences, 0.1),
+    (_stories, 0.1),
     (_dialogue, 0.2),
 )
 _KIND_WEIGHTS = tuple(accumulate(weight for _, weight in _KINDS))

@@ -79,7 +79,7 @@ ADD = Family(
         ),
     },
     key=_unordered,
-    weight=3,
+    weight=5,
 )
 
 SUBTRACT = Family(
@@ -111,7 +111,7 @@ SUBTRACT = Family(
             ("计算 {a} 与 {b} 的差。", "{a} 减 {b} 等于多少？"),
         ),
     },
-    weight=3,
+    weight=5,
 )
 
 # --- compare ----------------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ COMPARE = Family(
         ),
     },
     key=_unordered,
-    weight=2,
+    weight=1.5,
 )
 
 # --- count ------------------------------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ COUNT = Family(
         ),
     },
     key=_count_key,
-    weight=2,
+    weight=2.5,
 )
 
 # --- sort and maximum -------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ SORT = Family(
         ),
     },
     key=_unordered,
-    weight=3,
+    weight=2.5,
 )
 
 
@@ -347,7 +347,7 @@ NEXT_IN_SEQUENCE = Family(
             ("给出这个数列的下一个数：{list}", "{list}\n接下来的数是多少？"),
         ),
     },
-    weight=2,
+    weight=4,
 )
 
 FAMILIES: tuple[Family, ...] = (ADD, SUBTRACT, COMPARE, COUNT, SORT, MAXIMUM, NEXT_IN_SEQUENCE)

@@ -146,7 +146,7 @@ INFERENCE = Family(
         ),
     },
     key=_inference_key,
-    weight=2.5,
+    weight=3,
 )
 
 # --- recommendation ---------------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ RECOMMEND = Family(
     },
     # Who asks, and in which order the things stand, decides nothing.
     key=lambda taste: f"{sorted(item.en for item in taste.liked)} {sorted(item.en for item in taste.offers)}",
-    weight=1.5,
+    weight=2,
 )
 
 FAMILIES: tuple[Family, ...] = (INFERENCE, RECOMMEND)

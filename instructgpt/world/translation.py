@@ -287,10 +287,10 @@ def _direction(source: str, target: str, weight: float) -> Family:
     )
 
 
-EN_ZH = _direction("en", "zh", weight=2)
-ZH_EN = _direction("zh", "en", weight=2)
-EN_FR = _direction("en", "fr", weight=2)
-FR_EN = _direction("fr", "en", weight=2)
+EN_ZH = _direction("en", "zh", weight=1.25)
+ZH_EN = _direction("zh", "en", weight=1.25)
+EN_FR = _direction("en", "fr", weight=1.25)
+FR_EN = _direction("fr", "en", weight=1.25)
 
 # --- a second turn ----------------------------------------------------------------------------------------------------
 

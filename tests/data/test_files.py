@@ -79,7 +79,14 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         list(read_records(tmp_path / "missing.json"))
     with pytest.raises(UserError, match="is a directory"):
         list(read_records(tmp_path))
-    for data in (gzip.compress(os.urandom(5000))[:-100], b"\x1f\x8bnot a zip at all", gzip.compress(b"a") + b"tail"):
+    whole = gzip.compress(b"a" * 5000)
+    for data in (
+        whole[:-9],
+        b"\x1f\x8bnot a zip at all",
+        whole + b"tail",
+        whole[:10] + b"\xff" * 50,
+        whole[:-8] + b"12345678",
+    ):
         with pytest.raises(UserError, match=r"a\.gz: the gzip file is damaged or cut off"):
             list(read_text(write(tmp_path / "a.gz", data)))
 
@@ -174,6 +181,7 @@ def test_other_text_gives_its_lines(tmp_path: Path) -> None:
         (3, {"text": "[Exit]\tHAMLET"}),
         (4, {"text": "{aside}"}),
     ]
+    assert list(read_records(write(tmp_path / "b.txt", " \n" * 30 + "a\tb"))) == [(31, {"text": "a\tb"})]
     assert next(read_records(path, ["line"])) == (1, {"line": "To be, or not"})
 
 

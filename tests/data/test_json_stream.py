@@ -92,10 +92,16 @@ def test_broken_json_does_not_read_on_to_the_end_of_the_file() -> None:
         list(json_records(chunks(), "a.json"))
 
 
+def test_a_number_cut_in_its_middle() -> None:
+    text = "12 1.5e+30\n-2.25"
+    assert all(read(text, size) == [(1, 12), (1, 1.5e30), (2, -2.25)] for size in range(1, len(text)))
+
+
 def test_lone_surrogates_become_replacement_characters_and_pairs_stay() -> None:
     assert read('{"\\ud800a": ["\\uDc00", "\\ud83d\\ude00", {"b": "x\\ud83d"}], "c": 1}') == [
         (1, {"\ufffda": ["\ufffd", "😀", {"b": "x\ufffd"}], "c": 1})
     ]
+    assert read('"\\uDc00"') == read('"\\udc00"') == [(1, "\ufffd")]
 
 
 @given(text=st.text() | st.text('[]{}",: \n\\u0d8truefalsn-1.5e'))

@@ -17,10 +17,9 @@ from instructgpt.text.tokenizer import Tokenizer
 
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": dict(mlp="gelu", norm="layernorm", position="learned", bias=True),
-    "llama": dict(kv_heads=2),
-    "qk_norm": dict(qk_norm=True),
+    "llama": dict(kv_heads=2, qk_norm=True),
 }
-CONTEXT = 40
+CONTEXT = 20
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +48,11 @@ def model(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Transformer:
 prompts_of_ids = st.lists(st.lists(st.integers(7, 339), min_size=1, max_size=CONTEXT), min_size=1, max_size=4)
 settings_of_sampling = st.sampled_from(
     [
-        SamplingConfig(max_new_tokens=15),
-        SamplingConfig(max_new_tokens=15, temperature=1.0, seed=3),
-        SamplingConfig(max_new_tokens=60, temperature=2.0, top_k=50, top_p=0.95, seed=8),
-        SamplingConfig(max_new_tokens=15, temperature=0.7, min_p=0.05, repetition_penalty=1.3, seed=1),
-        SamplingConfig(max_new_tokens=15, temperature=1.0, stop=("a", " the"), seed=2),
+        SamplingConfig(max_new_tokens=8),
+        SamplingConfig(max_new_tokens=8, temperature=1.0, seed=3),
+        SamplingConfig(max_new_tokens=30, temperature=2.0, top_k=50, top_p=0.95, seed=8),
+        SamplingConfig(max_new_tokens=8, temperature=0.7, min_p=0.05, repetition_penalty=1.3, seed=1),
+        SamplingConfig(max_new_tokens=8, temperature=1.0, stop=("a", " the"), seed=2),
     ]
 )
 

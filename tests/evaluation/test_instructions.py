@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from instructgpt import world
+from instructgpt.errors import UserError
+from instructgpt.evaluation import instructions
+from instructgpt.evaluation.instructions import choose_metric, evaluate_conversations, evaluate_examples
+from instructgpt.evaluation.scores import has_sacrebleu
+from instructgpt.generation.engine import Completion, generate
+from instructgpt.text.chat import Message
+from instructgpt.text.tokenizer import Tokenizer
+
+needs_sacrebleu = pytest.mark.skipif(not has_sacrebleu(), reason="sacrebleu (extra `eval`) is not installed")
+
+
+def conversation(question: str, answer: str) -> list[Message]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+@pytest.fixture
+def says(monkeypatch: pytest.MonkeyPatch):
+    """Makes the model answer with given texts, in the order of the prompts, each ended properly."""
+
+    def set_answers(*answers: str) -> list[int]:
+        limits: list[int] = []
+
+        def generate_ids(model, tokenizer, prompts, config, batch_size):
+            limits.append(config.max_new_tokens)
+            assert len(prompts) == len(answers)
+            return [Completion([*tokenizer.encode(text), tokenizer.end], text, "end") for text in answers]
+
+        monkeypatch.setattr(instructions, "generate_ids", generate_ids)
+        return limits
+
+    return set_answers
+
+
+def test_the_world_is_scored_by_its_own_checkers_family_by_family(model, tokenizer, says):
+    examples = world.sample("test", 2 * len(world.FAMILIES), seed=1)
+    says(*(example.answer for example in examples))
+    report = evaluate_examples(model, tokenizer, examples)
+    assert set(report.families) == set(world.FAMILIES)
+    assert report.macro_average == 1.0 and report.unfinished == report.too_long == 0
+    wrong = examples[0].family
+    says(*("no such answer" if example.family == wrong else example.answer for example in examples))
+    report = evaluate_examples(model, tokenizer, examples)
+    assert report.families[wrong].mean == 0.0
+    assert report.macro_average == pytest.approx(1 - 1 / len(world.FAMILIES))
+
+
+def test_a_random_model_follows_no_instruction(model, tokenizer: Tokenizer):
+    examples = world.sample("test", len(world.FAMILIES))
+    report = evaluate_examples(model, tokenizer, examples, max_new_tokens=3)
+    assert report.macro_average <= 0.1 and report.unfinished > 0
+    answers = generate(model, tokenizer, [outcome.messages for outcome in report.outcomes], max_new_tokens=3)
+    assert [outcome.answer for outcome in report.outcomes] == answers
+
+
+def test_prompts_that_do_not_fit_count_as_wrong(model, tokenizer):
+    records = [conversation("the cat", "x"), conversation("7 " * 600, "")]
+    report = evaluate_conversations(model, tokenizer, records, "exact", max_new_tokens=4)
+    assert report.too_long == 1
+    assert (report.outcomes[1].finish, report.outcomes[1].answer, report.outcomes[1].score) == (None, "", 0.0)
+    assert report.outcomes[0].finish is not None
+    assert any("do not fit" in note for note in report.notes())
+
+
+def test_there_is_room_for_the_longest_right_answer_and_its_end(model, tokenizer, says):
+    limits = says("a", "b")
+    evaluate_conversations(model, tokenizer, [conversation("a", "1"), conversation("b", "1" * 40)], "exact")
+    evaluate_conversations(
+        model, tokenizer, [conversation("a", "1"), conversation("b", "2")], "exact", max_new_tokens=9
+    )
+    assert 41 <= limits[0] <= 60 and limits[1] == 9
+
+
+def test_labels_are_scored_beside_the_majority(model, tokenizer, says):
+    references = ["good"] * 12 + ["bad"] * 4
+    says(*["good"] * 8, *["bad"] * 4, *["bad"] * 3, "???")
+    records = [conversation(f"review {i}", label) for i, label in enumerate(references)]
+    report = evaluate_conversations(model, tokenizer, records, name="reviews.csv")
+    assert report.families["reviews.csv"].mean == pytest.approx(11 / 16)
+    assert report.metrics["accuracy"] == pytest.approx(11 / 16)
+    # good: 2·8/(8 + 12); bad: 2·3/(7 + 4)
+    assert report.metrics["macro_f1"] == pytest.approx((16 / 20 + 6 / 11) / 2)
+    assert (report.metrics["majority_label"], report.metrics["majority_accuracy"]) == ("good", 0.75)
+    assert report.metrics["unknown"] == 1
+
+
+@needs_sacrebleu
+def test_free_text_is_scored_by_bleu_and_chrf(model, tokenizer, says):
+    says("the old cat sat here", "a bird")
+    records = [conversation("x", "the old cat sat here"), conversation("y", "two red birds")]
+    report = evaluate_conversations(model, tokenizer, records)
+    assert report.macro_average == 0.5
+    assert 0 < float(report.metrics["bleu"]) < 100 and 0 < float(report.metrics["chrf"]) < 100
+
+
+def test_the_last_turn_is_the_reference_and_what_is_before_the_prompt(model, tokenizer, says):
+    says("third")
+    record = [*conversation("one", "first"), *conversation("two", "third")]
+    report = evaluate_conversations(model, tokenizer, [record], "exact")
+    assert report.outcomes[0].messages == record[:3]
+    assert (report.outcomes[0].reference, report.macro_average) == ("third", 1.0)
+
+
+def test_which_metric_auto_takes(monkeypatch: pytest.MonkeyPatch):
+    assert choose_metric("auto", ["a", "b"] * 5) == "labels"
+    assert choose_metric("auto", [" a", "b\n"] * 5) == "labels"
+    free = "translation" if has_sacrebleu() else "exact"
+    assert choose_metric("auto", ["a"] * 50) == free  # one label tells nothing apart
+    assert choose_metric("auto", ["a", "b"] * 4 + ["c"]) == free  # three labels, three times each
+    assert choose_metric("auto", [str(i % 21) for i in range(1000)]) == free
+    assert choose_metric("labels", ["a", "b", "c"]) == "labels"
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    assert choose_metric("auto", ["a", "b", "c"]) == "exact"
+    with pytest.raises(UserError, match=r"instructgpt\[eval\]"):
+        choose_metric("translation", ["a"])
+    with pytest.raises(UserError, match="did you mean 'labels'"):
+        choose_metric("label", ["a"])  # pyright: ignore[reportArgumentType]
+
+
+def test_nothing_to_evaluate_is_an_error(model, tokenizer):
+    with pytest.raises(UserError, match="no examples"):
+        evaluate_examples(model, tokenizer, [])
+    with pytest.raises(UserError, match="no examples"):
+        evaluate_conversations(model, tokenizer, [])
