@@ -102,6 +102,11 @@ class Ranks:
             torch.distributed.all_reduce(tensor)
         return tensor
 
+    def wait(self) -> None:
+        """Returns when all ranks have come here."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
 
 def join_ranks(device: torch.device) -> Ranks:
     """Joins the process group that torchrun announced in the environment, if it did."""

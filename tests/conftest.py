@@ -12,6 +12,8 @@ for name, examples in (("quick", 25), ("thorough", 200)):
     settings.register_profile(
         name, max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
     )
+# Small tensors compute faster in one thread, and several tests run at once; torch reads this when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 

@@ -162,7 +162,7 @@ c495116fec5f9fca429e280d62d080367837dda4346736498daa97ac549fac57 881920 ocnli/te
     ),
     PublicSet(
         "financial-phrasebank",
-        "4,846 financial headlines and their sentiment (CSV without a header)",
+        "4,845 financial headlines and their sentiment (CSV: Sentiment, Headline)",
         "none stated in this copy; upstream Financial PhraseBank is CC BY-NC-SA 3.0",
         "danteoconnor/BERT-GPT-Financial-Sentiment-Analysis",
         "921023c24a52945daa2b004efd5ff8dec7edeacd",

@@ -6,7 +6,6 @@ Rows do not see each other and each has its own generator, so a row's tokens are
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,9 +13,6 @@ import torch
 from torch import Tensor
 
 from instructgpt.errors import UserError
-
-_TINY = sys.float_info.min
-"""A temperature below this would divide 0 by 0; the smallest normal number is as greedy as can be told."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ def repetition_penalty(logits: Tensor, is_generated: Tensor, penalty: float) -> 
 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     """logits / temperature, shifted so that the largest is 0 and a small temperature cannot overflow."""
-    return (logits - logits.amax(-1, keepdim=True)) / max(temperature, _TINY)
+    return (logits - logits.amax(-1, keepdim=True)) / temperature
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
@@ -89,8 +85,7 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     ranked, tokens = logits.sort(dim=-1, descending=True, stable=True)  # (B, V)
     probabilities = ranked.softmax(-1)
     mass_before = probabilities.cumsum(-1) - probabilities
-    is_outside = mass_before >= p
-    is_outside[:, 0] = False  # the most probable stays, whatever the rounding
+    is_outside = mass_before >= p  # never the first, before which there is exactly 0
     return logits.masked_fill(torch.zeros_like(is_outside).scatter(-1, tokens, is_outside), -math.inf)
 
 

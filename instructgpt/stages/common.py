@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from instructgpt.runtime import Precision, Ranks, join_ranks, resolve_device, re
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import RunDirectory
 from instructgpt.training.loop import FitConfig, FitResult, Hooks, Snapshot, fit
-from instructgpt.training.metrics import ConsoleLog, JsonLines, Metrics, Tracker, measure_peak_flops, open_tracker
+from instructgpt.training.metrics import ConsoleLog, JsonLines, Metrics, Sink, Tracker, measure_peak_flops, open_tracker
 from instructgpt.training.plot import plot_curves
 
 # Settings that may differ between a run and its resumption: they say where and how long, not what.
@@ -75,7 +75,10 @@ class Machine:
     @classmethod
     def of(cls, config: StageConfig) -> Machine:
         device = resolve_device(config.device)
-        return cls(device, resolve_precision(config.dtype, device), join_ranks(device))
+        ranks = join_ranks(device)
+        if ranks.size > 1 and device.type == "cuda":
+            device = torch.device("cuda", ranks.rank % torch.cuda.device_count())
+        return cls(device, resolve_precision(config.dtype, device), ranks)
 
 
 def require(value: Any, flag: str, what: str) -> None:
@@ -104,15 +107,22 @@ def train(
     validation: Callable[[], Iterable[Batch]] | None,
 ) -> FitResult:
     """Runs `fit` for `stage` in its run directory: checkpoints, metrics, validation, curves, eval.json."""
-    run = RunDirectory.open(config.out, overwrite=config.overwrite, resume=config.resume)
+    run, is_first = RunDirectory(config.out), machine.ranks.is_first
+    if is_first:
+        run = RunDirectory.open(config.out, overwrite=config.overwrite, resume=config.resume)
     snapshot = _resumable(run, stage, config) if config.resume else None
-    run.write_config(stage, model.config, tokenizer, config)
+    machine.ranks.wait()  # all have read what was there before the first writes
+    if is_first:
+        run.write_config(stage, model.config, tokenizer, config)
     device, precision = machine.device, machine.precision
     flops = training_flops_per_token(model.config, config.row_length or model.config.context)
-    console = ConsoleLog(stage, partial(_share, config.fit), flops, measure_peak_flops(device, precision))
     first_step = int(snapshot.values["progress"]["step"]) if snapshot else 0
-    metrics = Metrics([JsonLines(run.metrics_file, first_step), console, *open_tracker(config.tracker, run.path)])
-    describe(stage, config, machine, model, first_step)
+    sinks: list[Sink] = []
+    if is_first:
+        console = ConsoleLog(stage, partial(_share, config.fit), flops, measure_peak_flops(device, precision))
+        sinks = [JsonLines(run.metrics_file, first_step), console, *open_tracker(config.tracker, run.path)]
+        print(_description(stage, machine, model, first_step), flush=True)
+    metrics = Metrics(sinks)
 
     def step_loss(batch: Batch) -> Loss:
         model.train()
@@ -130,7 +140,7 @@ def train(
         }
 
     hooks = Hooks(
-        log=metrics if machine.ranks.is_first else lambda record: None,
+        log=metrics,
         validate=validate if validation else None,
         save=run.save_state,
         save_model=lambda: run.save_model(model),
@@ -144,7 +154,13 @@ def train(
     finally:
         metrics.close()
     model.eval()
-    plot_curves({stage: run.metrics_file}, run.path / "curves.png")
+    if is_first:
+        plot_curves({stage: run.metrics_file}, run.path / "curves.png")
+        _write_eval(run, result)
+    return result
+
+
+def _write_eval(run: RunDirectory, result: FitResult) -> None:
     progress = result.progress
     write_json(
         run.path / "eval.json",
@@ -157,7 +173,6 @@ def train(
             "skipped_steps": progress.skipped_steps,
         },
     )
-    return result
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -170,16 +185,15 @@ def _share(config: FitConfig, record: dict[str, float]) -> float:
     return min(1.0, max(steps, minutes))
 
 
-def describe(stage: str, config: StageConfig, machine: Machine, model: Transformer, first_step: int) -> None:
+def _description(stage: str, machine: Machine, model: Transformer, first_step: int) -> str:
     """One line that says what is about to run."""
-    if machine.ranks.is_first:
-        parameters = sum(p.numel() for p in model.parameters())
-        going_on = f", going on from step {first_step}" if first_step else ""
-        print(
-            f"{stage}: {parameters / 1e6:.2f}M parameters on {machine.device}, {machine.precision.name}, "
-            f"backend {model.backend.name}{going_on}",
-            flush=True,
-        )
+    parameters = sum(p.numel() for p in model.parameters())
+    ranks = f" x {machine.ranks.size}" if machine.ranks.size > 1 else ""
+    going_on = f", going on from step {first_step}" if first_step else ""
+    return (
+        f"{stage}: {parameters / 1e6:.2f}M parameters on {machine.device.type}{ranks}, {machine.precision.name}, "
+        f"backend {model.backend.name}{going_on}"
+    )
 
 
 def _resumable(run: RunDirectory, stage: str, config: StageConfig) -> Snapshot | None:
@@ -204,7 +218,3 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         flat |= _flat(value) if isinstance(value, dict) else {name: list(value) if isinstance(value, tuple) else value}
     return flat
-
-
-def field_names(config_class: type) -> set[str]:
-    return {f.name for f in fields(config_class)}

@@ -77,10 +77,10 @@ def test_one_family_needs_no_average():
 
 
 def test_text_is_not_taken_for_markup():
-    report = Report([outcome("[red]a[/b]", 1.0)], metrics={"label": "[/oops]"})
+    report = Report([outcome("[red]a[/b]", 1.0), outcome("[/x]", 0.0)], metrics={"label": "[/oops]"})
     output = io.StringIO()
     Console(file=output, width=120).print(report.table("[title]"))
-    assert all(text in output.getvalue() for text in ("[red]a[/b]", "[/oops]", "[title]"))
+    assert all(text in output.getvalue() for text in ("[red]a[/b]", "[/x]", "[/oops]", "[title]"))
 
 
 def test_samples_as_markdown_cannot_break_out_of_their_block():

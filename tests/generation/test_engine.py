@@ -72,7 +72,7 @@ def test_a_full_context_ends_an_answer(tokenizer: Tokenizer):
 def test_rows_that_fill_the_context_at_different_times(model: Transformer, tokenizer: Tokenizer, position):
     context = model.config.context
     model = Transformer(replace(model.config, position=position)).eval()
-    prompts = [[tokenizer.bos] * length for length in (context, context - 1, context - 20, 1)]
+    prompts = [[tokenizer.bos] * length for length in (context, context - 1, context - 20, *[context - 9] * 7, 1)]
     config = SamplingConfig(max_new_tokens=context, temperature=1.0, seed=2)
     completions = generate_ids(model, tokenizer, prompts, config)
     full = [len(prompt) + len(done.ids) for prompt, done in zip(prompts, completions) if done.finish == "context"]

@@ -127,6 +127,15 @@ def test_what_has_no_probability_is_never_drawn(seed: int, allowed: int):
     assert draw(logits, generators(1, seed)).tolist() == [allowed]
 
 
+@pytest.mark.parametrize(("u", "token"), [(0.0, 1), (1 - 2**-24, 3)])
+def test_the_extreme_numbers_draw_the_first_and_the_last_possible_token(u: float, token: int, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *size, generator: torch.full(size, u))
+    for total in (1.0, 0.3, 7.7):  # softmax sums to 1 only up to rounding
+        logits = torch.tensor([[-math.inf, 0.0, 0.0, 1.0, -math.inf]], dtype=torch.float64)
+        monkeypatch.setattr(Tensor, "softmax", lambda self, dim, total=total: self.exp() * total)
+        assert draw(logits, generators(1)).tolist() == [token]
+
+
 @given(st.integers(0, 1000), st.integers(1, 6))
 def test_a_row_is_sampled_as_if_it_were_alone(seed: int, count: int):
     logits = torch.randn(count, 11, generator=torch.Generator().manual_seed(seed))

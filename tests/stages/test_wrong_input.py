@@ -28,7 +28,9 @@ def sft(refused: Refused, runs: Path, tmp_path: Path) -> Callable[..., str]:
     def run(content: bytes | str, name: str = "data.jsonl", *flags: object) -> str:
         file = tmp_path / name
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
-        message = refused("sft", "--data", file, "--init", runs / "pretrain", "--out", tmp_path / "o", *SMALL_SFT, *flags)
+        message = refused(
+            "sft", "--data", file, "--init", runs / "pretrain", "--out", tmp_path / "o", *SMALL_SFT, *flags
+        )
         assert not (tmp_path / "o" / "config.json").exists(), "a refused run leaves nothing that looks like one"
         return message.replace(f"{tmp_path}/", "")
 
@@ -120,7 +122,9 @@ def test_a_disk_that_fills_during_a_save(
 
     monkeypatch.setattr(instructgpt.atomic.os, "replace", full)
     text = ("--text", runs / "text.txt", "--tokenizer", runs / "tokenizer")
-    message = refused("pretrain", *text, "--out", run, *SMALL.replace("--max-steps 2", "--max-steps 4").split(), "--resume")
+    message = refused(
+        "pretrain", *text, "--out", run, *SMALL.replace("--max-steps 2", "--max-steps 4").split(), "--resume"
+    )
     assert "cannot be written: No space left on device" in message and "is kept" in message
     after, _ = load(run, "cpu")
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters()))
