@@ -29,11 +29,11 @@ _MUON = FitConfig(optimizer="muon", muon_learning_rate=0.02, learning_rate=3e-3,
 def _tiny() -> Recipe:
     """A laptop's CPU, minutes a stage."""
     return Recipe(
-        TokenizerConfig(vocab_size=2048),
+        TokenizerConfig(vocab_size=2560),
         PretrainConfig(
-            model=model_preset("tiny"), rows=8, fit=replace(_MUON, max_steps=500, cooldown=0.3, eval_every=250)
+            model=model_preset("tiny"), rows=6, fit=replace(_MUON, max_steps=1600, cooldown=0.2, eval_every=400)
         ),
-        SFTConfig(rows=8, fit=replace(_MUON, max_steps=1500, cooldown=0.5, eval_every=500)),
+        SFTConfig(rows=6, fit=replace(_MUON, max_steps=1600, cooldown=0.5, eval_every=400)),
     )
 
 

@@ -187,11 +187,11 @@ def _dialogue(language: Language, rng: Random) -> str:
 
 
 _KINDS: tuple[tuple[Callable[[Language, Random], str], float], ...] = (
-    (_number_facts, 0.4),
+    (_number_facts, 0.35),
     (_word_facts, 0.2),
-    (_parallel_sentences, 0.1),
-    (_stories, 0.1),
-    (_dialogue, 0.2),
+    (_parallel_sentences, 0.08),
+    (_stories, 0.12),
+    (_dialogue, 0.25),
 )
 _KIND_WEIGHTS = tuple(accumulate(weight for _, weight in _KINDS))
 
