@@ -19,8 +19,9 @@ def rope_table(
     positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
     """cos and sin of every angle, each (B, T, head_dim/2) in `dtype`, for integer positions (B, T)."""
-    # Angles in float64: at position 100,000 a float32 angle is off by 0.004 already, before its cosine is taken.
-    pair = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float64)
+    # At position 100,000 a float32 angle is already off by 0.004, but Apple's GPUs have nothing wider.
+    wide = torch.float32 if positions.device.type == "mps" else torch.float64
+    pair = torch.arange(0, head_dim, 2, device=positions.device, dtype=wide)
     angles = positions[..., None] * theta ** (-pair / head_dim)  # (B, T, D/2)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 

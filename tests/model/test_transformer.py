@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from instructgpt.config import MODEL_PRESETS, ModelConfig
 from instructgpt.errors import UserError
 from instructgpt.model import Transformer
+from instructgpt.model.attention import Scope
 
 LLAMA = ModelConfig(vocab_size=50, context=24, layers=2, width=32, heads=4, kv_heads=2, qk_norm=True)
 GPT2 = replace(
@@ -115,6 +116,17 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(model(ids), model(ids))
     model.train()
     assert not torch.equal(model(ids), model(ids))
+
+
+def test_dropout_covers_embedding_attention_and_mlp() -> None:
+    """Where all is dropped, the embedding is zero and a block adds nothing to the stream."""
+    model, ids = build(LLAMA).train(), torch.arange(9)[None]
+    block, x = model.blocks[0], torch.randn(1, 9, 32)
+    block.dropout.p = 1.0
+    assert torch.equal(block(x, Scope(None, True, None, None)), x)
+    assert model.hidden(ids).any()
+    model.dropout.p = 1.0
+    assert not model.hidden(ids).any()
 
 
 @pytest.mark.parametrize("config", [LLAMA, replace(LLAMA, kv_heads=4), GPT2])
