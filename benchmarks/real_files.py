@@ -1,9 +1,9 @@
 """Every kind of real file, trained on and scored: `python -m benchmarks.real_files --data DIR`.
 
 DIR holds public sets, wherever below it; `python -m instructgpt data get NAME --out DIR/NAME` brings them:
-alpaca-chinese, alpaca-demo, chinese-poetry, dpo-demo, fewclue, financial-phrasebank, multi30k, raschka-instruction, self-instruct and
-tinyshakespeare. A set that is not there is passed over, and said to be. The models are small and trained for minutes
-on whatever machine this is: the figures show that each file goes the whole way, not how good a model can be.
+alpaca-chinese, alpaca-demo, chinese-poetry, dpo-demo, fewclue, financial-phrasebank, multi30k, raschka-instruction,
+self-instruct, tinyshakespeare. A set that is not there is passed over, and said to be. The models are small and trained
+for minutes on whatever machine this is: the figures show that each file goes the whole way, not how good one can be.
 """
 
 from __future__ import annotations
