@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from instructgpt.errors import UserError
@@ -27,7 +27,8 @@ def replacing(path: Path) -> Iterator[Path]:
         kept = "; the file that was there is kept" if path.exists() else ""
         raise UserError(f"cannot be written: {error.strerror or error}{kept}", path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder itself may be what could not be written to
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from instructgpt.errors import UserError
+from instructgpt.runtime import Ranks, resolve_device, resolve_precision, seed_everything
+
+CPU = torch.device("cpu")
+
+
+def test_auto_takes_what_there_is() -> None:
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert resolve_device("cpu") == CPU
+
+
+@pytest.mark.parametrize(("name", "complaint"), [("cppu", "did you mean 'cpu'"), ("cpu:x", "is not a device")])
+def test_devices_that_are_none(name: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        resolve_device(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_without_a_device() -> None:
+    with pytest.raises(UserError, match="--device cuda"):
+        resolve_device("cuda:1")
+
+
+def test_precisions() -> None:
+    assert resolve_precision("float32", CPU).autocast is None
+    mixed = resolve_precision("bfloat16", CPU)
+    assert (mixed.parameters, mixed.autocast) == (torch.float32, torch.bfloat16)
+    master = resolve_precision("bfloat16-master", CPU)
+    assert (master.parameters, master.autocast) == (torch.bfloat16, None) and "master" in master.name
+    assert resolve_precision("float16", torch.device("cuda")).scale_loss
+    with mixed.context(CPU):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    with resolve_precision("float32", CPU).context(CPU):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_formats_that_cannot_be_had() -> None:
+    with pytest.raises(UserError, match="float16 needs a GPU"):
+        resolve_precision("float16", CPU)
+    with pytest.raises(UserError, match="did you mean 'bfloat16'"):
+        resolve_precision("bfloat6", CPU)
+
+
+def test_a_seed_repeats_what_is_drawn() -> None:
+    seed_everything(3)
+    first = torch.rand(4)
+    seed_everything(3)
+    assert torch.equal(first, torch.rand(4))
+
+
+def test_one_rank_sums_to_itself() -> None:
+    assert Ranks().is_first and Ranks().sum(torch.tensor(2.0)) == 2.0
