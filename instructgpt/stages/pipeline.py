@@ -58,7 +58,7 @@ class PipelineConfig:
     max_steps: int = 0
     """Most updates of each training stage; 0 leaves the preset's number."""
     max_minutes: float = 0.0
-    """Most minutes of training, a third for pretraining; 0 leaves the preset's number of updates alone to end it."""
+    """Most minutes of training, a half for each stage; 0 leaves the preset's limits."""
     examples: int = 20
     """Examples a family and split in the evaluation."""
 
@@ -85,10 +85,10 @@ def run(config: PipelineConfig) -> None:
         )
     if not _is_done(directories["pretrain"], config):
         base = replace(stages.pretrain, text=config.text, tokenizer=str(directories["tokenizer"]), **shared)
-        pretrain.run(replace(base, out=str(directories["pretrain"]), fit=_limited(base.fit, config, 1 / 3)))
+        pretrain.run(replace(base, out=str(directories["pretrain"]), fit=_limited(base.fit, config, 0.5)))
     if not _is_done(directories["sft"], config):
         tuned = replace(stages.sft, data=config.data, init=str(directories["pretrain"]), **shared)
-        sft.run(replace(tuned, out=str(directories["sft"]), fit=_limited(tuned.fit, config, 2 / 3)))
+        sft.run(replace(tuned, out=str(directories["sft"]), fit=_limited(tuned.fit, config, 0.5)))
     report(config, {name: directories[name] for name in names[1:]})
 
 
@@ -99,7 +99,7 @@ def _is_done(directory: Path, config: PipelineConfig) -> bool:
 def _limited(fit: Any, config: PipelineConfig, share: float) -> Any:
     """The stage's schedule under the pipeline's own limits."""
     steps = min(fit.max_steps, config.max_steps) if config.max_steps else fit.max_steps
-    return replace(fit, max_steps=steps, max_minutes=config.max_minutes * share)
+    return replace(fit, max_steps=steps, max_minutes=config.max_minutes * share or fit.max_minutes)
 
 
 def report(config: PipelineConfig, runs: dict[str, Path]) -> None:

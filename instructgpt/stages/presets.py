@@ -27,13 +27,15 @@ _MUON = FitConfig(optimizer="muon", muon_learning_rate=0.02, learning_rate=3e-3,
 
 
 def _tiny() -> Recipe:
-    """A laptop's CPU, minutes a stage."""
+    """A laptop's CPU, minutes a stage: the limits in minutes hold on machines too slow for the steps."""
     return Recipe(
         TokenizerConfig(vocab_size=2560),
         PretrainConfig(
-            model=model_preset("tiny"), rows=6, fit=replace(_MUON, max_steps=1600, cooldown=0.2, eval_every=400)
+            model=model_preset("tiny"),
+            rows=6,
+            fit=replace(_MUON, max_steps=1400, max_minutes=6.7, cooldown=0.2, eval_every=700),
         ),
-        SFTConfig(rows=6, fit=replace(_MUON, max_steps=1600, cooldown=0.5, eval_every=400)),
+        SFTConfig(rows=6, fit=replace(_MUON, max_steps=1350, max_minutes=5.7, cooldown=0.7, eval_every=675)),
     )
 
 

@@ -28,7 +28,7 @@ __all__ = [
 FAMILIES: tuple[str, ...] = tuple(families.BY_NAME)
 """Names of the families; a chain of two is reported as `first+second`."""
 
-CHAINED_SHARE = 0.12
+CHAINED_SHARE = 0.06
 """Share of chains of two families in the training mixture."""
 
 _CUMULATIVE_WEIGHTS = tuple(accumulate(family.weight for family in families.FAMILIES))

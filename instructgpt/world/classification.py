@@ -141,7 +141,7 @@ REVIEW = Family(
         ),
     },
     key=lambda review: review.text("en"),
-    weight=2,
+    weight=1.5,
 )
 
 # --- financial headline -----------------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ HEADLINE = Family(
         ),
     },
     key=lambda headline: headline.text("en"),
-    weight=1.5,
+    weight=1.25,
 )
 
 # --- topic ------------------------------------------------------------------------------------------------------------
@@ -333,6 +333,7 @@ TOPIC = Family(
         ),
     },
     key=lambda remark: remark.text("en"),
+    weight=0.7,
 )
 
 FAMILIES: tuple[Family, ...] = (REVIEW, HEADLINE, TOPIC)

@@ -76,6 +76,7 @@ GREETING = Family(
         ),
     },
     key=_meeting_key,
+    weight=0.7,
 )
 
 # --- identity ---------------------------------------------------------------------------------------------------------
@@ -149,6 +150,7 @@ IDENTITY = Family(
         ),
     },
     key=lambda identity: " ".join(entry.en for entry in identity),
+    weight=0.7,
 )
 
 # --- refusal ----------------------------------------------------------------------------------------------------------
@@ -280,6 +282,7 @@ REFUSAL = Family(
         ),
     },
     key=lambda request: request.act("en"),
+    weight=0.7,
 )
 
 FAMILIES: tuple[Family, ...] = (GREETING, IDENTITY, REFUSAL)

@@ -110,6 +110,7 @@ _WORD_FACTS: tuple[tuple[Family, Statements], ...] = (
 _READING_FACTS: tuple[tuple[Family, Statements], ...] = (
     (reading.SUMMARY, {"en": ("{text} So {answer}",), "zh": ("{text}所以{answer}",)}),
     (reading.PASSAGE, {"en": ("{text} {question} {answer}.",), "zh": ("{text}{question}{answer}。",)}),
+    (reading.TABLE, {"en": ("{table}\n{question} {answer}",), "zh": ("{table}\n{question}{answer}",)}),
     (reasoning.INFERENCE, {"en": ("{facts} {question} {answer}.",), "zh": ("{facts}{question}{answer}。",)}),
     (
         reasoning.RECOMMEND,
@@ -188,9 +189,9 @@ def _dialogue(language: Language, rng: Random) -> str:
 
 _KINDS: tuple[tuple[Callable[[Language, Random], str], float], ...] = (
     (_number_facts, 0.35),
-    (_word_facts, 0.2),
-    (_parallel_sentences, 0.08),
-    (_stories, 0.12),
+    (_word_facts, 0.15),
+    (_parallel_sentences, 0.05),
+    (_stories, 0.2),
     (_dialogue, 0.25),
 )
 _KIND_WEIGHTS = tuple(accumulate(weight for _, weight in _KINDS))

@@ -127,6 +127,7 @@ JSON = Family(
         ),
     },
     key=_fact_key,
+    weight=0.7,
 )
 
 # --- bullet list ------------------------------------------------------------------------------------------------------
@@ -205,6 +206,7 @@ BULLETS = Family(
         ),
     },
     key=_belongings_key,
+    weight=0.7,
 )
 
 # --- exactly N words --------------------------------------------------------------------------------------------------
@@ -281,6 +283,7 @@ N_WORDS = Family(
         ),
     },
     key=_limited_key,
+    weight=0.7,
 )
 
 FAMILIES: tuple[Family, ...] = (JSON, BULLETS, N_WORDS)

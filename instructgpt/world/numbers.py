@@ -161,7 +161,7 @@ COMPARE = Family(
         ),
     },
     key=_unordered,
-    weight=1.5,
+    weight=1,
 )
 
 # --- count ------------------------------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ COUNT = Family(
         ),
     },
     key=_count_key,
-    weight=2.5,
+    weight=3,
 )
 
 # --- sort and maximum -------------------------------------------------------------------------------------------------
@@ -299,7 +299,7 @@ MAXIMUM = Family(
         ),
     },
     key=_unordered,
-    weight=2,
+    weight=1,
 )
 
 # --- next in a sequence -----------------------------------------------------------------------------------------------
@@ -347,7 +347,7 @@ NEXT_IN_SEQUENCE = Family(
             ("给出这个数列的下一个数：{list}", "{list}\n接下来的数是多少？"),
         ),
     },
-    weight=4,
+    weight=3.5,
 )
 
 FAMILIES: tuple[Family, ...] = (ADD, SUBTRACT, COMPARE, COUNT, SORT, MAXIMUM, NEXT_IN_SEQUENCE)

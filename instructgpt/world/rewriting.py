@@ -74,7 +74,7 @@ REVERSE = Family(
         ),
     },
     key=_items_key,
-    weight=2,
+    weight=1.5,
 )
 
 # --- upper case -------------------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ REMOVE = Family(
         ),
     },
     key=_removal_key,
-    weight=2.5,
+    weight=2,
 )
 
 # --- plural -----------------------------------------------------------------------------------------------------------
@@ -297,6 +297,7 @@ PLURAL = Family(
         ),
     },
     key=_amount_key,
+    weight=0.7,
 )
 
 FAMILIES: tuple[Family, ...] = (REVERSE, UPPER_CASE, REPLACE, REMOVE, PLURAL)

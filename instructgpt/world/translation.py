@@ -287,10 +287,10 @@ def _direction(source: str, target: str, weight: float) -> Family:
     )
 
 
-EN_ZH = _direction("en", "zh", weight=1.25)
-ZH_EN = _direction("zh", "en", weight=1.25)
-EN_FR = _direction("en", "fr", weight=1.25)
-FR_EN = _direction("fr", "en", weight=1.25)
+EN_ZH = _direction("en", "zh", weight=1)
+ZH_EN = _direction("zh", "en", weight=1)
+EN_FR = _direction("en", "fr", weight=1)
+FR_EN = _direction("fr", "en", weight=1)
 
 # --- a second turn ----------------------------------------------------------------------------------------------------
 
@@ -332,7 +332,7 @@ FOLLOW_UP = Family(
         ),
     },
     key=_sentence_key,
-    weight=1.5,
+    weight=1,
     group=GROUP,
 )
 
