@@ -36,7 +36,7 @@ def test_only_training_instances_are_told(monkeypatch: pytest.MonkeyPatch) -> No
         return instance
 
     monkeypatch.setattr(Family, "instance", recorded)
-    for index in range(600):
+    for index in range(1500):
         before = len(drawn)
         document(index)
         assert len(drawn) > before or "、" in document(index) or ", " in document(index)  # a glossary draws nothing
@@ -85,11 +85,11 @@ def test_facts_by_hand(text: list[str]) -> None:
     """Every stated sum, difference and maximum is right."""
     blob = "\n".join(text)
     sums = re.findall(r"^(\d+) ([+-]) (\d+) = (\d+)$", blob, re.MULTILINE)
-    assert len(sums) > 150
+    assert len(sums) > 100
     for a, sign, b, result in sums:
         assert int(result) == (int(a) + int(b) if sign == "+" else int(a) - int(b))
     maxima = re.findall(r"^The maximum of ([\d ]+) is (\d+)\.$", blob, re.MULTILINE)
-    assert len(maxima) > 50
+    assert len(maxima) > 20
     for numbers, largest in maxima:
         assert max(map(int, numbers.split())) == int(largest)
 
@@ -97,4 +97,4 @@ def test_facts_by_hand(text: list[str]) -> None:
 def test_both_languages_and_french_are_there(text: list[str]) -> None:
     chinese = sum(bool(re.search("[\u4e00-\u9fff]", one)) for one in text)
     assert 0.4 < chinese / DOCUMENTS < 0.7
-    assert sum("French: " in one or "法语：" in one for one in text) > 0.08 * DOCUMENTS
+    assert sum("French: " in one or "法语：" in one for one in text) > 0.04 * DOCUMENTS
