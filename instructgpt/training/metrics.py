@@ -75,7 +75,7 @@ class _TensorBoard:
 class _WandB:
     def __init__(self, directory: Path):
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise UserError("--tracker wandb needs the extra 'track': pip install 'instructgpt[track]'") from None
         self._run = wandb.init(project="instructgpt", name=directory.name, dir=str(directory))

@@ -1,0 +1,109 @@
+"""What the lab knows of a kernel: one record. From it the kernel is checked, compiled, mutated and measured.
+
+A kernel file ends with a function `spec() -> Spec`, which imports the lab (and so hypothesis) only when it is called.
+A file may hold several ops, with one function `<op>_spec` each; the lab takes every function whose name is `spec` or
+ends in `_spec`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+Case = dict[str, Any]
+"""One input described in JSON's values (sizes, options, a seed), so that it can be shrunk, printed and typed in again."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an op and its reference are called with: `op(**tensors, **options)`."""
+
+    tensors: dict[str, Tensor]
+    """By parameter name, on the CPU; floating-point ones in float64, which the lab rounds to the dtype it tests and lays
+    out in several ways. None may stand for an optional tensor that is left out."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further keyword arguments."""
+    gradients: tuple[str, ...] = ()
+    """Tensors to differentiate with respect to; each gradient is judged by itself."""
+    float32: tuple[str, ...] = ()
+    """Tensors that stay float32 whatever dtype is tested, such as a table of cosines."""
+    contiguous: tuple[str, ...] = ()
+    """Tensors that the op documents as contiguous; all others come with strides of every kind."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a forward, or a backward, must at least do; the roofline is drawn from it."""
+
+    bytes: float
+    """Read and written, each operand once."""
+    flops: float
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a result may be from the float64 reference r, in Frobenius norms:
+
+        ‖y - r‖ ≤ naive · ‖y_naive - r‖ + rounding · eps(dtype) · ‖r‖ + floor
+
+    y_naive is the reference computed in the tested dtype: a kernel is compared with what plain PyTorch loses. Where that
+    is exact by luck, or the problem itself amplifies rounding, the other two terms are what is left.
+    """
+
+    naive: float = 2.0
+    rounding: float = 2.0
+    floor: Callable[[str, Inputs, Mapping[str, Tensor], float], float] | None = None
+    """(quantity, inputs, results, eps) -> an absolute error allowed in float32 arithmetic. `quantity` is an output's name
+    or "d" + a tensor's; `results` are the float64 outputs, gradients, and cotangents "d" + output. Without it the floor
+    is 1.2e-7 · ‖r‖."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A bug to plant: one line of the kernel's file, changed. `check` must catch it."""
+
+    name: str
+    old: str
+    """Text that occurs exactly once in the file, above its spec."""
+    new: str
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that is to be known of one op."""
+
+    name: str
+    op: Callable[..., Any]
+    """The public function; it returns a tensor or a tuple of them."""
+    reference: Callable[..., Any]
+    """Plain PyTorch with the same parameters and results, good in float64."""
+    cases: SearchStrategy[Case]
+    """Small inputs: edges, odd sizes, options. The lab adds dtype, layouts and padding."""
+    inputs: Callable[..., Inputs]
+    """(generator: torch.Generator, **case) -> Inputs; random numbers come from the generator alone."""
+    outputs: tuple[str, ...] = ("y",)
+    """Names of the results, in order."""
+    tolerance: Tolerance = Tolerance()
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16)
+    builds: tuple[Case, ...] = ()
+    """Realistic cases that are compiled for every target: what ships. `inputs` is called for them with a generator on the
+    meta device, so it must ask for nothing's values; "dtype" in a case chooses its dtype (bfloat16 by default)."""
+    max_spill_bytes: int = 0
+    """Most bytes of registers spilled that a build may have; above 0 the kernel's docstring says why."""
+    needs_tensor_cores: bool = False
+    """Fail a build whose kernels hold no tensor-core instruction."""
+    benchmarks: tuple[Case, ...] = ()
+    """Cases that are measured on a GPU, besides "dtype" as in `builds`."""
+    work: Callable[..., tuple[Work, Work]] | None = None
+    """(element_size, **case) -> what its forward and its backward must do."""
+    peers: Callable[[], dict[str, Callable[..., Any]]] | None = None
+    """Other implementations with the op's parameters, by name; those that cannot be imported are left out. `eager` (the
+    reference) and `compile` (torch.compile of it) are always measured."""
+    mutants: tuple[Mutant, ...] = ()
