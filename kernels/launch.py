@@ -1,4 +1,4 @@
-"""What every kernel file starts from: Triton where it is installed, what an op accepts, and how its kernels are launched.
+"""What every kernel file starts from: Triton where it is installed, what an op accepts, how kernels are launched.
 
 `from kernels.launch import jit, tl` works without Triton too: the references are then all that can be called.
 """
@@ -18,20 +18,21 @@ try:
     import triton
     import triton.language as tl
 
-    jit: Any = triton.jit
-    cdiv, next_power_of_2 = triton.cdiv, triton.next_power_of_2
 except ImportError:  # no Triton for this platform
     triton: Any = None
     tl: Any = None
 
-    def jit(function: Any) -> Any:
-        return function
+jit: Any = triton.jit if triton is not None else lambda function: function
 
-    def cdiv(a: int, b: int) -> int:
-        return -(-a // b)
 
-    def next_power_of_2(n: int) -> int:
-        return 1 << (n - 1).bit_length() if n > 1 else 1
+def cdiv(a: int, b: int) -> int:
+    """a / b rounded up."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is at least n >= 1: the width of a block that holds n elements."""
+    return 1 << (n - 1).bit_length()
 
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -77,8 +78,8 @@ def require(op: str, tensors: dict[str, Tensor], dtypes: Sequence[torch.dtype] =
             raise ValueError(f"{op}: {name} is on {tensor.device}, not on {first.device} like the others")
     if first.device.type != "cuda" and not INTERPRETED and _generation.get() is None:
         raise ValueError(
-            f"{op}: tensors are on {first.device.type}, and Triton's kernels need a CUDA device; use {op}_reference, or "
-            "set TRITON_INTERPRET=1 to run the kernels in Triton's interpreter"
+            f"{op}: tensors are on {first.device.type}, and Triton's kernels need a CUDA device; use {op}_reference, "
+            "or set TRITON_INTERPRET=1 to run the kernels in Triton's interpreter"
         )
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
 Case = dict[str, Any]
-"""One input described in JSON's values (sizes, options, a seed), so that it can be shrunk, printed and typed in again."""
+"""One input described in JSON's values (sizes, options, a seed): it can be shrunk, printed and typed in again."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Inputs:
     """What an op and its reference are called with: `op(**tensors, **options)`."""
 
     tensors: dict[str, Tensor]
-    """By parameter name, on the CPU; floating-point ones in float64, which the lab rounds to the dtype it tests and lays
-    out in several ways. None may stand for an optional tensor that is left out."""
+    """By parameter name, on the CPU; floating-point ones in float64, which the lab rounds to the dtype it tests and
+    lays out in several ways."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further keyword arguments."""
     gradients: tuple[str, ...] = ()
@@ -53,16 +53,16 @@ class Tolerance:
 
         ‖y - r‖ ≤ naive · ‖y_naive - r‖ + rounding · eps(dtype) · ‖r‖ + floor
 
-    y_naive is the reference computed in the tested dtype: a kernel is compared with what plain PyTorch loses. Where that
-    is exact by luck, or the problem itself amplifies rounding, the other two terms are what is left.
+    y_naive is the reference computed in the tested dtype: a kernel is compared with what plain PyTorch loses. Where
+    that is exact by luck, or the problem itself amplifies rounding, the other two terms are what is left.
     """
 
     naive: float = 2.0
     rounding: float = 2.0
     floor: Callable[[str, Inputs, Mapping[str, Tensor], float], float] | None = None
-    """(quantity, inputs, results, eps) -> an absolute error allowed in float32 arithmetic. `quantity` is an output's name
-    or "d" + a tensor's; `results` are the float64 outputs, gradients, and cotangents "d" + output. Without it the floor
-    is 1.2e-7 · ‖r‖."""
+    """(quantity, inputs, results, eps) -> an absolute error allowed to float32 arithmetic. `quantity` is an output's
+    name or "d" + a tensor's; `results` are the float64 outputs, gradients, and cotangents "d" + output. Without it the
+    floor is 1.2e-7 · ‖r‖."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class Spec:
     tolerance: Tolerance = Tolerance()
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16)
     builds: tuple[Case, ...] = ()
-    """Realistic cases that are compiled for every target: what ships. `inputs` is called for them with a generator on the
-    meta device, so it must ask for nothing's values; "dtype" in a case chooses its dtype (bfloat16 by default)."""
+    """Realistic cases that are compiled for every target: what ships. The op runs on them, forward and backward, with its
+    launches compiled instead of run; "dtype" in a case chooses its dtype (bfloat16 by default)."""
     max_spill_bytes: int = 0
     """Most bytes of registers spilled that a build may have; above 0 the kernel's docstring says why."""
     needs_tensor_cores: bool = False
