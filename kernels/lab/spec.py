@@ -93,8 +93,8 @@ class Spec:
     tolerance: Tolerance = Tolerance()
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16)
     builds: tuple[Case, ...] = ()
-    """Realistic cases that are compiled for every target: what ships. The op runs on them, forward and backward, with its
-    launches compiled instead of run; "dtype" in a case chooses its dtype (bfloat16 by default)."""
+    """Realistic cases that are compiled for every target: what ships. The op runs on them, forward and backward, with
+    its launches compiled instead of run; "dtype" in a case chooses its dtype (bfloat16 by default)."""
     max_spill_bytes: int = 0
     """Most bytes of registers spilled that a build may have; above 0 the kernel's docstring says why."""
     needs_tensor_cores: bool = False
