@@ -150,7 +150,7 @@ class Optimizer:
                     config.weight_decay,
                     compute_dtype,
                     config.muon_iterations,
-                )  # fmt: skip
+                )
             )
         self._peaks = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
 
