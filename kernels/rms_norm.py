@@ -98,6 +98,7 @@ def _backward_kernel(
 ):  # fmt: skip
     """Every num_programs-th tile of ROWS rows; the sum of their dy·x̂ is this program's row of `partials`."""
     column = tl.arange(0, BLOCK)[None, :]
+    w = tl.load(weight + column, column < N, 0.0).to(tl.float32)
     dw = tl.zeros((ROWS, BLOCK), tl.float32)
     for tile in tl.range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0), num_stages=STAGES):
         row = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)[:, None]
@@ -106,8 +107,7 @@ def _backward_kernel(
         normed = tl.load(x + row * stride_x + column, inside, 0.0).to(tl.float32) * inverse
         grad = tl.load(dy + row * stride_dy + column, inside, 0.0).to(tl.float32)
         dw += grad * normed
-        # Read again for every tile, from the cache: kept, it would take a third of the registers.
-        grad *= tl.load(weight + column, column < N, 0.0).to(tl.float32)
+        grad *= w
         mean = tl.sum(grad * normed, 1)[:, None] / N
         result = inverse * (grad - normed * mean)
         if dtotal is not None:
@@ -205,7 +205,7 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor, r: Tensor, dtotal: Tensor |
     strides = (grads.stride(0), rows.stride(0), 0 if added is None else added.stride(0))
     if N <= longest_block(device):
         operands = 2 if added is None else 3
-        launch = backward_launch(N, operands * x.element_size() * N, device)
+        launch = backward_launch(N, operands * x.element_size(), device)
         programs = persistent_programs(device, cdiv(len(rows), launch.blocks["ROWS"]))
         partials = x.new_empty((programs, N), dtype=torch.float32)
         _backward_kernel[(programs,)](

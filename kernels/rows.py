@@ -14,7 +14,7 @@ from torch import Tensor
 from kernels.launch import Launch, generation, next_power_of_2
 
 SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}
-"""Bytes that a program may use, by generation; others have at least 101,376."""
+"""Bytes that a program may have, by generation. Others have at least 65,536 (Turing)."""
 
 
 def rows_of(x: Tensor) -> Tensor:
@@ -35,21 +35,24 @@ def longest_block(device: torch.device) -> int:
 def forward_launch(n: int, device: torch.device) -> Launch:
     """For rows of n that fit a block: about 4,096 elements a program, 16 a thread."""
     block = next_power_of_2(n)
-    rows = max(1, 4096 // block) if generation(device) else 4
-    return Launch({"ROWS": rows, "BLOCK": block}, num_warps=min(16, max(4, block // 512)))
+    if generation(device) == 0:
+        return Launch({"ROWS": 4, "BLOCK": block})
+    rows = max(1, 4096 // block)
+    return Launch({"ROWS": rows, "BLOCK": block}, num_warps=max(8, block // 1024))
 
 
-def backward_launch(n: int, row_bytes: int, device: torch.device) -> Launch:
-    """For rows of n that fit a block, of which a program loads `row_bytes` together.
+def backward_launch(n: int, bytes_loaded: int, device: torch.device) -> Launch:
+    """For rows of n that fit a block, where `bytes_loaded` is what a program loads for each element of a tile.
 
-    Few programs run, so each must have much on its way from memory: the loads of the next tiles start before a tile is
-    computed (STAGES of them), as far as shared memory goes.
+    Few programs run, so each must have much on its way from memory: a tile is loaded one or two tiles before it is
+    computed (STAGES - 1), as far as shared memory holds it.
     """
     block = next_power_of_2(n)
-    rows = max(1, 8192 // block) if generation(device) else 2
-    memory = SHARED_MEMORY.get(generation(device), 101_376)
-    stages = min(3, max(1, memory // (rows * row_bytes)))
-    return Launch({"ROWS": rows, "BLOCK": block, "STAGES": stages}, num_warps=min(16, max(8, block // 512)))
+    if generation(device) == 0:
+        return Launch({"ROWS": 2, "BLOCK": block, "STAGES": 1})
+    rows = max(1, 8192 // block)
+    ahead = (SHARED_MEMORY.get(generation(device), 65_536) - 4096) // (rows * block * bytes_loaded)
+    return Launch({"ROWS": rows, "BLOCK": block, "STAGES": 1 + min(2, ahead)}, num_warps=max(8, block // 512))
 
 
 def long_launch(device: torch.device) -> Launch:
