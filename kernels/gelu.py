@@ -58,14 +58,14 @@ def _density(x, p, TANH: tl.constexpr):
 
 
 @jit
-def _forward(x, y, x_stride, rows, columns, TANH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def gelu_forward_kernel(x, y, x_stride, rows, columns, TANH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     row, column, exists = tile_of(rows, columns, ROWS, COLUMNS)
     value = tl.load(x + row * x_stride + column, mask=exists).to(tl.float32)  # (ROWS, COLUMNS)
     tl.store(y + row * columns + column, value * _probability(value, TANH), mask=exists)
 
 
 @jit
-def _backward(
+def gelu_backward_kernel(
     dy, x, dx, dy_stride, x_stride, rows, columns, TANH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     row, column, exists = tile_of(rows, columns, ROWS, COLUMNS)
@@ -75,44 +75,44 @@ def _backward(
     tl.store(dx + row * columns + column, g * (p + value * _density(value, p, TANH)), mask=exists)
 
 
-@torch.library.custom_op("kernels::gelu", mutates_args=())
-def _gelu(x: Tensor, approximate: str) -> Tensor:
+@torch.library.custom_op("kernels::gelu_forward", mutates_args=())
+def gelu_forward(x: Tensor, approximate: str) -> Tensor:
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     (x,) = as_rows(x)
-    launch, grid = tiles_launch("gelu", x, generation(x.device))
-    _forward[grid](x, y, x.stride(0), *x.shape, approximate == "tanh", **launch.options)
+    launch, grid = tiles_launch("gelu_forward", x, generation(x.device))
+    gelu_forward_kernel[grid](x, y, x.stride(0), *x.shape, approximate == "tanh", **launch.options)
     return y
 
 
 @torch.library.custom_op("kernels::gelu_backward", mutates_args=())
-def _gelu_backward(dy: Tensor, x: Tensor, approximate: str) -> Tensor:
+def gelu_backward(dy: Tensor, x: Tensor, approximate: str) -> Tensor:
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     dy, x = as_rows(dy, x)
     launch, grid = tiles_launch("gelu_backward", x, generation(x.device))
-    _backward[grid](dy, x, dx, dy.stride(0), x.stride(0), *x.shape, approximate == "tanh", **launch.options)
+    gelu_backward_kernel[grid](dy, x, dx, dy.stride(0), x.stride(0), *x.shape, approximate == "tanh", **launch.options)
     return dx
 
 
-@_gelu.register_fake
+@gelu_forward.register_fake
 def _(x: Tensor, approximate: str) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@_gelu_backward.register_fake
+@gelu_backward.register_fake
 def _(dy: Tensor, x: Tensor, approximate: str) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+def save_inputs(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
     x, ctx.approximate = inputs
     ctx.save_for_backward(x)
 
 
-def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-    return _gelu_backward(dy, *ctx.saved_tensors, ctx.approximate), None
+def differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+    return gelu_backward(dy, *ctx.saved_tensors, ctx.approximate), None
 
 
-_gelu.register_autograd(_differentiate, setup_context=_save)
+gelu_forward.register_autograd(differentiate, setup_context=save_inputs)
 
 
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
@@ -124,7 +124,7 @@ def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     require("gelu", {"x": x})
     if approximate not in FORMS:
         raise ValueError(f'gelu: approximate is "{approximate}"; it must be "tanh" or "none"')
-    return _gelu(x, approximate)
+    return gelu_forward(x, approximate)
 
 
 def spec() -> Spec:

@@ -31,7 +31,9 @@ def swiglu_reference(gate: Tensor, up: Tensor) -> Tensor:
 
 
 @jit
-def _forward(gate, up, y, gate_stride, up_stride, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def swiglu_forward_kernel(
+    gate, up, y, gate_stride, up_stride, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
     row, column, exists = tile_of(rows, columns, ROWS, COLUMNS)
     a = tl.load(gate + row * gate_stride + column, mask=exists).to(tl.float32)  # (ROWS, COLUMNS)
     b = tl.load(up + row * up_stride + column, mask=exists).to(tl.float32)
@@ -39,7 +41,7 @@ def _forward(gate, up, y, gate_stride, up_stride, rows, columns, ROWS: tl.conste
 
 
 @jit
-def _backward(
+def swiglu_backward_kernel(
     dy, gate, up, dgate, dup, dy_stride, gate_stride, up_stride, rows, columns,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -52,46 +54,46 @@ def _backward(
     tl.store(dup + row * columns + column, g * a * sigma, mask=exists)
 
 
-@torch.library.custom_op("kernels::swiglu", mutates_args=())
-def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
+@torch.library.custom_op("kernels::swiglu_forward", mutates_args=())
+def swiglu_forward(gate: Tensor, up: Tensor) -> Tensor:
     y = torch.empty_like(gate, memory_format=torch.contiguous_format)
     gate, up = as_rows(gate, up)
-    launch, grid = tiles_launch("swiglu", gate, generation(gate.device))
-    _forward[grid](gate, up, y, gate.stride(0), up.stride(0), *gate.shape, **launch.options)
+    launch, grid = tiles_launch("swiglu_forward", gate, generation(gate.device))
+    swiglu_forward_kernel[grid](gate, up, y, gate.stride(0), up.stride(0), *gate.shape, **launch.options)
     return y
 
 
 @torch.library.custom_op("kernels::swiglu_backward", mutates_args=())
-def _swiglu_backward(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+def swiglu_backward(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     dgate = torch.empty_like(gate, memory_format=torch.contiguous_format)
     dup = torch.empty_like(dgate)
     dy, gate, up = as_rows(dy, gate, up)
     launch, grid = tiles_launch("swiglu_backward", gate, generation(gate.device))
     strides = dy.stride(0), gate.stride(0), up.stride(0)
-    _backward[grid](dy, gate, up, dgate, dup, *strides, *gate.shape, **launch.options)
+    swiglu_backward_kernel[grid](dy, gate, up, dgate, dup, *strides, *gate.shape, **launch.options)
     return dgate, dup
 
 
-@_swiglu.register_fake
+@swiglu_forward.register_fake
 def _(gate: Tensor, up: Tensor) -> Tensor:
     return torch.empty_like(gate, memory_format=torch.contiguous_format)
 
 
-@_swiglu_backward.register_fake
+@swiglu_backward.register_fake
 def _(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     dgate = torch.empty_like(gate, memory_format=torch.contiguous_format)
     return dgate, torch.empty_like(dgate)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+def save_inputs(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
-    return _swiglu_backward(dy, *ctx.saved_tensors)
+def differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+    return swiglu_backward(dy, *ctx.saved_tensors)
 
 
-_swiglu.register_autograd(_differentiate, setup_context=_save)
+swiglu_forward.register_autograd(differentiate, setup_context=save_inputs)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -105,7 +107,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
         raise ValueError(f"swiglu: gate is {tuple(gate.shape)} and up {tuple(up.shape)}; they must be of one shape")
     if gate.dtype != up.dtype:
         raise TypeError(f"swiglu: gate is {gate.dtype} and up {up.dtype}; they must be of one dtype")
-    return _swiglu(gate, up)
+    return swiglu_forward(gate, up)
 
 
 def spec() -> Spec:

@@ -157,27 +157,25 @@ def compile_spec(spec: Spec, targets: Sequence[Target], cases: Sequence[Case] | 
 
 
 def _compile_for(spec: Spec, target: Target, cases: Sequence[Case]) -> list[Build]:
-    found: dict[str, tuple[Launched, set[int]]] = {}
-    aligned = set()  # cases
+    found: dict[str, tuple[Launched, set[int]]] = {}  # by what was compiled: the first launch of it, and its cases
+    aligned, lacking = set(), set()  # cases
+    read: dict[str, Resources | None] = {}
     for index, case in enumerate(cases):
         call, seen = compile_case(spec, case, target)
+        keys = [getattr(launched.compiled, "hash", repr(launched)) for launched in seen]
+        for key, launched in zip(keys, seen):
+            found.setdefault(key, (launched, set()))[1].add(index)
+            if key not in read:
+                read[key] = _resources(launched)
         if call.is_aligned():
             aligned.add(index)
-        for launched in seen:
-            key = getattr(launched.compiled, "hash", repr(launched))
-            found.setdefault(key, (launched, set()))[1].add(index)
-    read = {key: _resources(launched) for key, (launched, _) in found.items()}
-    products = {i for key, (_, its) in found.items() if (used := read[key]) and used.tensor_instructions for i in its}
-    lacking = {i for i, case in enumerate(cases) if dtype_of(case) != torch.float32} - products
+        if not any(used.tensor_instructions for key in keys if (used := read[key])):
+            lacking.add(index)
     builds = []
     for key, (launched, its) in found.items():
-        problems = _problems(spec, target, launched, read[key], aligned=bool(its & aligned))
-        if spec.needs_tensor_cores and its & lacking:
-            problems.append("no tensor-core instruction in any kernel of the case")
+        problems = _problems(spec, target, launched, read[key], bool(its & aligned), bool(its & lacking))
         cases_of_it = tuple(sorted(its))
-        builds.append(
-            Build(launched.kernel, target.name, cases_of_it, launched.settings, read[key], tuple(problems))
-        )  # fmt: skip
+        builds.append(Build(launched.kernel, target.name, cases_of_it, launched.settings, read[key], problems))
     return builds
 
 
@@ -185,45 +183,58 @@ def _resources(launched: Launched) -> Resources | None:
     return None if isinstance(launched.compiled, Exception) else resources(launched.compiled)
 
 
-def _problems(spec: Spec, target: Target, launched: Launched, used: Resources | None, aligned: bool) -> list[str]:
+def _problems(
+    spec: Spec, target: Target, launched: Launched, used: Resources | None, is_aligned: bool, lacks_products: bool
+) -> tuple[str, ...]:
     """What is over budget."""
     if used is None:
-        return [f"does not compile: {str(launched.compiled).strip()}"]
+        return (f"does not compile: {str(launched.compiled).strip()}",)
     problems = []
     if used.shared_bytes > target.shared_limit:
-        problems.append(f"needs {used.shared_bytes:,} bytes of shared memory, and there are {target.shared_limit:,}")
+        problems.append(
+            f"needs {used.shared_bytes:,} bytes of shared memory; a program may have {target.shared_limit:,}"
+        )
     if used.spill_bytes > spec.max_spill_bytes:
         problems.append(f"spills {used.spill_bytes:,} bytes a thread; max_spill_bytes is {spec.max_spill_bytes:,}")
+    if spec.needs_tensor_cores and lacks_products:
+        problems.append("no kernel of its case has a tensor-core instruction")
     # A kernel around matrix products is bound by them: small ones beside it may read as they like.
-    if aligned and not spec.needs_tensor_cores and used.loads and not used.wide_loads:
+    if is_aligned and not spec.needs_tensor_cores and used.loads and not used.wide_loads:
         problems.append(f"none of its {used.loads} loads brings 16 bytes a thread, though rows are aligned")
-    return problems
+    return tuple(problems)
 
 
 def report(spec: Spec, builds: Sequence[Build]) -> str:
-    """A table of the builds, the cases it refers to, and what is over budget."""
+    """A table of the builds, the cases it refers to, and what is over budget.
+
+    Registers and spilled bytes are a thread's, shared memory a program's; the rest counts instructions: matrix products
+    on tensor cores, loads and stores (wide ones move 16 bytes a thread or more), and all.
+    """
     rows = [
         [
             build.target, build.kernel, ",".join(str(i + 1) for i in build.cases),
-            " ".join(f"{key}={value}" for key, value in build.settings.items()), *_cells(build.resources),
+            " ".join(f"{key.removeprefix('num_')}={value}" for key, value in build.settings.items()),
+            *_cells(build),
             "FAIL" if build.problems else "ok",
         ]
         for build in builds
     ]  # fmt: skip
-    heads = ["target", "kernel", "case", "launch", "registers", "spill", "shared", "tensor", "16-byte loads", "stores"]
-    lines = [spec.name, table([*heads, "code", ""], rows)]
+    heads = ["target", "kernel", "case", "launch", "registers", "spills", "shared memory", "tensor"]
+    heads += ["wide loads", "wide stores", "code", ""]
+    lines = [spec.name, table(heads, rows)]
     lines += [f"case {i + 1}: {describe(case)}" for i, case in enumerate(spec.builds)]
     lines += [f"{b.kernel} on {b.target}: {problem}" for b in builds for problem in b.problems]
     return "\n".join(lines)
 
 
-def _cells(used: Resources | None) -> list[str]:
+def _cells(build: Build) -> list[str]:
+    used, limit = build.resources, TARGETS[build.target].shared_limit
     if used is None:
         return [""] * 7
-    mark = "*" if used.shared_bytes > CONSUMER_SHARED_LIMIT else ""
+    mark = "*" if used.shared_bytes > CONSUMER_SHARED_LIMIT else " "
     wide = [f"{used.wide_loads} of {used.loads}", f"{used.wide_stores} of {used.stores}"]
-    numbers = [used.registers, used.spill_bytes, f"{used.shared_bytes:,}{mark}", used.tensor_instructions]
-    return [str(cell) for cell in (*numbers, *wide, used.instructions)]
+    numbers = [used.registers, used.spill_bytes, f"{used.shared_bytes:,}{mark}of {limit:,}", used.tensor_instructions]
+    return [str(number) for number in (*numbers, *wide, used.instructions)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -66,6 +66,11 @@ def find(target: str) -> list[Kernel]:
     raise UsageError(f"no kernel {target!r}; {hint}")
 
 
+def specs_of(target: str) -> list[Spec]:
+    """The specs of the kernels that `target` names, "all" being those of the package."""
+    return [kernel.spec for kernel in (package_kernels() if target == "all" else find(target))]
+
+
 def package_kernels() -> list[Kernel]:
     """Every op of `kernels/` that has a spec, by name of file."""
     modules = sorted(module.name for module in pkgutil.iter_modules(kernels.__path__) if not module.ispkg)
