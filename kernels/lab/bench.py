@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.lab.calls import Call, cotangents_for, describe, dtype_of, prepare
 from kernels.lab.compile import launches
-from kernels.lab.find import specs_of
+from kernels.lab.find import UsageError, add_kernel_argument, find
 from kernels.lab.instruments import Ceilings, Instruments, cuda_instruments, in_turn, measure_ceilings, versions
 from kernels.lab.machine_code import resources
 from kernels.lab.output import table, write_json
@@ -172,7 +172,7 @@ def plot(measured: dict[str, Any], path: Path) -> None:
         matplotlib.use("agg")
         import matplotlib.pyplot as plt
     except ImportError:
-        raise ValueError("--plot needs matplotlib: install the extra `plot`") from None
+        raise UsageError("--plot needs matplotlib: install the extra `plot`") from None
     cases = [case for case in measured["cases"] if case["least_ms"]]
     names = list(dict.fromkeys(_role(case, name) for case in cases for name in case["implementations"]))
     height = 1 + 0.25 * len(cases) * (len(names) + 1)
@@ -204,13 +204,13 @@ def _role(case: dict[str, Any], name: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kernel", metavar="KERNEL", help='a kernel, or "all" of the package')
+    add_kernel_argument(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them; needs matplotlib")
 
 
 def run(options: argparse.Namespace) -> int:
-    specs = specs_of(options.kernel)
+    specs = [kernel.spec for kernel in find(options.kernel)]
     instruments = cuda_instruments()
     if instruments is None:
         print("no CUDA device here: nothing measured, nothing written")

@@ -16,12 +16,13 @@ from unittest import mock
 
 import torch
 
+from kernels import launch
 from kernels.lab.calls import Call, cotangents_for, describe, dtype_of, prepare
-from kernels.lab.find import specs_of
+from kernels.lab.find import UsageError, add_kernel_argument, find
 from kernels.lab.machine_code import Resources, resources
 from kernels.lab.output import table
 from kernels.lab.spec import Case, Spec
-from kernels.launch import INTERPRETED, building_for
+from kernels.launch import building_for
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,8 @@ def compile_case(spec: Spec, case: Case, target: Target) -> tuple[Call, list[Lau
 
 def compile_spec(spec: Spec, targets: Sequence[Target], cases: Sequence[Case] | None = None) -> list[Build]:
     """All that an op launches on its `builds`, or on `cases`; each specialisation is compiled once."""
-    if INTERPRETED:
-        raise ValueError("kernels were loaded for the interpreter (TRITON_INTERPRET=1), which does not compile")
+    if launch.INTERPRETED:
+        raise UsageError("kernels were loaded for the interpreter (TRITON_INTERPRET=1), which does not compile")
     cases = spec.builds if cases is None else cases
     return [build for target in targets for build in _compile_for(spec, target, cases)]
 
@@ -240,7 +241,7 @@ def _cells(build: Build) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kernel", metavar="KERNEL", help='a kernel, or "all" of the package')
+    add_kernel_argument(parser)
     archs = [name.removeprefix("sm_") for name in TARGETS]
     parser.add_argument("--arch", nargs="+", choices=archs, default=archs, metavar="ARCH", help=", ".join(archs))
     parser.add_argument("--first", action="store_true", help="only the first of a kernel's builds")
@@ -250,9 +251,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     targets = [target for name, target in TARGETS.items() if name.removeprefix("sm_") in options.arch]
     results = {}
-    for spec in specs_of(options.kernel):
+    for spec in [kernel.spec for kernel in find(options.kernel)]:
         if not spec.builds:
-            raise ValueError(f"{spec.name}: its spec has no `builds`: name at least one realistic case to compile")
+            raise UsageError(f"{spec.name}: its spec has no `builds`: name at least one realistic case to compile")
         results[spec.name] = compile_spec(spec, targets, spec.builds[: 1 if options.first else None])
         if not options.json:
             print(report(spec, results[spec.name]), end="\n\n", flush=True)

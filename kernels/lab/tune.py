@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.lab.calls import cotangents_for, describe, prepare
-from kernels.lab.find import specs_of
+from kernels.lab.find import add_kernel_argument, find
 from kernels.lab.instruments import Instruments, cuda_instruments, in_turn
 from kernels.lab.output import table, write_json
 from kernels.lab.spec import Case, Spec
@@ -121,12 +121,12 @@ def is_same(got: Tensor, expected: Tensor) -> bool:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kernel", metavar="KERNEL", help='a kernel, or "all" of the package')
+    add_kernel_argument(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Tunes on the specs' benchmark cases, prints, and adds to the file that `tuned` reads."""
-    specs = specs_of(options.kernel)
+    specs = [kernel.spec for kernel in find(options.kernel)]
     instruments = cuda_instruments()
     if instruments is None:
         print("no CUDA device here: nothing tuned, nothing written")
