@@ -13,8 +13,8 @@ for name, examples in (("quick", 25), ("thorough", 200)):
     settings.register_profile(
         name, max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
     )
-# Without a GPU kernels run in Triton's interpreter, which is chosen when Triton is imported. What compiles kernels needs
-# Triton without it, in a process of its own.
+# Without a GPU, kernels run in Triton's interpreter. Triton decides that when it is imported, so tests that compile
+# kernels start processes of their own.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 # Small tensors compute faster in one thread, and several tests run at once; processes that they start read it.

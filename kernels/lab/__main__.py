@@ -7,6 +7,7 @@ my_file.py:op where it declares several). `python -m kernels.lab COMMAND --help`
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import sys
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser("python -m kernels.lab", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     name = next((word for word in arguments if not word.startswith("-")), "")
+    if near := difflib.get_close_matches(name, COMMANDS, n=1) if name not in COMMANDS else []:
+        parser.error(f"no command {name!r}; did you mean {near[0]!r}?")
     module = None
     for command, summary in COMMANDS.items():
         added = commands.add_parser(command, help=summary, description=summary)
