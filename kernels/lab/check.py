@@ -18,6 +18,7 @@ from kernels.lab.find import UsageError, add_kernel_argument, find
 from kernels.lab.memory import LAYOUTS
 from kernels.lab.spec import DTYPES, Case, Spec
 from kernels.launch import INTERPRETED as IS_INTERPRETED
+from kernels.launch import triton
 
 INTERPRETED = True  # by the command line, where there is no CUDA device
 
@@ -159,6 +160,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The command: prints a report for each op of the kernel; 1 where one is wrong."""
+    if triton is None:
+        raise UsageError("Triton is not installed here: there is nothing to run kernels with")
     if options.examples < 1:
         raise UsageError(f"--examples is {options.examples}; it must be at least 1")
     case = parsed(options.case) if options.case is not None else None
