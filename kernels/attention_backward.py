@@ -22,6 +22,7 @@ from torch import Tensor
 
 from kernels.attention_forward import (
     LOG2_E,
+    by_row_bytes,
     capped_scores,
     choose,
     load_interval,
@@ -31,51 +32,21 @@ from kernels.attention_forward import (
     regions,
     score_unit,
 )
-from kernels.launch import Launch, cdiv, jit, tl
+from kernels.launch import cdiv, jit, tl
 
-# As in the forward. dk and dv keep two sums, and the keys and values, besides the products: with 4 warps they spill.
-_EVERY = (32, 64, 128, 256, 512, 1024)
-DQ_LAUNCHES: dict[int, dict[int, Launch]] = {
-    0: dict.fromkeys(_EVERY, Launch({"BLOCK_Q": 32, "BLOCK_K": 16})),
-    80: {
-        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=2)),
-        256: Launch({"BLOCK_Q": 128, "BLOCK_K": 32}, num_warps=8, num_stages=2),
-        512: Launch({"BLOCK_Q": 64, "BLOCK_K": 32}, num_warps=8, num_stages=1),
-        1024: Launch({"BLOCK_Q": 16, "BLOCK_K": 16}, num_warps=8, num_stages=1),
-    },
-    90: {
-        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=2)),
-        256: Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=2),
-        512: Launch({"BLOCK_Q": 64, "BLOCK_K": 32}, num_warps=8, num_stages=1),
-        1024: Launch({"BLOCK_Q": 16, "BLOCK_K": 16}, num_warps=8, num_stages=1),
-    },
-    100: {
-        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=2)),
-        256: Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=2),
-        512: Launch({"BLOCK_Q": 64, "BLOCK_K": 32}, num_warps=8, num_stages=1),
-        1024: Launch({"BLOCK_Q": 16, "BLOCK_K": 16}, num_warps=8, num_stages=1),
-    },
+# As in the forward: BLOCK_Q, BLOCK_K, warps, stages. dk and dv need registers for two sums besides S and dP: at
+# head_dim 64 and 128 they fit into 8 warps, into 4 they do not.
+DQ_LAUNCHES = {
+    0: by_row_bytes({1024: (32, 16, 4, 1)}),
+    80: by_row_bytes({128: (128, 64, 8, 2), 256: (128, 32, 8, 2), 512: (64, 32, 8, 1), 1024: (16, 16, 8, 1)}),
+    90: by_row_bytes({128: (128, 64, 8, 2), 256: (128, 64, 8, 2), 512: (64, 32, 8, 1), 1024: (16, 16, 8, 1)}),
+    100: by_row_bytes({128: (128, 64, 8, 2), 256: (128, 64, 8, 2), 512: (64, 32, 8, 1), 1024: (16, 16, 8, 1)}),
 }
-DK_DV_LAUNCHES: dict[int, dict[int, Launch]] = {
-    0: dict.fromkeys(_EVERY, Launch({"BLOCK_Q": 16, "BLOCK_K": 32})),
-    80: {
-        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 64, "BLOCK_K": 128}, num_warps=8, num_stages=2)),
-        256: Launch({"BLOCK_Q": 32, "BLOCK_K": 128}, num_warps=8, num_stages=2),
-        512: Launch({"BLOCK_Q": 32, "BLOCK_K": 64}, num_warps=8, num_stages=1),
-        1024: Launch({"BLOCK_Q": 16, "BLOCK_K": 16}, num_warps=8, num_stages=1),
-    },
-    90: {
-        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 64, "BLOCK_K": 128}, num_warps=8, num_stages=2)),
-        256: Launch({"BLOCK_Q": 32, "BLOCK_K": 128}, num_warps=8, num_stages=2),
-        512: Launch({"BLOCK_Q": 32, "BLOCK_K": 64}, num_warps=8, num_stages=1),
-        1024: Launch({"BLOCK_Q": 16, "BLOCK_K": 16}, num_warps=8, num_stages=1),
-    },
-    100: {
-        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 64, "BLOCK_K": 128}, num_warps=8, num_stages=2)),
-        256: Launch({"BLOCK_Q": 32, "BLOCK_K": 128}, num_warps=8, num_stages=2),
-        512: Launch({"BLOCK_Q": 32, "BLOCK_K": 64}, num_warps=8, num_stages=1),
-        1024: Launch({"BLOCK_Q": 16, "BLOCK_K": 16}, num_warps=8, num_stages=1),
-    },
+DK_DV_LAUNCHES = {
+    0: by_row_bytes({1024: (16, 32, 4, 1)}),
+    80: by_row_bytes({128: (32, 128, 8, 2), 256: (64, 64, 8, 2), 512: (32, 64, 8, 1), 1024: (16, 16, 8, 1)}),
+    90: by_row_bytes({128: (64, 128, 8, 2), 256: (32, 128, 8, 2), 512: (32, 64, 8, 1), 1024: (16, 16, 8, 1)}),
+    100: by_row_bytes({128: (64, 128, 8, 2), 256: (64, 64, 8, 2), 512: (32, 64, 8, 1), 1024: (16, 16, 8, 1)}),
 }
 DELTA_ROWS = 64
 

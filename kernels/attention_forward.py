@@ -26,31 +26,24 @@ from torch import Tensor
 
 from kernels.launch import Launch, cdiv, generation, jit, next_power_of_2, tl
 
+Launches = dict[int, Launch]
+"""By the bytes of one head's row; the next larger key serves what has none of its own."""
+
 LOG2_E: Any = tl.constexpr(1.4426950408889634) if tl is not None else None
 
-# By generation, then by the bytes of one head's row (head_dim padded to a power of two, times the element's size).
-# 0 is the interpreter, where a program is dear and 16 keys a block give small inputs an inside and edges.
-_EVERY = (32, 64, 128, 256, 512, 1024)
-LAUNCHES: dict[int, dict[int, Launch]] = {
-    0: dict.fromkeys(_EVERY, Launch({"BLOCK_Q": 32, "BLOCK_K": 16})),
-    80: {
-        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=4, num_stages=3)),
-        256: Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=2),
-        512: Launch({"BLOCK_Q": 64, "BLOCK_K": 32}, num_warps=4, num_stages=2),
-        1024: Launch({"BLOCK_Q": 32, "BLOCK_K": 16}, num_warps=4, num_stages=2),
-    },
-    90: {
-        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=4, num_stages=3)),
-        256: Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=3),
-        512: Launch({"BLOCK_Q": 64, "BLOCK_K": 32}, num_warps=4, num_stages=2),
-        1024: Launch({"BLOCK_Q": 32, "BLOCK_K": 16}, num_warps=4, num_stages=2),
-    },
-    100: {
-        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=4, num_stages=3)),
-        256: Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=3),
-        512: Launch({"BLOCK_Q": 64, "BLOCK_K": 32}, num_warps=4, num_stages=2),
-        1024: Launch({"BLOCK_Q": 32, "BLOCK_K": 16}, num_warps=4, num_stages=2),
-    },
+
+def by_row_bytes(table: dict[int, tuple[int, int, int, int]]) -> Launches:
+    return {size: Launch({"BLOCK_Q": q, "BLOCK_K": k}, warps, stages) for size, (q, k, warps, stages) in table.items()}
+
+
+# By generation, then by the bytes of one head's row (head_dim padded to a power of two, times the element's size):
+# BLOCK_Q, BLOCK_K, warps, stages. 0 is the interpreter, where a program is dear, and where 16 keys a block give small
+# inputs a middle and edges. In fp16 and bf16, no launch spills registers but at head_dim 256.
+LAUNCHES = {
+    0: by_row_bytes({1024: (32, 16, 4, 1)}),
+    80: by_row_bytes({128: (128, 64, 8, 3), 256: (128, 32, 8, 3), 512: (64, 32, 8, 2), 1024: (32, 16, 4, 2)}),
+    90: by_row_bytes({128: (128, 64, 4, 3), 256: (128, 64, 8, 3), 512: (64, 32, 4, 2), 1024: (32, 16, 4, 2)}),
+    100: by_row_bytes({128: (128, 64, 4, 3), 256: (128, 64, 8, 3), 512: (64, 32, 4, 2), 1024: (32, 16, 4, 2)}),
 }
 
 
@@ -59,11 +52,11 @@ def padded_head_dim(head_dim: int) -> int:
     return max(16, next_power_of_2(head_dim))
 
 
-def choose(table: dict[int, dict[int, Launch]], q: Tensor) -> Launch:
-    """The launch for this device and row: that of the newest generation which is not newer than the device."""
-    device = generation(q.device)
-    newest = max((known for known in table if known <= device), default=0)
-    return table[newest][padded_head_dim(q.size(-1)) * q.element_size()]
+def choose(table: dict[int, Launches], q: Tensor) -> Launch:
+    """The launch for this device and row; a device that the table does not know takes the newest older one's."""
+    device, row_bytes = generation(q.device), padded_head_dim(q.size(-1)) * q.element_size()
+    launches = table[max(known for known in table if known <= device)]
+    return launches[min(size for size in launches if size >= row_bytes)]
 
 
 @jit
