@@ -4,8 +4,14 @@ Imports nothing of the project, and works without a GPU. Half-precision inputs a
 reference and rounded once at the end; float64 stays float64, which makes the references their own oracle.
 """
 
-from kernels.attention import attention_reference, causal_mask
+from kernels.attention import attention, attention_reference, causal_mask
 from kernels.cross_entropy import cross_entropy_reference
+from kernels.decode_attention import (
+    decode_attention,
+    decode_attention_reference,
+    paged_decode_attention,
+    paged_decode_attention_reference,
+)
 from kernels.gelu import gelu_reference
 from kernels.layer_norm import layer_norm_reference
 from kernels.rms_norm import rms_norm_reference
@@ -17,11 +23,16 @@ from kernels.swiglu import swiglu_reference
 __version__ = "0.1.0"
 
 __all__ = [
+    "attention",
     "attention_reference",
     "causal_mask",
     "cross_entropy_reference",
+    "decode_attention",
+    "decode_attention_reference",
     "gelu_reference",
     "layer_norm_reference",
+    "paged_decode_attention",
+    "paged_decode_attention_reference",
     "rms_norm_reference",
     "rope_reference",
     "rope_table",
