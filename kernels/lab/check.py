@@ -33,9 +33,11 @@ class Failure:
 
     def command(self, target: str) -> str:
         """The command line that shows it again."""
-        case = shlex.quote(json.dumps(self.case))
-        flags = " --interpret" if INTERPRETED and torch.cuda.is_available() else ""
-        return f"python -m kernels.lab check {target} --case {case} --dtype {self.dtype} --layout {self.layout}{flags}"
+        command = ["python", "-m", "kernels.lab", "check", target, "--case", json.dumps(self.case)]
+        command += ["--dtype", self.dtype, "--layout", self.layout]
+        if INTERPRETED and torch.cuda.is_available():
+            command.append("--interpret")
+        return shlex.join(command)
 
 
 @dataclass
