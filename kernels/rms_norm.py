@@ -263,9 +263,9 @@ def rms_norm_spec() -> Spec:
         wide: str = "", added: bool = False,
     ) -> Inputs:  # fmt: skip
         """`wide` names a tensor that stays float32, as under autocast; `added`: with a residual."""
-        x, residual = size * torch.randn(2, *rows, columns, generator=generator, dtype=torch.float64)
+        parts = size * torch.randn(1 + added, *rows, columns, generator=generator, dtype=torch.float64)
         weight = 1 + 0.5 * torch.randn(columns, generator=generator, dtype=torch.float64)
-        tensors = {"x": x, **({"residual": residual} if added else {}), "weight": weight}
+        tensors = {**dict(zip(("x", "residual"), parts)), "weight": weight}
         return Inputs(tensors, {"eps": eps}, gradients=tuple(tensors), float32=(wide,))
 
     def floor(quantity: str, inputs: Inputs, results: Mapping[str, Tensor], eps: float) -> float:
@@ -316,8 +316,8 @@ def rms_norm_spec() -> Spec:
         inputs=inputs,
         tolerance=Tolerance(naive=1.0, rounding=0.5, floor=floor),
         builds=(
-            *({"rows": [4096], "columns": columns} for columns in (128, 4096, 16384, 32768)),
-            {"rows": [4096], "columns": 16384, "dtype": "float32"},
+            *({"rows": [256], "columns": columns} for columns in (128, 4096, 16384, 32768)),
+            {"rows": [256], "columns": 16384, "dtype": "float32"},
         ),
         # A row of 16,384 in the backward: x̂, g, w and the sum of dw are 4 · 64 KiB, all the registers that there are.
         max_spill_bytes=128,
@@ -389,7 +389,7 @@ def add_rms_norm_spec() -> Spec:
         reference=add_rms_norm_reference,
         inputs=lambda generator, **case: plain.inputs(generator, **case, added=True),
         outputs=("y", "total"),
-        builds=({"rows": [4096], "columns": 4096}, {"rows": [4096], "columns": 16384}),
+        builds=({"rows": [256], "columns": 4096}, {"rows": [256], "columns": 16384}),
         benchmarks=({"rows": [4096], "columns": 4096}, {"rows": [4096], "columns": 16384}),
         work=lambda element_size, **case: work(element_size, **case, added=True),
         peers=lambda: {"torch": unfused},
