@@ -207,7 +207,7 @@ def layer_norm_forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, the sum (empty without a residual), μ and r."""
-    N = x.shape[-1]
+    N, weight, bias = x.shape[-1], weight.contiguous(), None if bias is None else bias.contiguous()
     rows, added = rows_of(x), None if residual is None else rows_of(residual)  # (R, N)
     y, total = results_like(x, residual)
     mean, r = (x.new_empty(len(rows), dtype=torch.float32) for _ in range(2))
@@ -237,7 +237,7 @@ def layer_norm_backward(
     dx, weight_sums = x.new_empty(x.shape), x.new_empty((programs, N), dtype=torch.float32)
     bias_sums = None if bias is None else torch.empty_like(weight_sums)
     outputs = (added, dx, weight_sums, bias_sums, len(rows), N)
-    saved = (grads, rows, weight, mean, r)
+    saved = (grads, rows, weight.contiguous(), mean, r)
     if fits:
         layer_norm_backward_kernel[(programs,)](*saved, *outputs, *strides, **launch.options)
     else:
@@ -436,6 +436,8 @@ def add_layer_norm_spec() -> Spec:
         reference=add_layer_norm_reference,
         inputs=lambda generator, **case: plain.inputs(generator, **case, added=True),
         outputs=("y", "total"),
+        # The naive version rounds the gradient of the sum twice, and may be lucky.
+        tolerance=replace(plain.tolerance, rounding=1.0),
         builds=({"rows": [256], "columns": 4096},),
         benchmarks=({"rows": [4096], "columns": 4096},),
         work=lambda element_size, **case: work(element_size, **case, added=True),

@@ -172,7 +172,7 @@ def rms_norm_forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: fl
     rows, added = rows_of(x), None if residual is None else rows_of(residual)  # (R, N)
     y, total = results_like(x, residual)
     r = x.new_empty(len(rows), dtype=torch.float32)
-    operands = (rows, added, weight, y, None if residual is None else total, r)
+    operands = (rows, added, weight.contiguous(), y, None if residual is None else total, r)
     strides = (rows.stride(0), 0 if added is None else added.stride(0))
     if N <= longest_block(x.device):
         launch = forward_launch(N, x.device)
@@ -194,14 +194,14 @@ def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, r: Tensor, dtotal: 
     launch = backward_launch(N, operands * x.element_size(), device) if fits else long_launch(device)
     programs = persistent_programs(device, cdiv(len(rows), launch.blocks["ROWS"]) if fits else len(rows))
     dx, partials = x.new_empty(x.shape), x.new_empty((programs, N), dtype=torch.float32)
-    outputs = (added, dx, partials, len(rows), N)
+    saved, outputs = (grads, rows, weight.contiguous(), r), (added, dx, partials, len(rows), N)
     if fits:
-        rms_norm_backward_kernel[(programs,)](grads, rows, weight, r, *outputs, *strides, **launch.options)
+        rms_norm_backward_kernel[(programs,)](*saved, *outputs, *strides, **launch.options)
     else:
         means = torch.empty_like(r)
-        rms_norm_long_mean_kernel[(len(rows),)](grads, rows, weight, r, means, N, *strides[:2], **launch.options)
+        rms_norm_long_mean_kernel[(len(rows),)](*saved, means, N, *strides[:2], **launch.options)
         grid = (cdiv(N, launch.blocks["BLOCK"]), programs)
-        rms_norm_long_backward_kernel[grid](grads, rows, weight, r, means, *outputs, *strides, **launch.options)
+        rms_norm_long_backward_kernel[grid](*saved, means, *outputs, *strides, **launch.options)
     return dx, partials.sum(0).to(weight.dtype)
 
 
@@ -383,6 +383,8 @@ def add_rms_norm_spec() -> Spec:
         reference=add_rms_norm_reference,
         inputs=lambda generator, **case: plain.inputs(generator, **case, added=True),
         outputs=("y", "total"),
+        # The naive version rounds the gradient of the sum twice, and may be lucky.
+        tolerance=replace(plain.tolerance, rounding=1.0),
         builds=({"rows": [256], "columns": 4096}, {"rows": [256], "columns": 16384}),
         benchmarks=({"rows": [4096], "columns": 4096}, {"rows": [4096], "columns": 16384}),
         work=lambda element_size, **case: work(element_size, **case, added=True),
