@@ -16,7 +16,7 @@ from kernels.gelu import gelu_reference
 from kernels.layer_norm import layer_norm_reference
 from kernels.rms_norm import rms_norm_reference
 from kernels.rope import rope_reference, rope_table
-from kernels.softmax import softmax_reference
+from kernels.softmax import softmax, softmax_reference
 from kernels.swiglu import swiglu_reference
 
 # `transformers` looks for a hub package of this import name, from 0.18 on: the version says that this is not it.
@@ -36,6 +36,7 @@ __all__ = [
     "rms_norm_reference",
     "rope_reference",
     "rope_table",
+    "softmax",
     "softmax_reference",
     "swiglu_reference",
 ]
