@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from kernels import attention, attention_reference
-from kernels.attention import _attention, key_intervals
+from kernels.attention import key_intervals
 from kernels.attention_backward import query_intervals
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -173,37 +172,6 @@ def test_offsets_pass_two_to_the_31() -> None:
         o = attention(leaf, leaf, leaf, causal=True)
         results.append((o, *torch.autograd.grad(o, leaf, do)))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results))
-
-
-def test_is_a_well_behaved_custom_op() -> None:
-    q, k, v = heads((2, 4, 5, 16), (2, 2, 7, 16), (2, 2, 7, 16))
-    intervals = key_intervals(5, 7, q.device, causal=True)
-    torch.library.opcheck(_attention, (q, k, v, intervals, 0.25, 0.0))
-
-
-def test_compiles_as_one_graph() -> None:
-    q, k, v = heads((1, 2, 9, 16), (1, 1, 9, 16), (1, 1, 9, 16))
-    documents = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 2, -1]], device=DEVICE)
-
-    def loss(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention(q, k, v, causal=True, documents=documents).square().sum()
-
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    for ours, theirs in zip(
-        torch.autograd.grad(compiled(q, k, v), (q, k, v)), torch.autograd.grad(loss(q, k, v), (q, k, v))
-    ):
-        assert torch.equal(ours, theirs)
-
-
-def test_autocast_and_checkpointing() -> None:
-    q, k, v = heads((1, 1, 9, 16), (1, 1, 9, 16), (1, 1, 9, 16))
-    with torch.autocast(DEVICE, torch.float16):
-        o = attention(q, k, v, causal=True)
-    assert o.dtype == torch.float16 and torch.equal(o, attention(q.half(), k.half(), v.half(), causal=True))
-    plain = torch.autograd.grad(attention(q, k, v).sum(), (q, k, v))
-    kept = checkpoint(lambda *x: attention(*x), q, k, v, use_reentrant=False)
-    assert isinstance(kept, Tensor)
-    assert all(torch.equal(a, b) for a, b in zip(plain, torch.autograd.grad(kept.sum(), (q, k, v))))
 
 
 def test_nothing_to_compute() -> None:

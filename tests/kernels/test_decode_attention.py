@@ -10,7 +10,6 @@ from kernels import (
     paged_decode_attention,
     paged_decode_attention_reference,
 )
-from kernels.decode_attention import _decode_attention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -44,14 +43,6 @@ def test_slots_outside_are_never_loaded() -> None:
     starts, ends = torch.tensor([7], device=DEVICE), torch.tensor([90], device=DEVICE)
     o = decode_attention(q, k, v, starts, ends)
     torch.testing.assert_close(o, decode_attention_reference(q, k[:, :, 7:90], v[:, :, 7:90]))
-
-
-def test_is_a_well_behaved_custom_op() -> None:
-    q, k, v = (torch.randn(*shape, device=DEVICE) for shape in ((2, 2, 16), (2, 1, 5, 16), (2, 1, 5, 16)))
-    table, bounds = torch.tensor([[0], [1]], device=DEVICE).int(), torch.tensor([[0, 1], [5, 3]], device=DEVICE).int()
-    torch.library.opcheck(_decode_attention, (q, k, v, table, *bounds, 0.25, 0.0))
-    compiled = torch.compile(decode_attention, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(q, k, v), decode_attention(q, k, v))
 
 
 def test_wrong_input_is_told_with_its_numbers() -> None:
