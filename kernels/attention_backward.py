@@ -41,12 +41,14 @@ DQ_LAUNCHES = {
     80: by_row_bytes({128: (128, 64, 8, 2), 256: (128, 32, 8, 2), 512: (64, 32, 8, 1), 1024: (16, 16, 8, 1)}),
     90: by_row_bytes({128: (128, 64, 8, 2), 256: (128, 64, 8, 2), 512: (64, 32, 8, 1), 1024: (16, 16, 8, 1)}),
     100: by_row_bytes({128: (128, 64, 8, 2), 256: (128, 64, 8, 2), 512: (64, 32, 8, 1), 1024: (16, 16, 8, 1)}),
+    120: by_row_bytes({128: (128, 64, 8, 2), 256: (128, 32, 8, 2), 512: (64, 32, 8, 1), 1024: (16, 16, 8, 1)}),
 }
 DK_DV_LAUNCHES = {
     0: by_row_bytes({1024: (16, 32, 4, 1)}),
     80: by_row_bytes({128: (32, 128, 8, 2), 256: (64, 64, 8, 2), 512: (32, 64, 8, 1), 1024: (16, 16, 8, 1)}),
     90: by_row_bytes({128: (64, 128, 8, 2), 256: (32, 128, 8, 2), 512: (32, 64, 8, 1), 1024: (16, 16, 8, 1)}),
     100: by_row_bytes({128: (64, 128, 8, 2), 256: (64, 64, 8, 2), 512: (32, 64, 8, 1), 1024: (16, 16, 8, 1)}),
+    120: by_row_bytes({128: (32, 128, 8, 2), 256: (64, 64, 8, 2), 512: (32, 64, 8, 1), 1024: (16, 16, 8, 1)}),
 }
 DELTA_ROWS = 64
 
@@ -227,14 +229,14 @@ def backward(
         BLOCK_D=padded_head_dim(D),
         BLOCK_Q=DELTA_ROWS,
     )
-    launch = choose(DQ_LAUNCHES, q)
+    launch = choose("dq", DQ_LAUNCHES, q)
     _dq_kernel[cdiv(Tq, launch.blocks["BLOCK_Q"]), H, B](
         q, k, v, do, lse, delta, dq, intervals,
         q.stride(), k.stride(), v.stride(), do.stride(), dq.stride(), batch_stride,
         Tq, group, scale, **shape, **launch.options,
     )  # fmt: skip
     by_key = query_intervals(intervals, Tk)
-    launch = choose(DK_DV_LAUNCHES, q)
+    launch = choose("dk_dv", DK_DV_LAUNCHES, q)
     _dk_dv_kernel[cdiv(Tk, launch.blocks["BLOCK_K"]), kv_heads, B](
         q, k, v, do, lse, delta, dk, dv, by_key,
         q.stride(), k.stride(), v.stride(), do.stride(), dk.stride(), dv.stride(),
