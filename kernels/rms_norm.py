@@ -18,13 +18,26 @@ part of dw in registers.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.launch import cdiv, jit, require, tl
-from kernels.rows import backward_launch, forward_launch, long_launch, longest_block, persistent_programs, rows_of
+from kernels.launch import cdiv, jit, tl
+from kernels.rows import (
+    backward_launch,
+    forward_launch,
+    long_launch,
+    longest_block,
+    persistent_programs,
+    require_rows,
+    results_like,
+    rows_of,
+)
 
 if TYPE_CHECKING:
     from kernels.lab.spec import Spec
@@ -44,7 +57,7 @@ def add_rms_norm_reference(x: Tensor, residual: Tensor, weight: Tensor, eps: flo
 
 
 @jit
-def _forward_kernel(
+def rms_norm_forward_kernel(
     x, residual, weight, y, total, r, rows, N, eps, stride_x, stride_residual, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
     """ROWS rows that fit a block. `residual` and `total` are None where nothing is added."""
@@ -64,7 +77,9 @@ def _forward_kernel(
 
 
 @jit
-def _long_forward_kernel(x, residual, weight, y, total, r, N, eps, stride_x, stride_residual, BLOCK: tl.constexpr):
+def rms_norm_long_forward_kernel(
+    x, residual, weight, y, total, r, N, eps, stride_x, stride_residual, BLOCK: tl.constexpr
+):
     """One row in blocks, read twice. The sum is added again, not read back: threads do not see each other's stores."""
     row = tl.program_id(0).to(tl.int64)
     squares = tl.zeros((BLOCK,), tl.float32)
@@ -90,7 +105,7 @@ def _long_forward_kernel(x, residual, weight, y, total, r, N, eps, stride_x, str
 
 
 @jit
-def _backward_kernel(
+def rms_norm_backward_kernel(
     dy, x, weight, r, dtotal, dx, partials, rows, N, stride_dy, stride_x, stride_dtotal,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -115,7 +130,7 @@ def _backward_kernel(
 
 
 @jit
-def _long_mean_kernel(dy, x, weight, r, means, N, stride_dy, stride_x, BLOCK: tl.constexpr):
+def rms_norm_long_mean_kernel(dy, x, weight, r, means, N, stride_dy, stride_x, BLOCK: tl.constexpr):
     """mean_j(g_j·x̂_j) of one row, in blocks."""
     row = tl.program_id(0).to(tl.int64)
     inverse = tl.load(r + row)
@@ -129,7 +144,7 @@ def _long_mean_kernel(dy, x, weight, r, means, N, stride_dy, stride_x, BLOCK: tl
 
 
 @jit
-def _long_backward_kernel(
+def rms_norm_long_backward_kernel(
     dy, x, weight, r, means, dtotal, dx, partials, rows, N, stride_dy, stride_x, stride_dtotal, BLOCK: tl.constexpr
 ):
     """Columns program_id(0) of every num_programs(1)-th row, whose dy·x̂ is summed in `partials`."""
@@ -150,114 +165,72 @@ def _long_backward_kernel(
     tl.store(partials + tl.program_id(1).to(tl.int64) * N + column, dw, inside)
 
 
-def _launch_forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the sum (x itself without a residual) and r, for any shape of x."""
-    N, shape = x.shape[-1], x.shape
-    rows = rows_of(x)  # (R, N)
-    added = None if residual is None else rows_of(residual)
-    dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
-    y, r = x.new_empty(shape, dtype=dtype), x.new_empty(len(rows), dtype=torch.float32)
-    total = None if residual is None else x.new_empty(shape, dtype=dtype)
+@torch.library.custom_op("kernels::rms_norm_forward", mutates_args=())
+def rms_norm_forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the sum (empty without a residual) and r."""
+    N = x.shape[-1]
+    rows, added = rows_of(x), None if residual is None else rows_of(residual)  # (R, N)
+    y, total = results_like(x, residual)
+    r = x.new_empty(len(rows), dtype=torch.float32)
+    operands = (rows, added, weight.contiguous(), y, None if residual is None else total, r)
     strides = (rows.stride(0), 0 if added is None else added.stride(0))
     if N <= longest_block(x.device):
         launch = forward_launch(N, x.device)
         grid = (cdiv(len(rows), launch.blocks["ROWS"]),)
-        _forward_kernel[grid](rows, added, weight, y, total, r, len(rows), N, eps, *strides, **launch.options)
+        rms_norm_forward_kernel[grid](*operands, len(rows), N, eps, *strides, **launch.options)
     else:
-        grid = (len(rows),)
         launch = long_launch(x.device)
-        _long_forward_kernel[grid](rows, added, weight, y, total, r, N, eps, *strides, **launch.options)
-    return y, x if total is None else total, r
+        rms_norm_long_forward_kernel[(len(rows),)](*operands, N, eps, *strides, **launch.options)
+    return y, total, r
 
 
-@torch.library.custom_op("instructgpt::rms_norm", mutates_args=())
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """y and r."""
-    y, _, r = _launch_forward(x, None, weight, eps)
-    return y, r
-
-
-@_rms_norm.register_fake
-def _(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape[:-1].numel(), dtype=torch.float32)
-
-
-@torch.library.custom_op("instructgpt::add_rms_norm", mutates_args=())
-def _add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the sum and r."""
-    return _launch_forward(x, residual, weight, eps)
-
-
-@_add_rms_norm.register_fake
-def _(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    y = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype))
-    return y, torch.empty_like(y), x.new_empty(x.shape[:-1].numel(), dtype=torch.float32)
-
-
-@torch.library.custom_op("instructgpt::rms_norm_backward", mutates_args=())
-def _backward(dy: Tensor, x: Tensor, weight: Tensor, r: Tensor, dtotal: Tensor | None) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op("kernels::rms_norm_backward", mutates_args=())
+def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, r: Tensor, dtotal: Tensor | None) -> tuple[Tensor, Tensor]:
     """dx and dw; `dtotal` is added to dx."""
     N, device = x.shape[-1], x.device
     rows, grads, added = rows_of(x), rows_of(dy), None if dtotal is None else rows_of(dtotal)
-    dx = x.new_empty(x.shape)
     strides = (grads.stride(0), rows.stride(0), 0 if added is None else added.stride(0))
-    if N <= longest_block(device):
-        operands = 2 if added is None else 3
-        launch = backward_launch(N, operands * x.element_size(), device)
-        programs = persistent_programs(device, cdiv(len(rows), launch.blocks["ROWS"]))
-        partials = x.new_empty((programs, N), dtype=torch.float32)
-        _backward_kernel[(programs,)](
-            grads, rows, weight, r, added, dx, partials, len(rows), N, *strides, **launch.options
-        )
-        return dx, partials.sum(0).to(weight.dtype)
-    launch = long_launch(device)
-    columns, programs = cdiv(N, launch.blocks["BLOCK"]), persistent_programs(device, len(rows))
-    partials, means = x.new_empty((programs, N), dtype=torch.float32), torch.empty_like(r)
-    _long_mean_kernel[(len(rows),)](grads, rows, weight, r, means, N, *strides[:2], **launch.options)
-    _long_backward_kernel[(columns, programs)](
-        grads, rows, weight, r, means, added, dx, partials, len(rows), N, *strides, **launch.options
-    )
+    fits, operands = N <= longest_block(device), 2 if added is None else 3
+    launch = backward_launch(N, operands * x.element_size(), device) if fits else long_launch(device)
+    programs = persistent_programs(device, cdiv(len(rows), launch.blocks["ROWS"]) if fits else len(rows))
+    dx, partials = x.new_empty(x.shape), x.new_empty((programs, N), dtype=torch.float32)
+    saved, outputs = (grads, rows, weight.contiguous(), r), (added, dx, partials, len(rows), N)
+    if fits:
+        rms_norm_backward_kernel[(programs,)](*saved, *outputs, *strides, **launch.options)
+    else:
+        means = torch.empty_like(r)
+        rms_norm_long_mean_kernel[(len(rows),)](*saved, means, N, *strides[:2], **launch.options)
+        grid = (cdiv(N, launch.blocks["BLOCK"]), programs)
+        rms_norm_long_backward_kernel[grid](*saved, means, *outputs, *strides, **launch.options)
     return dx, partials.sum(0).to(weight.dtype)
 
 
-@_backward.register_fake
+@rms_norm_forward.register_fake
+def _(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    return *results_like(x, residual), x.new_empty(x.shape[:-1].numel(), dtype=torch.float32)
+
+
+@rms_norm_backward.register_fake
 def _(dy: Tensor, x: Tensor, weight: Tensor, r: Tensor, dtotal: Tensor | None) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, _ = inputs
-    ctx.save_for_backward(x, weight, output[1])
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None, None]:
-    if dy is None:
-        return None, None, None
-    return *_backward(dy, *ctx.saved_tensors, None), None
-
-
-def _save_added(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, residual, weight, _ = inputs
     _, total, r = output
-    ctx.save_for_backward(total, weight, r)
-    ctx.dtypes = x.dtype, residual.dtype
-    ctx.mark_non_differentiable(r)
+    ctx.save_for_backward(x if residual is None else total, weight, r)
+    ctx.dtypes = x.dtype, None if residual is None else residual.dtype
+    ctx.mark_non_differentiable(r, *([total] if residual is None else []))
     ctx.set_materialize_grads(False)
 
 
-def _differentiate_added(
-    ctx: Any, dy: Tensor | None, dtotal: Tensor | None, _: None
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-    ds, dw = (dtotal, None) if dy is None else _backward(dy, *ctx.saved_tensors, dtotal)
-    if ds is None:
-        return None, None, None, None
-    return ds.to(ctx.dtypes[0]), ds.to(ctx.dtypes[1]), dw, None
+def differentiate(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    ds, dw = (dtotal, None) if dy is None else rms_norm_backward(dy, *ctx.saved_tensors, dtotal)
+    dx, dresidual = (None if ds is None or dtype is None else ds.to(dtype) for dtype in ctx.dtypes)
+    return dx, dresidual, dw, None
 
 
-_rms_norm.register_autograd(_differentiate, setup_context=_save)
-_add_rms_norm.register_autograd(_differentiate_added, setup_context=_save_added)
+rms_norm_forward.register_autograd(differentiate, setup_context=save)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -266,8 +239,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x may be strided as long as its rows are whole and at one distance from each other; otherwise it is copied first.
     Errors: ValueError for a shape or device, TypeError for a dtype.
     """
-    _check("rms_norm", x, weight)
-    return _rms_norm(x, weight, eps)[0]
+    require_rows("rms_norm", x, weight=weight)
+    return rms_norm_forward(x, None, weight, eps)[0]
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -276,13 +249,182 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     Both have the shape of x, and the dtype that torch gives x + residual; the norm is that of the rounded sum, as if
     the two operations were done one after the other. Strides and errors as in `rms_norm`.
     """
-    _check("add_rms_norm", x, weight, residual=residual)
-    if residual.shape != x.shape:
-        raise ValueError(f"add_rms_norm: x is {tuple(x.shape)}, residual {tuple(residual.shape)}; they must be equal")
-    return _add_rms_norm(x, residual, weight, eps)[:2]
+    require_rows("add_rms_norm", x, residual, weight=weight)
+    return rms_norm_forward(x, residual, weight, eps)[:2]
 
 
-def _check(op: str, x: Tensor, weight: Tensor, **others: Tensor) -> None:
-    require(op, {"x": x, "weight": weight, **others})
-    if x.dim() == 0 or x.shape[-1] == 0 or weight.shape != x.shape[-1:]:
-        raise ValueError(f"{op}: x is {tuple(x.shape)}, weight {tuple(weight.shape)}; x must be (..., N), weight (N,)")
+def rms_norm_spec() -> Spec:
+    from hypothesis import strategies as st
+
+    from kernels.lab import Inputs, Mutant, Spec, Tolerance, Work
+
+    def inputs(
+        generator: torch.Generator, rows: list[int], columns: int, size: float = 1.0, eps: float = 1e-6,
+        wide: str = "", added: bool = False,
+    ) -> Inputs:  # fmt: skip
+        """`wide` names a tensor that stays float32, as under autocast; `added`: with a residual."""
+        parts = size * torch.randn(1 + added, *rows, columns, generator=generator, dtype=torch.float64)
+        weight = 1 + 0.5 * torch.randn(columns, generator=generator, dtype=torch.float64)
+        tensors = {**dict(zip(("x", "residual"), parts)), "weight": weight}
+        return Inputs(tensors, {"eps": eps}, gradients=tuple(tensors), float32=(wide,))
+
+    def floor(quantity: str, inputs: Inputs, results: Mapping[str, Tensor], eps: float) -> float:
+        """1.2e-7 of the terms that are added up: a gradient of 0 is what is left of them."""
+        x, dy = results.get("total", inputs.tensors["x"]), results.get("dy", torch.zeros(())).abs()
+        inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + inputs.options["eps"])
+        normed, weight = (x * inverse).abs(), inputs.tensors["weight"].abs()
+        if quantity in ("y", "total"):
+            terms = results[quantity]
+        elif quantity == "dweight":
+            terms = (dy * normed).reshape(-1, len(weight)).sum(0)
+        else:
+            terms = inverse * (dy * weight + normed * (dy * weight * normed).mean(-1, keepdim=True))
+        return 1.2e-7 * float(terms.norm())
+
+    def work(element_size: int, rows: list[int], columns: int, added: bool = False, **_: Any) -> tuple[Work, Work]:
+        elements = torch.Size(rows).numel() * columns
+        forward, backward = (4, 4) if added else (2, 3)
+        return Work(forward * elements * element_size, 4 * elements), Work(
+            backward * elements * element_size, 9 * elements
+        )
+
+    def peers() -> dict[str, Callable[..., Any]]:
+        found: dict[str, Callable[..., Any]] = {
+            "torch": lambda x, weight, eps: F.rms_norm(x, weight.shape, weight, eps)
+        }
+        with contextlib.suppress(ImportError):
+            from liger_kernel.ops.rms_norm import LigerRMSNormFunction  # pyright: ignore[reportMissingImports]
+
+            # The last argument keeps it from overwriting dy.
+            found["liger"] = lambda x, weight, eps: LigerRMSNormFunction.apply(x, weight, eps, 0.0, "llama", False)
+        return found
+
+    return Spec(
+        name="rms_norm",
+        op=rms_norm,
+        reference=rms_norm_reference,
+        cases=st.fixed_dictionaries(
+            {
+                # The interpreter's tiles are 2 and 4 rows, its blocks at most 64 columns, its persistent programs 3.
+                "rows": st.sampled_from([[], [0], [1], [3], [13], [2, 3], [3, 1, 5]]),
+                "columns": st.integers(1, 66) | st.sampled_from([128, 129, 200]),
+                "size": st.sampled_from([1.0, 1e-3, 0.0, 100.0]),
+                "eps": st.sampled_from([1e-6, 1e-5, 0.1]),
+                "wide": st.sampled_from(["", "weight", "residual"]),
+            }
+        ),
+        inputs=inputs,
+        tolerance=Tolerance(naive=1.0, rounding=0.5, floor=floor),
+        builds=(
+            *({"rows": [256], "columns": columns} for columns in (128, 4096, 16384, 32768)),
+            {"rows": [256], "columns": 16384, "dtype": "float32"},
+        ),
+        # A row of 16,384 in the backward: x̂, g, w and the sum of dw are 4 · 64 KiB, all the registers that there are.
+        max_spill_bytes=128,
+        benchmarks=(
+            {"rows": [262144], "columns": 128},
+            {"rows": [16384], "columns": 1024},
+            {"rows": [4096], "columns": 4096},
+            {"rows": [4096], "columns": 16384},
+            {"rows": [4096], "columns": 32768},
+        ),
+        work=work,
+        peers=peers,
+        mutants=(
+            Mutant(
+                "eps left out", "tl.sum(value * value, 1)[:, None] / N + eps", "tl.sum(value * value, 1)[:, None] / N"
+            ),
+            Mutant("sum for mean", "tl.rsqrt(tl.sum(squares, 0) / N + eps)", "tl.rsqrt(tl.sum(squares, 0) + eps)"),
+            Mutant(
+                "rows stored past the end",
+                "tl.store(y + row * N + column, value * inverse * w, inside)",
+                "tl.store(y + row * N + column, value * inverse * w, column < N)",
+            ),
+            Mutant("stride of x for dy", "strides = (grads.stride(0), rows", "strides = (rows.stride(0), rows"),
+            Mutant(
+                "mean over the block",
+                "mean = tl.sum(grad * normed, 1)[:, None] / N",
+                "mean = tl.sum(grad * normed, 1)[:, None] / BLOCK",
+            ),
+            Mutant("tiles left out", "tl.cdiv(rows, ROWS), tl.num_programs(0)", "rows // ROWS, tl.num_programs(0)"),
+            Mutant(
+                "partial rows overwrite each other",
+                "tl.store(partials + tl.program_id(0).to(tl.int64) * N + column,",
+                "tl.store(partials + tl.program_id(0).to(tl.int64) * 0 + column,",
+            ),
+            Mutant(
+                "long rows: one block left out",
+                "range(0, N, BLOCK):\n        column = start + tl.arange(0, BLOCK)\n        normed",
+                "range(BLOCK, N, BLOCK):\n        column = start + tl.arange(0, BLOCK)\n        normed",
+            ),
+            Mutant(
+                "long rows: dw scaled by the weight",
+                "result = inverse * (grad * w - normed * mean)",
+                "grad *= w\n        result = inverse * (grad * w - normed * mean)",
+            ),
+        ),
+    )
+
+
+def add_rms_norm_spec() -> Spec:
+    from kernels.lab import Mutant
+
+    plain = rms_norm_spec()
+    assert plain.work is not None
+    work = plain.work
+
+    def unfused(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return F.rms_norm(x + residual, weight.shape, weight, eps), x + residual
+
+    return replace(
+        plain,
+        name="add_rms_norm",
+        op=add_rms_norm,
+        reference=add_rms_norm_reference,
+        inputs=lambda generator, **case: plain.inputs(generator, **case, added=True),
+        outputs=("y", "total"),
+        # The naive version rounds the gradient of the sum twice, and may be lucky.
+        tolerance=replace(plain.tolerance, rounding=1.0),
+        builds=({"rows": [256], "columns": 4096}, {"rows": [256], "columns": 16384}),
+        benchmarks=({"rows": [4096], "columns": 4096}, {"rows": [4096], "columns": 16384}),
+        work=lambda element_size, **case: work(element_size, **case, added=True),
+        peers=lambda: {"torch": unfused},
+        mutants=(
+            Mutant(
+                "norm of x alone",
+                "rounded.to(tl.float32)\n    inverse",
+                "(value - tl.load(residual)).to(tl.float32)\n    inverse",
+            ),
+            Mutant(
+                "stride of x for the residual",
+                "tl.load(residual + row * stride_residual + column, inside",
+                "tl.load(residual + row * stride_x + column, inside",
+            ),
+            Mutant(
+                "sum stored past the end",
+                "row * N + column, rounded, inside)",
+                "row * N + column, rounded, column < N)",
+            ),
+            Mutant(
+                "long rows: r of x alone",
+                "column < N, 0.0).to(tl.float32)\n            value = value.to(total",
+                "column < 0, 0.0).to(tl.float32)\n            value = value.to(total",
+            ),
+            Mutant(
+                "long rows: norm of x alone",
+                "column < N, 0.0).to(tl.float32)\n            rounded = value.to(total",
+                "column < 0, 0.0).to(tl.float32)\n            rounded = value.to(total",
+            ),
+            Mutant(
+                "gradient of the sum overwrites",
+                "(grad - normed * mean)\n        if dtotal is not None:\n            result += tl.load",
+                "(grad - normed * mean)\n        if dtotal is not None:\n            result = tl.load",
+            ),
+            Mutant(
+                "long rows: wrong row of the sum's gradient",
+                "w - normed * mean)\n        if dtotal is not None:\n            result += tl.load(dtotal + row *",
+                "w - normed * mean)\n        if dtotal is not None:\n            result += tl.load(dtotal + 0 *",
+            ),
+            Mutant("gradient of the sum alone lost", "(dtotal, None) if dy is None", "(None, None) if dy is None"),
+        ),
+    )

@@ -55,18 +55,9 @@ def test_far_from_zero(form: str) -> None:
 
 @needs_kernels
 def test_the_far_left_is_not_cancelled() -> None:
-    # 1 + tanh u is a difference of numbers near 1; the logistic form keeps the digits of y down to where exp underflows.
+    # 1 + tanh u is a difference of numbers near 1; the logistic form keeps all digits of what little passes.
     x = torch.linspace(-6, -3, 50, device=DEVICE)
     torch.testing.assert_close(gelu(x), gelu_reference(x.double()).float(), rtol=2e-5, atol=0.0)
-
-
-@needs_kernels
-@pytest.mark.parametrize("form", FORMS)
-def test_is_an_operator_for_torch_compile(form: str) -> None:
-    x = torch.randn(3, 2, 5, device=DEVICE).transpose(0, 1).requires_grad_()
-    torch.library.opcheck(torch.ops.kernels.gelu_forward.default, (x, form))
-    compiled = torch.compile(lambda x: 2 * gelu(x, form), backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), 2 * gelu(x, form))
 
 
 @needs_kernels

@@ -6,7 +6,8 @@ import json
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from kernels import launch as launching
 from kernels.lab import Inputs, Spec, tune
 from kernels.lab.instruments import Instruments
-from kernels.launch import Launch, building_for, read_tuned, tuned
+from kernels.launch import Launch, building_for, choosing, read_tuned, tuned
 
 DEFAULT = Launch({"BLOCK": 128})
 OTHERS = tuple(Launch({"BLOCK": block}) for block in (64, 256, 512, 1024, 128))
@@ -23,9 +24,9 @@ MILLISECONDS = {64: 5.0, 128: 4.0, 256: 3.0, 512: 2.0, 1024: 1.0}
 
 
 class Twice(torch.autograd.Function):
-    """2·x, by "kernels" that ask which launch to use; blocks of 512 compute nonsense, and 1,024 need too much memory."""
+    """2·x, by "kernels" that ask which launch to use; blocks of 512 compute nonsense, those of 1,024 do not run."""
 
-    used: list[tuple[str, int]] = []
+    used: ClassVar[list[tuple[str, int]]] = []
 
     @staticmethod
     def launched(op: str, x: Tensor) -> Tensor:
@@ -50,8 +51,11 @@ def twice_spec() -> Spec:
     def inputs(generator: torch.Generator, rows: int) -> Inputs:
         return Inputs({"x": torch.randn(rows, generator=generator, dtype=torch.float64)}, gradients=("x",))
 
+    def op(x: Tensor) -> Tensor:
+        return Twice.apply(x)
+
     return Spec(
-        name="twice", op=Twice.apply, reference=lambda x: 2 * x, cases=None, inputs=inputs, benchmarks=({"rows": 6},)
+        name="twice", op=op, reference=lambda x: 2 * x, cases=None, inputs=inputs, benchmarks=({"rows": 6},)
     )  # fmt: skip
 
 
@@ -79,6 +83,17 @@ def test_the_fastest_launch_that_is_right_wins() -> None:
     assert forward == tune.Tuned("twice_forward", "n=6", Launch({"BLOCK": 256}), 3.0, 4.0, tried=5, refused=2)
     assert backward == tune.Tuned("twice_backward", "n=6", Launch({"BLOCK": 256}), 3.0, 4.0, tried=5, refused=2)
     assert "BLOCK=256" in tune.report([forward])
+
+
+def test_a_chooser_is_asked_from_every_thread(file: Path) -> None:
+    """On a GPU, autograd runs the backward in a thread of its own."""
+    found: list[Launch] = []
+    thread = Thread(target=lambda: found.append(tuned("twice_backward", "n=6", DEFAULT, OTHERS)))
+    with choosing(lambda op, key, default, others: others[1]):
+        thread.start()
+        thread.join()
+    assert found == [OTHERS[1]]
+    assert tuned("twice_backward", "n=6", DEFAULT, OTHERS) == DEFAULT
 
 
 def test_a_default_that_fails_is_an_error() -> None:
