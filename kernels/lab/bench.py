@@ -173,6 +173,7 @@ def plot(measured: dict[str, Any], path: Path) -> None:
 
         matplotlib.use("agg")
         import matplotlib.pyplot as plt
+        from matplotlib.patches import Patch
     except ImportError:
         raise UsageError("--plot needs matplotlib: install the extra `plot`") from None
     cases = [case for case in measured["cases"] if case["least_ms"]]
@@ -193,7 +194,7 @@ def plot(measured: dict[str, Any], path: Path) -> None:
     axes[0].set_yticks([row + 0.4 for row in range(len(cases))])
     axes[0].set_yticklabels([f"{case['op']}\n{describe(case['case'])}" for case in cases], fontsize=7)
     axes[0].invert_yaxis()
-    handles = [plt.Rectangle((0, 0), 1, 1, color=f"C{number}") for number in range(len(names))]
+    handles = [Patch(color=f"C{number}") for number in range(len(names))]
     axes[1].legend(handles, names, fontsize=8)
     figure.suptitle(measured["device"])
     path.parent.mkdir(parents=True, exist_ok=True)
