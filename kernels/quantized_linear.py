@@ -1,0 +1,159 @@
+"""A matrix product with weights of 8 or 4 bits, for generation, which waits for weights to come out of memory.
+
+Each row of W is cut into groups of G neighbours that share a scale (as GPTQ and AWQ store them; Frantar et al. 2023):
+
+    s = max|w| / h,   q = round(w / s) in [-h, h],   h = 127 or 7
+    y = x Ŵᵀ,   ŵ = s·q,   so   y_o = Σ_groups s_og · (x_g · q_og)
+
+The kernel multiplies x by the integers, which are exact in every format, and scales each group's product: no ŵ is ever
+formed. It reads bits/8 + element/G bytes a weight, against 2 in bfloat16; FLOPs: 2·N·K·M.
+
+With 4 bits, byte j of a group holds q_j + 8 in its low half and q_{j+G/2} + 8 in its high half: unpacked halves are
+then neighbours in x, and no element has to change places.
+
+The weights are fixed: there is a gradient for x alone, dx = dy Ŵ, which generation never asks for; it is plain PyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.launch import Launch, cdiv, generation, jit, require, tl
+
+BITS = (8, 4)
+GROUPS = (32, 64, 128, 256)
+"""Weights that share a scale: fewer are more accurate and more bytes."""
+
+
+def quantize(weight: Tensor, bits: int, group: int = 64) -> tuple[Tensor, Tensor]:
+    """weight (M, K) -> packed integers (M, bytes), int8 for 8 bits, uint8 for 4, and scales (M, groups) in its dtype.
+
+    The last group is filled up with zeros where `group` does not divide K. Raises ValueError for other bits and groups.
+    """
+    if bits not in BITS or group not in GROUPS:
+        raise ValueError(f"quantize: {bits} bits in groups of {group}; bits must be of {BITS}, groups of {GROUPS}")
+    M, K = weight.shape
+    highest = 2 ** (bits - 1) - 1
+    wide = F.pad(weight.detach().float(), (0, group * cdiv(K, group) - K)).view(M, -1, group)  # (M, groups, G)
+    scales = (wide.abs().amax(-1) / highest).to(weight.dtype)
+    step = scales.float()[..., None]
+    integers = torch.where(step > 0, wide / step, 0.0).round().clamp(-highest, highest)
+    if bits == 8:
+        return integers.to(torch.int8).view(M, -1), scales
+    low, high = (integers + 8).to(torch.uint8).chunk(2, dim=-1)  # (M, groups, G/2) each
+    return (low | high << 4).view(M, -1), scales
+
+
+def dequantize(packed: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """ŵ (M, K), filled up to whole groups, in the scales' dtype; computed in at least float32 and rounded once."""
+    M, groups = scales.shape
+    integers = packed.view(M, groups, -1)
+    if bits == 4:
+        integers = torch.cat((integers & 15, integers >> 4), dim=-1).to(torch.int8) - 8  # (M, groups, G)
+    wide = torch.promote_types(scales.dtype, torch.float32)
+    return (integers.to(wide) * scales.to(wide)[..., None]).to(scales.dtype).view(M, -1)
+
+
+def quantized_linear_reference(x: Tensor, packed: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """x (..., K), packed and scales from `quantize` -> (..., M) in the dtype of x."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    weight = dequantize(packed, scales.to(wide), bits)[:, : x.size(-1)]
+    return F.linear(x.to(wide), weight).to(x.dtype)
+
+
+@jit
+def _kernel(
+    x, packed, scales, y, N, K, M, groups, x_stride, packed_stride, scales_stride,
+    BITS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """One tile of y, group after group."""
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    x_rows = x + row.to(tl.int64)[:, None] * x_stride
+    packed_rows = packed + column.to(tl.int64)[:, None] * packed_stride
+    is_row, is_column = row[:, None] < N, column[:, None] < M
+    BYTES: tl.constexpr = GROUP * BITS // 8  # of a group, each with 1 or 2 weights
+    byte = tl.arange(0, BYTES)[None, :]
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for group in range(groups):
+        i = group * GROUP + byte
+        stored = tl.load(packed_rows + group * BYTES + byte, mask=is_column, other=0)  # (COLUMNS, BYTES)
+        first = tl.load(x_rows + i, mask=is_row & (i < K), other=0.0)  # (ROWS, BYTES)
+        if BITS == 8:
+            product = tl.dot(first, stored.to(tl.float32).to(first.dtype).T, input_precision="ieee")
+        else:
+            second = tl.load(x_rows + i + BYTES, mask=is_row & (i + BYTES < K), other=0.0)
+            low = ((stored & 15).to(tl.float32) - 8).to(first.dtype)
+            high = ((stored >> 4).to(tl.float32) - 8).to(first.dtype)
+            product = tl.dot(first, low.T, input_precision="ieee")
+            product = tl.dot(second, high.T, product, input_precision="ieee")
+        scale = tl.load(scales + column.to(tl.int64) * scales_stride + group, mask=column < M, other=0.0)
+        total += product * scale.to(tl.float32)[None, :]
+    place = y + row.to(tl.int64)[:, None] * M + column[None, :]
+    tl.store(place, total, mask=is_row & (column[None, :] < M))
+
+
+def _launch(rows: int, x: Tensor) -> Launch:
+    """Few rows: narrow tiles, so that many programs wait for memory at once. Many: wide ones, which read x less often."""
+    if generation(x.device) == 0 or rows <= 16:
+        return Launch({"ROWS": 16, "COLUMNS": 16 if generation(x.device) else 32}, num_warps=4, num_stages=4)
+    return Launch({"ROWS": 64, "COLUMNS": 64}, num_warps=4, num_stages=3)
+
+
+@torch.library.custom_op("kernels::quantized_linear", mutates_args=())
+def _quantized_linear(x: Tensor, packed: Tensor, scales: Tensor, bits: int) -> Tensor:
+    M, groups = scales.shape
+    rows = x.reshape(-1, x.size(-1))  # (N, K)
+    rows, packed, scales = (t if t.stride(1) == 1 else t.contiguous() for t in (rows, packed, scales))
+    N, K = rows.shape
+    y = x.new_empty(*x.shape[:-1], M)
+    group = packed.size(1) * 8 // bits // groups
+    launch = _launch(N, x)
+    grid = (cdiv(M, launch.blocks["COLUMNS"]), cdiv(N, launch.blocks["ROWS"]))
+    if N:
+        _kernel[grid](
+            rows, packed, scales, y, N, K, M, groups, rows.stride(0), packed.stride(0), scales.stride(0), bits, group,
+            **launch.options,
+        )  # fmt: skip
+    return y
+
+
+@_quantized_linear.register_fake
+def _(x: Tensor, packed: Tensor, scales: Tensor, bits: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], scales.size(0))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, packed, scales, ctx.bits = inputs
+    ctx.inputs = x.size(-1)
+    ctx.save_for_backward(packed, scales)
+
+
+def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
+    packed, scales = ctx.saved_tensors
+    return dy @ dequantize(packed, scales.to(dy.dtype), ctx.bits)[:, : ctx.inputs], None, None, None
+
+
+_quantized_linear.register_autograd(_differentiate, setup_context=_save)
+
+
+def quantized_linear(x: Tensor, packed: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """x (..., K), packed and scales from `quantize` -> (..., M) in the dtype of x; accumulated in float32.
+
+    Only x has a gradient. Errors: TypeError for dtypes, ValueError for shapes and devices.
+    """
+    require("quantized_linear", {"x": x, "scales": scales})
+    if bits not in BITS or packed.dtype != (torch.int8 if bits == 8 else torch.uint8):
+        raise TypeError(f"quantized_linear: packed is {packed.dtype} for {bits} bits; int8 holds 8 bits, uint8 holds 4")
+    (M, groups), weights = scales.shape, packed.size(1) * 8 // bits
+    group = weights // groups
+    if packed.size(0) != M or group * groups != weights or group not in GROUPS or cdiv(x.size(-1), group) != groups:
+        raise ValueError(
+            f"quantized_linear: x is {tuple(x.shape)}, packed {tuple(packed.shape)}, scales {tuple(scales.shape)}; "
+            f"a row of packed must hold x's last dimension in whole groups of {GROUPS}, with a scale each"
+        )
+    return _quantized_linear(x, packed, scales, bits)
