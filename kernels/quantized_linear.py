@@ -98,7 +98,7 @@ def _kernel(
 
 
 def _launch(rows: int, x: Tensor) -> Launch:
-    """Few rows: narrow tiles, so that many programs wait for memory at once. Many: wide ones, which read x less often."""
+    """Few rows: narrow tiles, so that many programs wait for memory at once. Many: tiles that read x less often."""
     if generation(x.device) == 0 or rows <= 16:
         return Launch({"ROWS": 16, "COLUMNS": 16 if generation(x.device) else 32}, num_warps=4, num_stages=4)
     return Launch({"ROWS": 64, "COLUMNS": 64}, num_warps=4, num_stages=3)
