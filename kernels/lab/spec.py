@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
 Case = dict[str, Any]
-"""One input described in JSON's values (sizes, options, a seed): it can be shrunk, printed and typed in again."""
+"""One input described in JSON's values (sizes, options): it can be shrunk, printed and typed in again.
+
+Two keys are the lab's own, and are not handed to `Spec.inputs`: "seed" of the random numbers, which the lab draws where
+a case has none, and "dtype", one of `DTYPES`."""
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+"""By the name that cases and command lines use."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +57,19 @@ class Work:
 class Tolerance:
     """How far a result may be from the float64 reference r, in Frobenius norms:
 
-        ‖y - r‖ ≤ naive · ‖y_naive - r‖ + rounding · eps(dtype) · ‖r‖ + floor
+        ‖y - r‖ ≤ naive · ‖y_naive - r‖ + rounding · eps · (‖r‖ + least · √n) + floor
 
     y_naive is the reference computed in the tested dtype: a kernel is compared with what plain PyTorch loses. Where
-    that is exact by luck, or the problem itself amplifies rounding, the other two terms are what is left.
+    that is exact by luck, or the problem itself amplifies rounding, the other two terms are what is left. eps and the
+    least normal number are those of the quantity's own dtype: a float32 loss of bfloat16 logits is judged as float32.
     """
 
     naive: float = 2.0
     rounding: float = 2.0
     floor: Callable[[str, Inputs, Mapping[str, Tensor], float], float] | None = None
     """(quantity, inputs, results, eps) -> an absolute error allowed to float32 arithmetic. `quantity` is an output's
-    name or "d" + a tensor's; `results` are the float64 outputs, gradients, and cotangents "d" + output. Without it the
-    floor is 1.2e-7 · ‖r‖."""
+    name or "d" + a tensor's; `inputs` are the tested ones, in float64; `results` are the float64 outputs, gradients, and
+    cotangents "d" + output. What is not finite in these counts as 0. Without it the floor is 1.2e-7 · ‖r‖."""
 
 
 @dataclass(frozen=True)
@@ -107,3 +114,8 @@ class Spec:
     """Other implementations with the op's parameters, by name; those that cannot be imported are left out. `eager` (the
     reference) and `compile` (torch.compile of it) are always measured."""
     mutants: tuple[Mutant, ...] = ()
+
+    def make(self, case: Case) -> Inputs:
+        """The inputs of one case: the same ones each time."""
+        generator = torch.Generator().manual_seed(case.get("seed", 0))
+        return self.inputs(generator, **{key: value for key, value in case.items() if key not in ("seed", "dtype")})

@@ -1,0 +1,108 @@
+"""Kernels by name: a file of this package, an op of one of its files, or a path to anybody's own file."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+
+import kernels
+from kernels.lab.spec import Spec
+
+
+class UsageError(ValueError):
+    """What was asked of the lab cannot be done; told in one line, exit code 2."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One op that has a spec."""
+
+    target: str
+    """How the command line names it."""
+    path: Path
+    declare: Callable[[], Spec]
+    """The function of the kernel's file that returns its spec."""
+
+    @cached_property
+    def spec(self) -> Spec:
+        return self.declare()
+
+
+def add_kernel_argument(parser: argparse.ArgumentParser) -> None:
+    """The positional argument `kernel`, for `find`."""
+    parser.add_argument("kernel", metavar="KERNEL", help="softmax, say, or the path of your own file")
+
+
+def find(target: str) -> list[Kernel]:
+    """The kernels that `target` names: softmax (a file of the package, or an op in one), my_softmax.py, or
+    my_file.py:op where a file has several."""
+    path, _, op = target.partition(":")
+    if path.endswith(".py"):
+        found = kernels_of(load(Path(path)), path)
+        if not found:
+            raise UsageError(f"{path} has no function `spec` and none that ends in `_spec`")
+        chosen = [kernel for kernel in found if not op or op_name(kernel) == op]
+        if not chosen:
+            raise UsageError(f"{path} has no op {op!r}; it has {', '.join(map(op_name, found))}")
+        return chosen
+    known = package_kernels()
+    files = {name: [kernel for kernel in known if kernel.path.stem == name] for name in {k.path.stem for k in known}}
+    ops = {op_name(kernel): [kernel] for kernel in known}
+    if chosen := files.get(target) or ops.get(target):
+        return chosen
+    names = sorted({*files, *ops})
+    near = difflib.get_close_matches(target, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}, or give a path that ends in .py"
+    raise UsageError(f"no kernel {target!r}; {hint}")
+
+
+def package_kernels() -> list[Kernel]:
+    """Every op of `kernels/` that has a spec, by name of file."""
+    modules = sorted(module.name for module in pkgutil.iter_modules(kernels.__path__) if not module.ispkg)
+    return [kernel for name in modules for kernel in kernels_of(importlib.import_module(f"kernels.{name}"), name)]
+
+
+def op_name(kernel: Kernel) -> str:
+    """The op that a spec function speaks of: the file's name for `spec`, what stands before `_spec` for others."""
+    return kernel.declare.__name__.removesuffix("_spec") if kernel.declare.__name__ != "spec" else kernel.path.stem
+
+
+def kernels_of(module: ModuleType, target: str) -> list[Kernel]:
+    """What a module declares itself, in the order of its lines."""
+    path = Path(inspect.getfile(module))
+    declared = [
+        function
+        for name, function in inspect.getmembers(module, inspect.isfunction)
+        if (name == "spec" or name.endswith("_spec")) and function.__module__ == module.__name__
+    ]
+    declared.sort(key=lambda function: function.__code__.co_firstlineno)
+    found = [Kernel(target, path, function) for function in declared]
+    if len(found) == 1:
+        return found
+    separate = (f"{target}:{{}}" if target.endswith(".py") else "{}").format
+    return [Kernel(separate(op_name(kernel)), path, kernel.declare) for kernel in found]
+
+
+def load(path: Path, name: str = "") -> ModuleType:
+    """A file as a module of its own; its neighbours can be imported from it."""
+    if not path.is_file():
+        raise UsageError(f"no file {path}")
+    name = name or f"kernel_{path.stem}"
+    declaration = importlib.util.spec_from_file_location(name, path)
+    assert declaration is not None and declaration.loader is not None
+    module = importlib.util.module_from_spec(declaration)
+    sys.modules[name] = module
+    if str(path.parent.resolve()) not in sys.path:
+        sys.path.append(str(path.parent.resolve()))
+    declaration.loader.exec_module(module)
+    return module

@@ -1,0 +1,120 @@
+"""Triton's CPU interpreter, made fit to judge kernels: bfloat16 that rounds, and programs in reversed order.
+
+The interpreter keeps bfloat16 as its bits in uint16 and computes on those bits as if they were numbers: products and
+sums are garbage, casts truncate, and nothing says so. Inside `faithful_bfloat16` such operands are widened to float32,
+and results are rounded to the nearest bfloat16, ties to even, as the hardware does. It replaces private functions of
+Triton (3.6 to 3.9 have them); tests/kernels/lab/test_interpreter.py fails when a new version changes them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+
+from kernels.launch import tl
+
+ARITHMETIC = (
+    "binary_op", "unary_op", "ternary_op", "create_dot", "create_fma", "create_rsqrt", "create_erf", "create_clampf",
+)  # fmt: skip
+"""The builder's methods through which every floating-point operation goes."""
+
+Bits = Any
+"""Triton's TensorHandle: a numpy array `data`, and a Triton `dtype` that may be other than the array's."""
+
+
+def is_bfloat16(value: Any) -> bool:
+    kind = getattr(value, "dtype", None)
+    return isinstance(kind, tl.dtype) and not kind.is_ptr() and kind.scalar == tl.bfloat16
+
+
+def widened(value: Bits) -> Bits:
+    """bfloat16 -> float32, exactly: its bits are the upper half of a float32's."""
+    bits = np.ascontiguousarray(value.data).view(np.uint16).astype(np.uint32) << 16
+    return type(value)(bits.view(np.float32).reshape(value.data.shape), tl.float32)
+
+
+def rounded(value: Bits) -> Bits:
+    """Any number -> bfloat16, by PyTorch."""
+    wide = np.array(value.data, dtype=np.float32, order="C")
+    bits = torch.from_numpy(wide).bfloat16().view(torch.int16).numpy().view(np.uint16)
+    return type(value)(bits.reshape(value.data.shape), tl.bfloat16)
+
+
+def computing_in_float32(method: Callable[..., Bits]) -> Callable[..., Bits]:
+    """An arithmetic method that widens its bfloat16 operands and rounds its result."""
+
+    def widen_compute_round(self: Any, *operands: Any) -> Bits:
+        if not any(is_bfloat16(operand) for operand in operands):
+            return method(self, *operands)
+        result = method(self, *(widened(operand) if is_bfloat16(operand) else operand for operand in operands))
+        if result.data.dtype == np.bool_:  # a comparison
+            return type(result)(result.data, tl.int1)
+        # The last tensor has the result's type: what a product is added to, what a condition chooses from.
+        last = [operand for operand in operands if isinstance(operand, type(result))][-1]
+        return rounded(result) if is_bfloat16(last) else result
+
+    return widen_compute_round
+
+
+def casting_through_float32(cast: Callable[..., Bits]) -> Callable[..., Bits]:
+    def cast_impl(self: Any, value: Bits, target: Any) -> Bits:
+        source = widened(value) if is_bfloat16(value) else value
+        if target.scalar != tl.bfloat16:
+            return cast(self, source, target)
+        return value if is_bfloat16(value) else rounded(source)
+
+    return cast_impl
+
+
+def refusing_bfloat16(method: Callable[..., Any], what: str) -> Callable[..., Any]:
+    def refuse(self: Any, *operands: Any) -> Any:
+        for operand in operands:
+            for value in operand if isinstance(operand, tuple) else (operand,):
+                if is_bfloat16(value):
+                    raise TypeError(f"{what} in bfloat16 loses most of its digits; convert to float32 first")
+        return method(self, *operands)
+
+    return refuse
+
+
+@contextmanager
+def faithful_bfloat16() -> Iterator[None]:
+    """Inside, interpreted kernels compute on bfloat16 as hardware does; reductions and atomics on it raise TypeError.
+
+    numpy's warnings about overflow and NaN are silent: on a GPU they are ordinary results.
+    """
+    import triton.runtime.interpreter as interpreter
+
+    builder, reduction = interpreter.InterpreterBuilder, interpreter.ReduceScanOpInterface
+    replaced = {name: computing_in_float32(getattr(builder, name)) for name in ARITHMETIC if hasattr(builder, name)}
+    replaced["cast_impl"] = casting_through_float32(builder.cast_impl)
+    replaced["create_atomic_rmw"] = refusing_bfloat16(builder.create_atomic_rmw, "an atomic operation")
+    apply = refusing_bfloat16(reduction.apply, "a reduction")
+    with (
+        mock.patch.multiple(builder, **replaced),
+        mock.patch.object(reduction, "apply", apply),
+        np.errstate(all="ignore"),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
+@contextmanager
+def reversed_programs() -> Iterator[None]:
+    """Inside, the last program of a grid runs first: where programs depend on each other, results change."""
+    import triton.runtime.interpreter as interpreter
+
+    set_grid_idx = interpreter.InterpreterBuilder.set_grid_idx
+
+    def set_reversed(self: Any, *index: int) -> None:
+        set_grid_idx(self, *(size - 1 - i for size, i in zip(self.grid_dim, index)))
+
+    with mock.patch.object(interpreter.InterpreterBuilder, "set_grid_idx", set_reversed):
+        yield

@@ -1,0 +1,116 @@
+"""Where a kernel's tensors lie: layouts of its inputs, and guard bands around all that it reads and writes.
+
+A band is filled with bytes 0xFF, which are NaN in every floating-point format and -1 in every integer: whoever reads
+past a tensor gets nonsense instead of a lucky zero, and whoever writes there is found out instead of crashing later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+BAND = 4096
+"""Elements before and after each tensor; wider than the blocks that a kernel is checked with."""
+
+LAYOUTS = ("contiguous", "padded", "strided", "transposed", "mixed", "broadcast", "summed")
+"""How inputs and cotangents lie: as slices with stride 1 in the last dimension (`padded`), with gaps in each dimension
+(`strided`), with the dimensions stored in reversed order, or each tensor in another of these ways (`mixed`).
+The last two concern cotangents, which autograd delivers with strides of 0: in all dimensions but the last one, or in
+all, as the gradient of `y.sum()` is."""
+
+ALLOCATORS = (
+    (torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (torch, "zeros"), (torch, "zeros_like"),
+    (Tensor, "new_empty"), (Tensor, "new_empty_strided"), (Tensor, "new_zeros"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Region:
+    """A tensor in the middle of a storage of its own."""
+
+    tensor: Tensor
+    storage: Tensor
+    """The whole of it, as bytes."""
+
+    def band_is_intact(self) -> bool:
+        """Whether nothing was written before or after a tensor without gaps."""
+        band = BAND * self.tensor.element_size()
+        return bool((self.storage[:band] == 255).all() and (self.storage[-band:] == 255).all())
+
+
+def region(shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Region:
+    """A tensor of 0xFF within bands of 0xFF."""
+    span = 1 + sum((size - 1) * step for size, step in zip(shape, stride)) if 0 not in shape else 0
+    element = torch._utils._element_size(dtype)
+    storage = torch.full(((span + 2 * BAND) * element,), 255, dtype=torch.uint8, device=device)
+    tensor = torch.tensor([], dtype=dtype, device=device)
+    return Region(tensor.set_(storage.untyped_storage(), BAND, shape, stride), storage)
+
+
+def strides_of(shape: tuple[int, ...]) -> list[int]:
+    """Strides of a tensor stored without gaps, its last dimension fastest."""
+    strides = [1] * len(shape)
+    for i in reversed(range(len(shape) - 1)):
+        strides[i] = strides[i + 1] * shape[i + 1]
+    return strides
+
+
+def lay_out(values: Tensor, layout: str, index: int, device: torch.device) -> Region:
+    """`values` in a layout of `LAYOUTS`; dimensions in which their stride is 0 keep it.
+
+    `index` numbers an op's tensors, so that two of one shape get different strides.
+    """
+    stored = values[tuple(slice(0, 1) if step == 0 else slice(None) for step in values.stride())]
+    shape = tuple(stored.shape)
+    if layout == "mixed":
+        layout = ("padded", "contiguous", "transposed", "strided")[index % 4]
+    if layout == "padded":
+        stride = strides_of(tuple(size + 3 + index for size in shape))
+    elif layout == "strided":
+        stride = [2 * step for step in strides_of(tuple(2 * size + 1 + index for size in shape))]
+    elif layout == "transposed":
+        stride = strides_of(shape[::-1])[::-1]
+    else:
+        stride = strides_of(shape)
+    laid = region(shape, tuple(stride), values.dtype, device)
+    laid.tensor.copy_(stored)
+    return Region(laid.tensor.expand(values.shape), laid.storage)
+
+
+def broadcast(values: Tensor, layout: str) -> Tensor:
+    """The cotangent that autograd would deliver with strides of 0; `values` itself in other layouts."""
+    kept = {"broadcast": 1, "summed": 0}.get(layout, values.dim())
+    index = tuple(slice(None) if i >= values.dim() - kept else slice(0, 1) for i in range(values.dim()))
+    return values[index].expand(values.shape)
+
+
+@contextmanager
+def guarded_allocations() -> Iterator[list[Region]]:
+    """Inside, what Python allocates with `torch.empty` and its kin is NaN until written, and lies within bands.
+
+    Yields the list of these tensors, which grows.
+    """
+    regions: list[Region] = []
+
+    def guarding(allocate: Callable[..., Tensor], is_filled: bool) -> Callable[..., Tensor]:
+        def allocate_guarded(*args: Any, **kwargs: Any) -> Tensor:
+            plain = allocate(*args, **kwargs)
+            guarded = region(tuple(plain.shape), plain.stride(), plain.dtype, plain.device)
+            if is_filled:
+                guarded.tensor.copy_(plain)
+            regions.append(guarded)
+            return guarded.tensor
+
+        return allocate_guarded
+
+    with ExitStack() as stack:
+        for owner, name in ALLOCATORS:
+            guarding_it = guarding(getattr(owner, name), is_filled="zeros" in name)
+            stack.enter_context(mock.patch.object(owner, name, guarding_it))
+        yield regions
