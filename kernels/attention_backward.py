@@ -1,0 +1,288 @@
+"""The backward kernels of attention: FlashAttention-2 (Dao 2023, algorithm 2), in two passes and without atomics.
+
+P is computed again, from the scores and the log-sum-exp that the forward has kept; then, with δ_i = Σ_d O_id·dO_id,
+
+    P = exp(S - lse),   dP = dO Vᵀ,   dS = P ∘ (dP - δ)
+    dV = Pᵀ dO,         dQ = scale · dS K,   dK = scale · dSᵀ Q
+
+1. `_delta_kernel`: δ of each row, less the gradient of its log-sum-exp: ∂lse_i/∂S_ij = P_ij, so that is where it goes.
+2. `_dq_kernel`: a program holds queries and walks over the keys that they attend to.
+3. `_dk_dv_kernel`: a program holds keys of one key/value head and walks over the queries that attend to them, for one
+   query head of its group after the other. So every sum is made by one program in a fixed order: the result is the
+   same bits each time. The price is that S and dP are computed twice, 7 products in all instead of 5.
+
+With a soft cap, S = cap·tanh(x/cap) and dx = dS ∘ (1 - (S/cap)²). P and dS are rounded to the inputs' dtype for the
+products with them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels.attention_forward import (
+    LOG2_E,
+    capped_scores,
+    choose,
+    load_interval,
+    load_rows,
+    padded_head_dim,
+    pointers_to,
+    regions,
+    score_unit,
+)
+from kernels.launch import Launch, cdiv, jit, tl
+
+# As in the forward. dk and dv keep two sums, and the keys and values, besides the products: with 4 warps they spill.
+_EVERY = (32, 64, 128, 256, 512, 1024)
+DQ_LAUNCHES: dict[int, dict[int, Launch]] = {
+    0: dict.fromkeys(_EVERY, Launch({"BLOCK_Q": 32, "BLOCK_K": 16})),
+    80: {
+        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=2)),
+        256: Launch({"BLOCK_Q": 128, "BLOCK_K": 32}, num_warps=8, num_stages=2),
+        512: Launch({"BLOCK_Q": 64, "BLOCK_K": 32}, num_warps=8, num_stages=1),
+        1024: Launch({"BLOCK_Q": 16, "BLOCK_K": 16}, num_warps=8, num_stages=1),
+    },
+    90: {
+        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=2)),
+        256: Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=2),
+        512: Launch({"BLOCK_Q": 64, "BLOCK_K": 32}, num_warps=8, num_stages=1),
+        1024: Launch({"BLOCK_Q": 16, "BLOCK_K": 16}, num_warps=8, num_stages=1),
+    },
+    100: {
+        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=2)),
+        256: Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=2),
+        512: Launch({"BLOCK_Q": 64, "BLOCK_K": 32}, num_warps=8, num_stages=1),
+        1024: Launch({"BLOCK_Q": 16, "BLOCK_K": 16}, num_warps=8, num_stages=1),
+    },
+}
+DK_DV_LAUNCHES: dict[int, dict[int, Launch]] = {
+    0: dict.fromkeys(_EVERY, Launch({"BLOCK_Q": 16, "BLOCK_K": 32})),
+    80: {
+        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 64, "BLOCK_K": 128}, num_warps=8, num_stages=2)),
+        256: Launch({"BLOCK_Q": 32, "BLOCK_K": 128}, num_warps=8, num_stages=2),
+        512: Launch({"BLOCK_Q": 32, "BLOCK_K": 64}, num_warps=8, num_stages=1),
+        1024: Launch({"BLOCK_Q": 16, "BLOCK_K": 16}, num_warps=8, num_stages=1),
+    },
+    90: {
+        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 64, "BLOCK_K": 128}, num_warps=8, num_stages=2)),
+        256: Launch({"BLOCK_Q": 32, "BLOCK_K": 128}, num_warps=8, num_stages=2),
+        512: Launch({"BLOCK_Q": 32, "BLOCK_K": 64}, num_warps=8, num_stages=1),
+        1024: Launch({"BLOCK_Q": 16, "BLOCK_K": 16}, num_warps=8, num_stages=1),
+    },
+    100: {
+        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 64, "BLOCK_K": 128}, num_warps=8, num_stages=2)),
+        256: Launch({"BLOCK_Q": 32, "BLOCK_K": 128}, num_warps=8, num_stages=2),
+        512: Launch({"BLOCK_Q": 32, "BLOCK_K": 64}, num_warps=8, num_stages=1),
+        1024: Launch({"BLOCK_Q": 16, "BLOCK_K": 16}, num_warps=8, num_stages=1),
+    },
+}
+DELTA_ROWS = 64
+
+
+@jit
+def _delta_kernel(
+    o, do, dlse, delta, o_strides, do_strides, queries, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr
+):
+    rows = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    is_row = rows < queries
+    o_block = load_rows(pointers_to(o, batch, head, rows, o_strides, BLOCK_D), is_row, D, BLOCK_D, True)
+    do_block = load_rows(pointers_to(do, batch, head, rows, do_strides, BLOCK_D), is_row, D, BLOCK_D, True)
+    row_sums = tl.sum(o_block.to(tl.float32) * do_block.to(tl.float32), 1)
+    at = (batch * tl.num_programs(1) + head) * queries + rows
+    tl.store(delta + at, row_sums - tl.load(dlse + at, mask=is_row, other=0.0), mask=is_row)
+
+
+@jit
+def score_gradient(s, p, dp, delta, SOFT_CAP: tl.constexpr):
+    """dS = P ∘ (dP - δ), through the soft cap if there is one; s are the scores before their unit."""
+    ds = p * (dp - delta)
+    if SOFT_CAP > 0:
+        return ds * (1 - s * s)
+    else:
+        return ds
+
+
+@jit
+def add_to_dq(
+    dq, q, do, lse, delta, k_block, v_block, k_step, v_step, first, end, begin, until, stop, scale,
+    SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, EDGE: tl.constexpr,
+):  # fmt: skip
+    """What the keys from `begin` to `until` add to the gradient of a block of queries."""
+    unit = score_unit(scale, SOFT_CAP)
+    for block in range(begin, until, BLOCK_K):
+        keys = block + tl.arange(0, BLOCK_K)
+        k = load_rows(k_block + tl.cast(block, tl.int64) * k_step, keys < stop, D, BLOCK_D, EDGE)
+        v = load_rows(v_block + tl.cast(block, tl.int64) * v_step, keys < stop, D, BLOCK_D, EDGE)
+        s = capped_scores(tl.dot(q, tl.trans(k), input_precision="ieee"), scale, SOFT_CAP)  # (BLOCK_Q, BLOCK_K)
+        p = tl.exp2(s * unit - lse[:, None])
+        if EDGE:
+            may_attend = (keys[None, :] >= first[:, None]) & (keys[None, :] < end[:, None])
+            p = tl.where(may_attend, p, 0.0)
+        dp = tl.dot(do, tl.trans(v), input_precision="ieee")
+        ds = score_gradient(s, p, dp, delta[:, None], SOFT_CAP)
+        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee")
+    return dq
+
+
+@jit
+def _dq_kernel(
+    q, k, v, do, lse, delta, dq, intervals, q_strides, k_strides, v_strides, do_strides, dq_strides, intervals_stride,
+    queries, group, scale,
+    SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    rows = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    keys = tl.arange(0, BLOCK_K)
+    is_row = rows < queries
+    first, end = load_interval(intervals, batch, intervals_stride, rows, queries)
+    start, middle, middle_end, stop = regions(first, end, BLOCK_K)
+
+    q_block = load_rows(pointers_to(q, batch, head, rows, q_strides, BLOCK_D), is_row, D, BLOCK_D, True)
+    do_block = load_rows(pointers_to(do, batch, head, rows, do_strides, BLOCK_D), is_row, D, BLOCK_D, True)
+    at = (batch * tl.num_programs(1) + head) * queries + rows
+    lse_block = tl.load(lse + at, mask=is_row, other=0.0) * LOG2_E
+    delta_block = tl.load(delta + at, mask=is_row, other=0.0)
+    k_block = pointers_to(k, batch, head // group, keys, k_strides, BLOCK_D)
+    v_block = pointers_to(v, batch, head // group, keys, v_strides, BLOCK_D)
+    k_step, v_step = k_strides[2], v_strides[2]
+    acc = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+    acc = add_to_dq(
+        acc, q_block, do_block, lse_block, delta_block, k_block, v_block, k_step, v_step,
+        first, end, start, middle, stop, scale, SOFT_CAP, D, BLOCK_D, BLOCK_K, EDGE=True,
+    )  # fmt: skip
+    acc = add_to_dq(
+        acc, q_block, do_block, lse_block, delta_block, k_block, v_block, k_step, v_step,
+        first, end, middle, middle_end, stop, scale, SOFT_CAP, D, BLOCK_D, BLOCK_K, EDGE=False,
+    )  # fmt: skip
+    acc = add_to_dq(
+        acc, q_block, do_block, lse_block, delta_block, k_block, v_block, k_step, v_step,
+        first, end, middle_end, stop, stop, scale, SOFT_CAP, D, BLOCK_D, BLOCK_K, EDGE=True,
+    )  # fmt: skip
+    is_written = is_row[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
+    tl.store(pointers_to(dq, batch, head, rows, dq_strides, BLOCK_D), acc * scale, mask=is_written)
+
+
+@jit
+def add_to_dk_dv(
+    dk, dv, k, v, q_block, do_block, lse, delta, q_step, do_step, first, end, begin, until, stop, scale,
+    SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, EDGE: tl.constexpr,
+):  # fmt: skip
+    """What the queries from `begin` to `until` add to the gradients of a block of keys and values; S is transposed."""
+    unit = score_unit(scale, SOFT_CAP)
+    for block in range(begin, until, BLOCK_Q):
+        rows = block + tl.arange(0, BLOCK_Q)
+        q = load_rows(q_block + tl.cast(block, tl.int64) * q_step, rows < stop, D, BLOCK_D, EDGE)
+        do = load_rows(do_block + tl.cast(block, tl.int64) * do_step, rows < stop, D, BLOCK_D, EDGE)
+        if EDGE:
+            row_lse = tl.load(lse + rows, mask=rows < stop, other=0.0) * LOG2_E
+            row_delta = tl.load(delta + rows, mask=rows < stop, other=0.0)
+        else:
+            row_lse, row_delta = tl.load(lse + rows) * LOG2_E, tl.load(delta + rows)
+        s = capped_scores(tl.dot(k, tl.trans(q), input_precision="ieee"), scale, SOFT_CAP)  # (BLOCK_K, BLOCK_Q)
+        p = tl.exp2(s * unit - row_lse[None, :])
+        if EDGE:
+            may_attend = (rows[None, :] >= first[:, None]) & (rows[None, :] < end[:, None])
+            p = tl.where(may_attend, p, 0.0)
+        dv = tl.dot(p.to(do.dtype), do, dv, input_precision="ieee")
+        dp = tl.dot(v, tl.trans(do), input_precision="ieee")
+        ds = score_gradient(s, p, dp, row_delta[None, :], SOFT_CAP)
+        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee")
+    return dk, dv
+
+
+@jit
+def _dk_dv_kernel(
+    q, k, v, do, lse, delta, dk, dv, intervals,
+    q_strides, k_strides, v_strides, do_strides, dk_strides, dv_strides, intervals_stride,
+    queries, keys, group, scale,
+    SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    kv_head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    is_row = rows < keys
+    # Here the rows are keys, and their intervals those of the queries that attend to them.
+    first, end = load_interval(intervals, batch, intervals_stride, rows, keys)
+    start, middle, middle_end, stop = regions(first, end, BLOCK_Q)
+
+    k_block = load_rows(pointers_to(k, batch, kv_head, rows, k_strides, BLOCK_D), is_row, D, BLOCK_D, True)
+    v_block = load_rows(pointers_to(v, batch, kv_head, rows, v_strides, BLOCK_D), is_row, D, BLOCK_D, True)
+    q_step, do_step = q_strides[2], do_strides[2]
+    dk_sum = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+    dv_sum = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+    for head in range(kv_head * group, kv_head * group + group):
+        q_block = pointers_to(q, batch, head, tl.arange(0, BLOCK_Q), q_strides, BLOCK_D)
+        do_block = pointers_to(do, batch, head, tl.arange(0, BLOCK_Q), do_strides, BLOCK_D)
+        row_of_head = (batch * tl.num_programs(1) * group + head) * queries
+        dk_sum, dv_sum = add_to_dk_dv(
+            dk_sum, dv_sum, k_block, v_block, q_block, do_block, lse + row_of_head, delta + row_of_head,
+            q_step, do_step, first, end, start, middle, stop, scale, SOFT_CAP, D, BLOCK_D, BLOCK_Q, EDGE=True,
+        )  # fmt: skip
+        dk_sum, dv_sum = add_to_dk_dv(
+            dk_sum, dv_sum, k_block, v_block, q_block, do_block, lse + row_of_head, delta + row_of_head,
+            q_step, do_step, first, end, middle, middle_end, stop, scale, SOFT_CAP, D, BLOCK_D, BLOCK_Q, EDGE=False,
+        )  # fmt: skip
+        dk_sum, dv_sum = add_to_dk_dv(
+            dk_sum, dv_sum, k_block, v_block, q_block, do_block, lse + row_of_head, delta + row_of_head,
+            q_step, do_step, first, end, middle_end, stop, stop, scale, SOFT_CAP, D, BLOCK_D, BLOCK_Q, EDGE=True,
+        )  # fmt: skip
+    is_written = is_row[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
+    tl.store(pointers_to(dk, batch, kv_head, rows, dk_strides, BLOCK_D), dk_sum * scale, mask=is_written)
+    tl.store(pointers_to(dv, batch, kv_head, rows, dv_strides, BLOCK_D), dv_sum, mask=is_written)
+
+
+def query_intervals(key_intervals: Tensor, keys: int) -> Tensor:
+    """(B or 1, keys, 2) int32: the queries [first, end) that attend to each key, from the keys each query attends to.
+
+    Intervals neither begin nor end before those of an earlier query: the queries whose interval has not begun after
+    key j, but ends after it, are those from #{end ≤ j} to #{first ≤ j}.
+    """
+    key = torch.arange(keys, device=key_intervals.device, dtype=torch.int32)
+    key = key.expand(key_intervals.size(0), -1).contiguous()
+    first, end = key_intervals.movedim(-1, 0).contiguous()  # each (B or 1, Tq)
+    earlier = torch.searchsorted(end, key, right=True, out_int32=True)
+    begun = torch.searchsorted(first, key, right=True, out_int32=True)
+    return torch.stack((earlier, begun), dim=-1)
+
+
+def backward(
+    q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, intervals: Tensor, do: Tensor, dlse: Tensor,
+    scale: float, soft_cap: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """dq, dk, dv, each like its input; `intervals` are those of the forward, do and dlse any strides."""
+    B, H, Tq, D = q.shape
+    kv_heads, Tk, group = k.size(1), k.size(2), H // k.size(1)
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    if q.numel() == 0 or k.numel() == 0:
+        return dq.zero_(), dk.zero_(), dv.zero_()
+    shape = {"SOFT_CAP": soft_cap, "D": D, "BLOCK_D": padded_head_dim(D)}
+    batch_stride = intervals.stride(0) if intervals.size(0) > 1 else 0
+    delta = torch.empty_like(lse)
+    _delta_kernel[cdiv(Tq, DELTA_ROWS), H, B](
+        o,
+        do,
+        dlse.contiguous(),
+        delta,
+        o.stride(),
+        do.stride(),
+        Tq,
+        D=D,
+        BLOCK_D=padded_head_dim(D),
+        BLOCK_Q=DELTA_ROWS,
+    )
+    launch = choose(DQ_LAUNCHES, q)
+    _dq_kernel[cdiv(Tq, launch.blocks["BLOCK_Q"]), H, B](
+        q, k, v, do, lse, delta, dq, intervals,
+        q.stride(), k.stride(), v.stride(), do.stride(), dq.stride(), batch_stride,
+        Tq, group, scale, **shape, **launch.options,
+    )  # fmt: skip
+    by_key = query_intervals(intervals, Tk)
+    launch = choose(DK_DV_LAUNCHES, q)
+    _dk_dv_kernel[cdiv(Tk, launch.blocks["BLOCK_K"]), kv_heads, B](
+        q, k, v, do, lse, delta, dk, dv, by_key,
+        q.stride(), k.stride(), v.stride(), do.stride(), dk.stride(), dv.stride(),
+        by_key.stride(0) if by_key.size(0) > 1 else 0,
+        Tq, Tk, group, scale, **shape, **launch.options,
+    )  # fmt: skip
+    return dq, dk, dv

@@ -1,0 +1,201 @@
+"""The forward kernel of attention: FlashAttention-2 (Dao 2023, algorithm 1) over intervals of keys.
+
+A program holds BLOCK_Q queries of one head and walks over the keys in blocks of BLOCK_K. With the online softmax
+(Milakov & Gimelshein 2018) it needs each key once: m is the row's maximum so far, l the sum of exp(S - m), acc the sum
+of exp(S - m)·V. A block of keys with a larger maximum m' first scales what has been summed by exp(m - m'):
+
+    m' = max(m, max_j S_j),   P_j = exp(S_j - m'),   α = exp(m - m')
+    l' = α·l + Σ_j P_j,       acc' = α·acc + P V                            and in the end  O = acc / l,  lse = m + log l
+
+What a query may attend to is an interval of keys [first, end): causality, window, documents and the length of the
+keys are all in these two numbers. So the keys of a block of queries fall into three regions (`regions`): an edge where
+some queries have not begun, the middle that all queries see whole, and an edge where some have ended. Only edges are
+masked; what is outside is never loaded.
+
+Exponentials are in base 2, which is what the hardware has: exp(x) = 2^(x·log2 e). P is rounded to the dtype of V for
+the product with it, everything else is float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.launch import Launch, cdiv, generation, jit, next_power_of_2, tl
+
+LOG2_E: Any = tl.constexpr(1.4426950408889634) if tl is not None else None
+
+# By generation, then by the bytes of one head's row (head_dim padded to a power of two, times the element's size).
+# 0 is the interpreter, where a program is dear and 16 keys a block give small inputs an inside and edges.
+_EVERY = (32, 64, 128, 256, 512, 1024)
+LAUNCHES: dict[int, dict[int, Launch]] = {
+    0: dict.fromkeys(_EVERY, Launch({"BLOCK_Q": 32, "BLOCK_K": 16})),
+    80: {
+        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=4, num_stages=3)),
+        256: Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=2),
+        512: Launch({"BLOCK_Q": 64, "BLOCK_K": 32}, num_warps=4, num_stages=2),
+        1024: Launch({"BLOCK_Q": 32, "BLOCK_K": 16}, num_warps=4, num_stages=2),
+    },
+    90: {
+        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=4, num_stages=3)),
+        256: Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=3),
+        512: Launch({"BLOCK_Q": 64, "BLOCK_K": 32}, num_warps=4, num_stages=2),
+        1024: Launch({"BLOCK_Q": 32, "BLOCK_K": 16}, num_warps=4, num_stages=2),
+    },
+    100: {
+        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=4, num_stages=3)),
+        256: Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=3),
+        512: Launch({"BLOCK_Q": 64, "BLOCK_K": 32}, num_warps=4, num_stages=2),
+        1024: Launch({"BLOCK_Q": 32, "BLOCK_K": 16}, num_warps=4, num_stages=2),
+    },
+}
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """The width of a block that holds one head: a tensor-core product needs at least 16."""
+    return max(16, next_power_of_2(head_dim))
+
+
+def choose(table: dict[int, dict[int, Launch]], q: Tensor) -> Launch:
+    """The launch for this device and row: that of the newest generation which is not newer than the device."""
+    device = generation(q.device)
+    newest = max((known for known in table if known <= device), default=0)
+    return table[newest][padded_head_dim(q.size(-1)) * q.element_size()]
+
+
+@jit
+def regions(first, end, BLOCK: tl.constexpr):
+    """Rows reach [first, end): (start, middle, middle's end, stop), in steps of BLOCK from start on. All rows reach
+    all of the middle, no row anything before start or from stop on."""
+    start, stop = tl.min(first, 0), tl.max(end, 0)
+    middle = start + tl.cdiv(tl.max(first, 0) - start, BLOCK) * BLOCK
+    middle_end = middle + tl.maximum(tl.min(end, 0) - middle, 0) // BLOCK * BLOCK
+    return start, middle, middle_end, stop
+
+
+@jit
+def load_interval(intervals, batch, stride, rows, count):
+    """(first, end) of each row; rows past the last one repeat it, so that they widen nothing."""
+    pointers = intervals + batch * stride + 2 * tl.minimum(rows, count - 1)
+    return tl.load(pointers), tl.load(pointers + 1)
+
+
+@jit
+def pointers_to(tensor, batch, head, rows, strides, BLOCK_D: tl.constexpr):
+    """Pointers (rows, BLOCK_D) into a (batch, heads, rows, channels) tensor; offsets are int64, which long inputs need."""
+    row = tensor + batch * strides[0] + tl.cast(head, tl.int64) * strides[1] + rows.to(tl.int64) * strides[2]
+    return row[:, None] + tl.arange(0, BLOCK_D)[None, :] * strides[3]
+
+
+@jit
+def load_rows(pointers, exists, D: tl.constexpr, BLOCK_D: tl.constexpr, EDGE: tl.constexpr):
+    """Rows of a block, 0 beyond the head's D channels; on an EDGE, 0 also where a row does not exist."""
+    is_channel = (tl.arange(0, BLOCK_D) < D)[None, :]
+    if EDGE:
+        return tl.load(pointers, mask=exists[:, None] & is_channel, other=0.0)
+    elif BLOCK_D > D:
+        return tl.load(pointers, mask=is_channel, other=0.0)
+    else:
+        return tl.load(pointers)
+
+
+@jit
+def capped_scores(products, scale, SOFT_CAP: tl.constexpr):
+    """Scores before their unit (`score_unit`): Q Kᵀ itself, or with a soft cap (Gemma 2, 2024) tanh(scale·Q Kᵀ/cap)."""
+    if SOFT_CAP > 0:
+        return 1 - 2 / (tl.exp2(products * (2 * LOG2_E * scale / SOFT_CAP)) + 1)
+    else:
+        return products
+
+
+@jit
+def score_unit(scale, SOFT_CAP: tl.constexpr):
+    """What capped scores are multiplied by to get S·log2 e; positive, so it may wait until after the maximum."""
+    return (SOFT_CAP if SOFT_CAP > 0 else scale) * LOG2_E
+
+
+@jit
+def attend(
+    acc, m, l, q, k_block, v_block, k_step, v_step, first, end, begin, until, stop, scale,
+    SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, EDGE: tl.constexpr,
+):  # fmt: skip
+    """The online softmax over the keys from `begin` to `until`; masked on an EDGE."""
+    unit = score_unit(scale, SOFT_CAP)
+    for block in range(begin, until, BLOCK_K):
+        keys = block + tl.arange(0, BLOCK_K)
+        k = load_rows(k_block + tl.cast(block, tl.int64) * k_step, keys < stop, D, BLOCK_D, EDGE)
+        s = capped_scores(tl.dot(q, tl.trans(k), input_precision="ieee"), scale, SOFT_CAP)  # (BLOCK_Q, BLOCK_K)
+        if EDGE:
+            may_attend = (keys[None, :] >= first[:, None]) & (keys[None, :] < end[:, None])
+            s = tl.where(may_attend, s, -float("inf"))
+        larger = tl.maximum(m, tl.max(s, 1) * unit)
+        # A row that has met no key yet has the maximum -inf, and -inf - (-inf) is no number.
+        shift = tl.where(larger == -float("inf"), 0.0, larger)
+        p = tl.exp2(s * unit - shift[:, None])
+        alpha = tl.exp2(m - shift)
+        l = l * alpha + tl.sum(p, 1)
+        v = load_rows(v_block + tl.cast(block, tl.int64) * v_step, keys < stop, D, BLOCK_D, EDGE)
+        acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")
+        m = larger
+    return acc, m, l
+
+
+@jit
+def _forward_kernel(
+    q, k, v, o, lse, intervals, q_strides, k_strides, v_strides, o_strides, intervals_stride,
+    queries, group, scale,
+    SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    # The last queries first: under a causal mask they have the most keys, and a short program fills the end better.
+    first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_Q
+    head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    rows = first_row + tl.arange(0, BLOCK_Q)
+    keys = tl.arange(0, BLOCK_K)
+    is_row = rows < queries
+    first, end = load_interval(intervals, batch, intervals_stride, rows, queries)
+    start, middle, middle_end, stop = regions(first, end, BLOCK_K)
+
+    q_block = load_rows(pointers_to(q, batch, head, rows, q_strides, BLOCK_D), is_row, D, BLOCK_D, True)
+    k_block = pointers_to(k, batch, head // group, keys, k_strides, BLOCK_D)
+    v_block = pointers_to(v, batch, head // group, keys, v_strides, BLOCK_D)
+    k_step, v_step = k_strides[2], v_strides[2]
+    m = tl.full([BLOCK_Q], -float("inf"), tl.float32)
+    l = tl.zeros([BLOCK_Q], tl.float32)
+    acc = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+    acc, m, l = attend(
+        acc, m, l, q_block, k_block, v_block, k_step, v_step, first, end, start, middle, stop, scale,
+        SOFT_CAP, D, BLOCK_D, BLOCK_K, EDGE=True,
+    )  # fmt: skip
+    acc, m, l = attend(
+        acc, m, l, q_block, k_block, v_block, k_step, v_step, first, end, middle, middle_end, stop, scale,
+        SOFT_CAP, D, BLOCK_D, BLOCK_K, EDGE=False,
+    )  # fmt: skip
+    acc, m, l = attend(
+        acc, m, l, q_block, k_block, v_block, k_step, v_step, first, end, middle_end, stop, stop, scale,
+        SOFT_CAP, D, BLOCK_D, BLOCK_K, EDGE=True,
+    )  # fmt: skip
+
+    # Without a key l is 0: the row's output is 0 and its log-sum-exp m = -inf.
+    total = tl.where(l == 0.0, 1.0, l)
+    is_written = is_row[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
+    tl.store(pointers_to(o, batch, head, rows, o_strides, BLOCK_D), acc / total[:, None], mask=is_written)
+    row_of_lse = (batch * tl.num_programs(1) + head) * queries + rows
+    tl.store(lse + row_of_lse, (m + tl.log2(total)) / LOG2_E, mask=is_row)
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, soft_cap: float) -> tuple[Tensor, Tensor]:
+    """O like q, and the rows' log-sum-exp (B, Hq, Tq) float32; intervals (B or 1, Tq, 2) int32."""
+    B, H, T, D = q.shape
+    o, lse = torch.empty_like(q), q.new_empty((B, H, T), dtype=torch.float32)
+    if q.numel() == 0:
+        return o, lse
+    launch = choose(LAUNCHES, q)
+    grid = (cdiv(T, launch.blocks["BLOCK_Q"]), H, B)
+    _forward_kernel[grid](
+        q, k, v, o, lse, intervals, q.stride(), k.stride(), v.stride(), o.stride(),
+        intervals.stride(0) if intervals.size(0) > 1 else 0,
+        T, H // k.size(1), scale, SOFT_CAP=soft_cap, D=D, BLOCK_D=padded_head_dim(D), **launch.options,
+    )  # fmt: skip
+    return o, lse
