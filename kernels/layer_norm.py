@@ -1,4 +1,4 @@
-"""Layer normalisation (Ba et al. 2016, eq. 3).
+"""Layer normalisation (Ba et al. 2016, eq. 3), alone and with the residual addition before it.
 
     y_i = (x_i - μ) · r · w_i + b_i,   μ = mean_j x_j,   r = 1 / sqrt(mean_j (x_j - μ)² + ε)
 
@@ -7,12 +7,27 @@ Gradient, with x̂ = (x - μ)·r and g = dy·w:
     dx = r · (g - mean_j g_j - x̂ · mean_j(g_j·x̂_j)),   dw = Σ_rows dy·x̂,   db = Σ_rows dy
 
 The forward saves x, μ and r (two float32 a row). It moves 2·N elements a row; the backward moves 3·N.
+
+`add_layer_norm` normalises s = x + residual and returns s too, as `add_rms_norm` does.
+
+A row that fits a block is read once: its deviations are computed from its mean, in registers. A longer one is read in
+blocks, whose means and squared deviations are merged (Chan et al. 1979, "Updating formulae", eq. 2.1), and then again
+to be scaled: the difference of mean x² and μ² would lose everything where μ is large. The backward is arranged as that
+of `rms_norm`.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
+
+from kernels.launch import cdiv, jit, require, tl
+from kernels.rows import backward_launch, forward_launch, long_launch, longest_block, persistent_programs, rows_of
+
+if TYPE_CHECKING:
+    from kernels.lab.spec import Spec
 
 
 def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
@@ -21,3 +36,314 @@ def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor | None, eps: fl
     centred = wide - wide.mean(-1, keepdim=True)
     normed = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps) * weight
     return (normed if bias is None else normed + bias).to(x.dtype)
+
+
+def add_layer_norm_reference(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """x and residual (..., N), weight (N,), bias (N,) or None -> the norm of x + residual, and x + residual."""
+    total = x + residual
+    return layer_norm_reference(total, weight, bias, eps), total
+
+
+@jit
+def _forward_kernel(
+    x, residual, weight, bias, y, total, mean, r, rows, N, eps, stride_x, stride_residual,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """ROWS rows that fit a block. `residual` and `total` are None where nothing is added."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS).to(tl.int64)[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = (row < rows) & (column < N)
+    value = tl.load(x + row * stride_x + column, inside, 0.0).to(tl.float32)
+    if residual is not None:
+        value += tl.load(residual + row * stride_residual + column, inside, 0.0).to(tl.float32)
+        rounded = value.to(total.dtype.element_ty)  # the backward sees no more of the sum than this
+        tl.store(total + row * N + column, rounded, inside)
+        value = rounded.to(tl.float32)
+    centre = tl.sum(value, 1)[:, None] / N
+    centred = tl.where(column < N, value - centre, 0.0)
+    inverse = tl.rsqrt(tl.sum(centred * centred, 1)[:, None] / N + eps)
+    tl.store(mean + row, centre, row < rows)
+    tl.store(r + row, inverse, row < rows)
+    result = centred * inverse * tl.load(weight + column, column < N, 0.0).to(tl.float32)
+    if bias is not None:
+        result += tl.load(bias + column, column < N, 0.0).to(tl.float32)
+    tl.store(y + row * N + column, result, inside)
+
+
+@jit
+def _long_forward_kernel(
+    x, residual, weight, bias, y, total, mean, r, N, eps, stride_x, stride_residual, BLOCK: tl.constexpr
+):
+    """One row in blocks, read twice. The sum is added again, not read back: threads do not see each other's stores."""
+    row = tl.program_id(0).to(tl.int64)
+    centre, squares = 0.0, 0.0
+    for start in range(0, N, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        value = tl.load(x + row * stride_x + column, column < N, 0.0).to(tl.float32)
+        if residual is not None:
+            value += tl.load(residual + row * stride_residual + column, column < N, 0.0).to(tl.float32)
+            value = value.to(total.dtype.element_ty).to(tl.float32)
+        size = tl.minimum(BLOCK, N - start)
+        block_centre = tl.sum(value, 0) / size
+        centred = tl.where(column < N, value - block_centre, 0.0)
+        # Chan et al.: n = start seen elements are merged with `size` new ones.
+        share = size / (start + size).to(tl.float32)
+        step = block_centre - centre
+        squares += tl.sum(centred * centred, 0) + step * step * share * start
+        centre += step * share
+    inverse = tl.rsqrt(squares / N + eps)
+    tl.store(mean + row, centre)
+    tl.store(r + row, inverse)
+    for start in range(0, N, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        value = tl.load(x + row * stride_x + column, column < N, 0.0).to(tl.float32)
+        if residual is not None:
+            value += tl.load(residual + row * stride_residual + column, column < N, 0.0).to(tl.float32)
+            rounded = value.to(total.dtype.element_ty)
+            tl.store(total + row * N + column, rounded, column < N)
+            value = rounded.to(tl.float32)
+        result = (value - centre) * inverse * tl.load(weight + column, column < N, 0.0).to(tl.float32)
+        if bias is not None:
+            result += tl.load(bias + column, column < N, 0.0).to(tl.float32)
+        tl.store(y + row * N + column, result, column < N)
+
+
+@jit
+def _backward_kernel(
+    dy, x, weight, mean, r, dtotal, dx, weight_sums, bias_sums, rows, N, stride_dy, stride_x, stride_dtotal,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Every num_programs-th tile of ROWS rows; their sums of dy·x̂ and of dy are this program's row of the sums.
+
+    `bias_sums` is None where there is no bias, `dtotal` where nothing was added.
+    """
+    column = tl.arange(0, BLOCK)[None, :]
+    w = tl.load(weight + column, column < N, 0.0).to(tl.float32)
+    dw = tl.zeros((ROWS, BLOCK), tl.float32)
+    db = tl.zeros((ROWS, BLOCK), tl.float32)
+    for tile in tl.range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0), num_stages=STAGES):
+        row = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)[:, None]
+        inside = (row < rows) & (column < N)
+        inverse = tl.load(r + row, row < rows, 0.0)
+        centred = tl.load(x + row * stride_x + column, inside, 0.0).to(tl.float32) - tl.load(mean + row, row < rows, 0.0)
+        normed = centred * inverse
+        grad = tl.load(dy + row * stride_dy + column, inside, 0.0).to(tl.float32)  # 0 past the end, as all that follows
+        dw += grad * normed
+        db += grad
+        grad *= w
+        result = inverse * (grad - tl.sum(grad, 1)[:, None] / N - normed * (tl.sum(grad * normed, 1)[:, None] / N))
+        if dtotal is not None:
+            result += tl.load(dtotal + row * stride_dtotal + column, inside, 0.0).to(tl.float32)
+        tl.store(dx + row * N + column, result, inside)
+    offset = tl.program_id(0).to(tl.int64) * N + column
+    tl.store(weight_sums + offset, tl.sum(dw, 0)[None, :], column < N)
+    if bias_sums is not None:
+        tl.store(bias_sums + offset, tl.sum(db, 0)[None, :], column < N)
+
+
+@jit
+def _long_means_kernel(dy, x, weight, mean, r, means, rows, N, stride_dy, stride_x, BLOCK: tl.constexpr):
+    """mean_j g_j and mean_j(g_j·x̂_j) of one row, in blocks -> means (2, rows)."""
+    row = tl.program_id(0).to(tl.int64)
+    centre, inverse = tl.load(mean + row), tl.load(r + row)
+    grads = tl.zeros((BLOCK,), tl.float32)
+    products = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, N, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        normed = (tl.load(x + row * stride_x + column, column < N, 0.0).to(tl.float32) - centre) * inverse
+        grad = tl.load(dy + row * stride_dy + column, column < N, 0.0).to(tl.float32)
+        grad *= tl.load(weight + column, column < N, 0.0).to(tl.float32)
+        grads += grad
+        products += grad * normed
+    tl.store(means + row, tl.sum(grads, 0) / N)
+    tl.store(means + rows + row, tl.sum(products, 0) / N)
+
+
+@jit
+def _long_backward_kernel(
+    dy, x, weight, mean, r, means, dtotal, dx, weight_sums, bias_sums, rows, N, stride_dy, stride_x, stride_dtotal,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Columns program_id(0) of every num_programs(1)-th row, whose dy·x̂ and dy are summed."""
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < N
+    w = tl.load(weight + column, inside, 0.0).to(tl.float32)
+    dw = tl.zeros((BLOCK,), tl.float32)
+    db = tl.zeros((BLOCK,), tl.float32)
+    for index in range(tl.program_id(1), rows, tl.num_programs(1)):
+        row = index + tl.zeros((1,), tl.int64)
+        centre, inverse = tl.load(mean + row), tl.load(r + row)
+        normed = (tl.load(x + row * stride_x + column, inside, 0.0).to(tl.float32) - centre) * inverse
+        grad = tl.load(dy + row * stride_dy + column, inside, 0.0).to(tl.float32)
+        dw += grad * normed
+        db += grad
+        result = inverse * (grad * w - tl.load(means + row) - normed * tl.load(means + rows + row))
+        if dtotal is not None:
+            result += tl.load(dtotal + row * stride_dtotal + column, inside, 0.0).to(tl.float32)
+        tl.store(dx + row * N + column, result, inside)
+    offset = tl.program_id(1).to(tl.int64) * N + column
+    tl.store(weight_sums + offset, dw, inside)
+    if bias_sums is not None:
+        tl.store(bias_sums + offset, db, inside)
+
+
+def _launch_forward(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, the sum (x itself without a residual), μ and r, for any shape of x."""
+    N, shape = x.shape[-1], x.shape
+    rows = rows_of(x)  # (R, N)
+    added = None if residual is None else rows_of(residual)
+    dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+    y, total = x.new_empty(shape, dtype=dtype), None if residual is None else x.new_empty(shape, dtype=dtype)
+    mean, r = x.new_empty(len(rows), dtype=torch.float32), x.new_empty(len(rows), dtype=torch.float32)
+    strides = (rows.stride(0), 0 if added is None else added.stride(0))
+    if N <= longest_block(x.device):
+        launch = forward_launch(N, x.device)
+        grid = (cdiv(len(rows), launch.blocks["ROWS"]),)
+        _forward_kernel[grid](
+            rows, added, weight, bias, y, total, mean, r, len(rows), N, eps, *strides, **launch.options
+        )
+    else:
+        launch = long_launch(x.device)
+        _long_forward_kernel[(len(rows),)](
+            rows, added, weight, bias, y, total, mean, r, N, eps, *strides, **launch.options
+        )
+    return y, x if total is None else total, mean, r
+
+
+@torch.library.custom_op("instructgpt::layer_norm", mutates_args=())
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """y, μ and r."""
+    y, _, mean, r = _launch_forward(x, None, weight, bias, eps)
+    return y, mean, r
+
+
+@_layer_norm.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    mean = x.new_empty(x.shape[:-1].numel(), dtype=torch.float32)
+    return x.new_empty(x.shape), mean, torch.empty_like(mean)
+
+
+@torch.library.custom_op("instructgpt::add_layer_norm", mutates_args=())
+def _add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, the sum, μ and r."""
+    return _launch_forward(x, residual, weight, bias, eps)
+
+
+@_add_layer_norm.register_fake
+def _(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    y = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype))
+    mean = x.new_empty(x.shape[:-1].numel(), dtype=torch.float32)
+    return y, torch.empty_like(y), mean, torch.empty_like(mean)
+
+
+@torch.library.custom_op("instructgpt::layer_norm_backward", mutates_args=())
+def _backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor, r: Tensor, dtotal: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx, dw and db (empty without a bias); `dtotal` is added to dx."""
+    N, device = x.shape[-1], x.device
+    rows, grads, added = rows_of(x), rows_of(dy), None if dtotal is None else rows_of(dtotal)
+    dx = x.new_empty(x.shape)
+    strides = (grads.stride(0), rows.stride(0), 0 if added is None else added.stride(0))
+    fits = N <= longest_block(device)
+    operands = 2 if added is None else 3
+    launch = backward_launch(N, operands * x.element_size(), device) if fits else long_launch(device)
+    programs = persistent_programs(device, cdiv(len(rows), launch.blocks["ROWS"]) if fits else len(rows))
+    weight_sums = x.new_empty((programs, N), dtype=torch.float32)
+    bias_sums = None if bias is None else torch.empty_like(weight_sums)
+    outputs = (dx, weight_sums, bias_sums, len(rows), N)
+    if fits:
+        _backward_kernel[(programs,)](grads, rows, weight, mean, r, added, *outputs, *strides, **launch.options)
+    else:
+        means = r.new_empty((2, len(rows)))
+        _long_means_kernel[(len(rows),)](
+            grads, rows, weight, mean, r, means, len(rows), N, *strides[:2], **launch.options
+        )
+        _long_backward_kernel[(cdiv(N, launch.blocks["BLOCK"]), programs)](
+            grads, rows, weight, mean, r, means, added, *outputs, *strides, **launch.options
+        )
+    db = weight.new_empty(0) if bias is None or bias_sums is None else bias_sums.sum(0).to(bias.dtype)
+    return dx, weight_sums.sum(0).to(weight.dtype), db
+
+
+@_backward.register_fake
+def _(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor, r: Tensor, dtotal: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    db = weight.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), db
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, _ = inputs
+    ctx.save_for_backward(x, weight, bias, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if dy is None:
+        return None, None, None, None
+    dx, dw, db = _backward(dy, *ctx.saved_tensors, None)
+    return dx, dw, None if ctx.saved_tensors[2] is None else db, None
+
+
+def _save_added(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, residual, weight, bias, _ = inputs
+    ctx.save_for_backward(output[1], weight, bias, *output[2:])
+    ctx.dtypes = x.dtype, residual.dtype
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate_added(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    ds, dw, db = dtotal, None, None
+    if dy is not None:
+        ds, dw, db = _backward(dy, *ctx.saved_tensors, dtotal)
+    if ds is None:
+        return None, None, None, None, None
+    return ds.to(ctx.dtypes[0]), ds.to(ctx.dtypes[1]), dw, None if ctx.saved_tensors[2] is None else db, None
+
+
+_layer_norm.register_autograd(_differentiate, setup_context=_save)
+_add_layer_norm.register_autograd(_differentiate_added, setup_context=_save_added)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """x (..., N), weight (N,), bias (N,) or None -> the shape and dtype of x; computed in float32, rounded once.
+
+    x may be strided as long as its rows are whole and at one distance from each other; otherwise it is copied first.
+    Errors: ValueError for a shape or device, TypeError for a dtype.
+    """
+    _check("layer_norm", x, weight, bias)
+    return _layer_norm(x, weight, bias, eps)[0]
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """x and residual (..., N), weight (N,), bias (N,) or None -> the norm of x + residual, and x + residual itself.
+
+    Both have the shape of x, and the dtype that torch gives x + residual; the norm is that of the rounded sum, as if
+    the two operations were done one after the other. Strides and errors as in `layer_norm`.
+    """
+    _check("add_layer_norm", x, weight, bias, residual=residual)
+    if residual.shape != x.shape:
+        raise ValueError(f"add_layer_norm: x is {tuple(x.shape)}, residual {tuple(residual.shape)}; they must be equal")
+    return _add_layer_norm(x, residual, weight, bias, eps)[:2]
+
+
+def _check(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, **others: Tensor) -> None:
+    require(op, {"x": x, "weight": weight, **({} if bias is None else {"bias": bias}), **others})
+    if x.dim() == 0 or x.shape[-1] == 0 or weight.shape != x.shape[-1:]:
+        raise ValueError(f"{op}: x is {tuple(x.shape)}, weight {tuple(weight.shape)}; x must be (..., N), weight (N,)")
+    if bias is not None and bias.shape != weight.shape:
+        raise ValueError(f"{op}: bias is {tuple(bias.shape)}; like weight it must be {tuple(weight.shape)}")

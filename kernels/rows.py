@@ -1,0 +1,69 @@
+"""What the kernels that normalise rows share: rows in memory, the launches, and the gradient of a weight.
+
+The gradient of a weight is a sum over every row. Atomic additions would make its last digits depend on the order in
+which programs finish. Here each of a few persistent programs, one for each multiprocessor, takes many rows, sums them
+in registers, and writes one partial row. The partial rows are a few percent of what is read;
+torch sums them, always in the same order.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels.launch import Launch, generation, next_power_of_2
+
+SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}
+"""Bytes that a program may have, by generation. Others have at least 65,536 (Turing)."""
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """x (..., N) as (rows, N) whose last stride is 1. Rows at one distance from each other are a view; others copied."""
+    flat = x.reshape(-1, x.shape[-1])
+    return flat if flat.stride(-1) == 1 else flat.contiguous()
+
+
+def longest_block(device: torch.device) -> int:
+    """The longest row that one program holds in registers; longer ones are walked through in blocks of this width.
+
+    16,384 float32 numbers are a quarter of a multiprocessor's registers, and the backward holds three such rows. In the
+    interpreter it is short, so that small inputs try both ways.
+    """
+    return 64 if generation(device) == 0 else 16_384
+
+
+def forward_launch(n: int, device: torch.device) -> Launch:
+    """For rows of n that fit a block: about 4,096 elements a program, 16 a thread."""
+    block = next_power_of_2(n)
+    if generation(device) == 0:
+        return Launch({"ROWS": 4, "BLOCK": block})
+    rows = max(1, 4096 // block)
+    return Launch({"ROWS": rows, "BLOCK": block}, num_warps=max(8, block // 1024))
+
+
+def backward_launch(n: int, bytes_loaded: int, device: torch.device) -> Launch:
+    """For rows of n that fit a block, where `bytes_loaded` is what a program loads for each element of a tile.
+
+    Few programs run, so each must have much on its way from memory: a tile is loaded one or two tiles before it is
+    computed (STAGES - 1), as far as shared memory holds it.
+    """
+    block = next_power_of_2(n)
+    if generation(device) == 0:
+        return Launch({"ROWS": 2, "BLOCK": block, "STAGES": 1})
+    rows = max(1, 8192 // block)
+    ahead = (SHARED_MEMORY.get(generation(device), 65_536) - 4096) // (rows * block * bytes_loaded)
+    return Launch({"ROWS": rows, "BLOCK": block, "STAGES": 1 + min(2, ahead)}, num_warps=max(8, block // 512))
+
+
+def long_launch(device: torch.device) -> Launch:
+    """For rows that do not fit a block."""
+    if generation(device) == 0:
+        return Launch({"BLOCK": longest_block(device)})
+    return Launch({"BLOCK": 4096}, num_warps=8)
+
+
+def persistent_programs(device: torch.device, tiles: int) -> int:
+    """How many programs share `tiles`: one for each multiprocessor; 3 in the interpreter, so that each takes several."""
+    if device.type == "cuda":
+        return min(tiles, torch.cuda.get_device_properties(device).multi_processor_count)
+    return min(tiles, 132 if generation(device) else 3)
