@@ -1,24 +1,123 @@
-"""The Gaussian error linear unit in the tanh form of GPT-2 (Hendrycks & Gimpel 2016, section 2).
+"""The Gaussian error linear unit (Hendrycks & Gimpel 2016, section 2), exact or in the tanh form of GPT-2.
 
-    y = x/2 · (1 + tanh u),   u = sqrt(2/π) · (x + 0.044715·x³)
+    y = x · P,   P = Φ(x) = (1 + erf(x/√2))/2,   or its approximation
+
+    P = (1 + tanh u)/2 = σ(2u),   u = sqrt(2/π) · (x + 0.044715·x³)
 
 Gradient:
 
-    dx = dy · [ (1 + tanh u)/2 + x/2 · (1 - tanh² u) · sqrt(2/π) · (1 + 3·0.044715·x²) ]
+    dx = dy · (P + x · P'),   P' = exp(-x²/2)/√(2π),   or   σ(2u) · (1 - σ(2u)) · 2·sqrt(2/π) · (1 + 3·0.044715·x²)
 
-The forward saves x. It moves 2 elements for each of x's; the backward moves 3.
+The forward saves x. It moves 2 elements for each of x's; the backward moves 3. The kernels use the logistic form: for
+x far below zero, 1 + tanh u is a difference of numbers near 1, which σ(2u) is not, and it needs no tanh.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from kernels.elementwise import as_rows, tile_of, tiles_launch
+from kernels.launch import generation, jit, require, tl
 
-def gelu_reference(x: Tensor) -> Tensor:
-    """x of any shape -> the same shape and dtype."""
+FORMS = ("tanh", "none")
+
+
+def gelu_reference(x: Tensor, approximate: str = "tanh") -> Tensor:
+    """x of any shape -> the same shape and dtype; `approximate` is "tanh" or, for the exact form, "none"."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if approximate == "none":
+        return (0.5 * wide * (1 + torch.erf(wide / math.sqrt(2)))).to(x.dtype)
     inner = math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)
     return (0.5 * wide * (1 + torch.tanh(inner))).to(x.dtype)
+
+
+@jit
+def _probability(x, TANH: tl.constexpr):
+    """P: how much of x passes."""
+    if TANH:
+        return tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))  # 2·sqrt(2/π)
+    else:
+        return 0.5 + 0.5 * tl.math.erf(x * 0.7071067811865476)  # 1/√2
+
+
+@jit
+def _density(x, p, TANH: tl.constexpr):
+    """P', given P."""
+    if TANH:
+        return p * (1 - p) * 1.5957691216057308 * (1 + 0.134145 * x * x)  # 3·0.044715
+    else:
+        return tl.exp(-0.5 * x * x) * 0.3989422804014327  # 1/√(2π)
+
+
+@jit
+def _forward(x, y, x_stride, rows, columns, TANH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    row, column, exists = tile_of(rows, columns, ROWS, COLUMNS)
+    value = tl.load(x + row * x_stride + column, mask=exists).to(tl.float32)  # (ROWS, COLUMNS)
+    tl.store(y + row * columns + column, value * _probability(value, TANH), mask=exists)
+
+
+@jit
+def _backward(
+    dy, x, dx, dy_stride, x_stride, rows, columns, TANH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    row, column, exists = tile_of(rows, columns, ROWS, COLUMNS)
+    g = tl.load(dy + row * dy_stride + column, mask=exists).to(tl.float32)  # (ROWS, COLUMNS)
+    value = tl.load(x + row * x_stride + column, mask=exists).to(tl.float32)
+    p = _probability(value, TANH)
+    tl.store(dx + row * columns + column, g * (p + value * _density(value, p, TANH)), mask=exists)
+
+
+@torch.library.custom_op("kernels::gelu", mutates_args=())
+def _gelu(x: Tensor, approximate: str) -> Tensor:
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    (x,) = as_rows(x)
+    launch, grid = tiles_launch("gelu", x, generation(x.device))
+    _forward[grid](x, y, x.stride(0), *x.shape, approximate == "tanh", **launch.options)
+    return y
+
+
+@torch.library.custom_op("kernels::gelu_backward", mutates_args=())
+def _gelu_backward(dy: Tensor, x: Tensor, approximate: str) -> Tensor:
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    dy, x = as_rows(dy, x)
+    launch, grid = tiles_launch("gelu_backward", x, generation(x.device))
+    _backward[grid](dy, x, dx, dy.stride(0), x.stride(0), *x.shape, approximate == "tanh", **launch.options)
+    return dx
+
+
+@_gelu.register_fake
+def _(x: Tensor, approximate: str) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@_gelu_backward.register_fake
+def _(dy: Tensor, x: Tensor, approximate: str) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+    x, ctx.approximate = inputs
+    ctx.save_for_backward(x)
+
+
+def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+    return _gelu_backward(dy, *ctx.saved_tensors, ctx.approximate), None
+
+
+_gelu.register_autograd(_differentiate, setup_context=_save)
+
+
+def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
+    """x (..., N), float32, float16 or bfloat16 -> y, of that shape and dtype, contiguous.
+
+    `approximate`: "tanh", or "none" for the exact form. Errors: TypeError for a dtype, ValueError for a device or an
+    unknown form.
+    """
+    require("gelu", {"x": x})
+    if approximate not in FORMS:
+        raise ValueError(f'gelu: approximate is "{approximate}"; it must be "tanh" or "none"')
+    return _gelu(x, approximate)

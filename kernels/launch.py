@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,3 +99,51 @@ class Launch:
     def options(self) -> dict[str, int]:
         """Keyword arguments for `kernel[grid](..., **launch.options)`."""
         return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+Chooser = Callable[[str, str, Launch, Sequence[Launch]], Launch]
+"""(op, key, default, others) -> the launch to use."""
+
+_chooser: ContextVar[Chooser | None] = ContextVar("chooser", default=None)
+
+
+@contextmanager
+def choosing(chooser: Chooser) -> Iterator[None]:
+    """`tuned` asks `chooser` inside: this is how launches are tried."""
+    token = _chooser.set(chooser)
+    try:
+        yield
+    finally:
+        _chooser.reset(token)
+
+
+def tuned(op: str, key: str, default: Launch, others: Sequence[Launch] = ()) -> Launch:
+    """The launch that `python -m kernels.lab tune` found fastest on this device, or `default` where it never ran.
+
+    `key` holds the dtype and sizes that decide, coarsely, since each key is measured by itself; `others` are the
+    launches that are tried besides `default`.
+    """
+    if (chooser := _chooser.get()) is not None:
+        return chooser(op, key, default, others)
+    if _generation.get() is not None or INTERPRETED or not (measured := read_tuned(tuned_file())):
+        return default
+    found = measured.get(torch.cuda.get_device_name(), {}).get(op, {}).get(key)
+    # A kernel whose parameters were renamed since is launched as if it had not been tuned.
+    return Launch(**found) if found and found["blocks"].keys() == default.blocks.keys() else default
+
+
+def tuned_file() -> str:
+    """Where tuned launches are kept: KERNELS_TUNED, or tuned.json in the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.environ.get("KERNELS_TUNED") or os.path.join(cache, "kernels", "tuned.json")
+
+
+@lru_cache
+def read_tuned(file: str) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """Launches as dictionaries, by device's name, op and key; read once a process. Empty where there is no file."""
+    try:
+        return json.loads(Path(file).read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file}: tuned launches cannot be read: {error}; delete it, or tune again") from error
