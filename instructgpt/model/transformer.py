@@ -132,9 +132,10 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """The residual stream (B, T, C) after the last norm.
 
-        ids: (B, T). Attention is causal, and with `documents` (B, T) stays within neighbouring tokens of the same
-        number, where positions restart unless `positions` (B, T) are given. With a cache, `ids` are the new tokens
-        only; they are appended to it and see what it holds, at the positions it says.
+        ids: (B, T). Attention is causal, and with `documents` (B, T), numbers that never fall along a row, -1 for the
+        padding at its end, stays within tokens of one number, where positions restart unless `positions` (B, T) are
+        given. With a cache, `ids` are the new tokens only; they are appended to it and see what it holds, at the
+        positions it says.
         Raises UserError when T exceeds the context.
         """
         T = ids.size(1)
@@ -154,18 +155,16 @@ class Transformer(nn.Module):
         return self.final_norm(x)
 
     def _scope(self, x: Tensor, positions: Tensor, documents: Tensor | None, cache: KVCache | None) -> Scope:
-        """Masks and rotations are the same in every layer: made here, once."""
-        T = x.size(1)
-        may_attend = None if cache is None else cache.may_attend(T)
-        if documents is not None:
-            if cache is not None:
+        """Visibility and rotations are the same in every layer: made here, once."""
+        queries = keys = x.size(1)
+        if cache is not None:
+            if documents is not None:
                 raise ValueError("a cache holds one document a row: give documents or a cache, not both")
-            past = torch.ones(T, T, dtype=torch.bool, device=x.device).tril()
-            may_attend = ((documents[:, :, None] == documents[:, None, :]) & past)[:, None]  # (B, 1, T, T)
+            keys, documents = cache.length + queries, cache.documents(queries)
         rotation = None
         if self.config.position == "rope":
             rotation = rope_table(positions, self.config.head_dim, self.config.rope_theta)
-        return Scope(may_attend, causal=may_attend is None, rotation=rotation, cache=cache)
+        return Scope(self.backend.visibility(queries, keys, documents, x.device), rotation, cache)
 
     @property
     def output_weight(self) -> Tensor:
