@@ -127,7 +127,9 @@ def _backward_kernel(
         row = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)[:, None]
         inside = (row < rows) & (column < N)
         inverse = tl.load(r + row, row < rows, 0.0)
-        centred = tl.load(x + row * stride_x + column, inside, 0.0).to(tl.float32) - tl.load(mean + row, row < rows, 0.0)
+        centred = tl.load(x + row * stride_x + column, inside, 0.0).to(tl.float32) - tl.load(
+            mean + row, row < rows, 0.0
+        )
         normed = centred * inverse
         grad = tl.load(dy + row * stride_dy + column, inside, 0.0).to(tl.float32)  # 0 past the end, as all that follows
         dw += grad * normed
@@ -173,7 +175,7 @@ def _long_backward_kernel(
     dw = tl.zeros((BLOCK,), tl.float32)
     db = tl.zeros((BLOCK,), tl.float32)
     for index in range(tl.program_id(1), rows, tl.num_programs(1)):
-        row = index + tl.zeros((1,), tl.int64)
+        row = tl.cast(index, tl.int64)
         centre, inverse = tl.load(mean + row), tl.load(r + row)
         normed = (tl.load(x + row * stride_x + column, inside, 0.0).to(tl.float32) - centre) * inverse
         grad = tl.load(dy + row * stride_dy + column, inside, 0.0).to(tl.float32)

@@ -64,9 +64,7 @@ def _forward_kernel(
 
 
 @jit
-def _long_forward_kernel(
-    x, residual, weight, y, total, r, N, eps, stride_x, stride_residual, BLOCK: tl.constexpr
-):
+def _long_forward_kernel(x, residual, weight, y, total, r, N, eps, stride_x, stride_residual, BLOCK: tl.constexpr):
     """One row in blocks, read twice. The sum is added again, not read back: threads do not see each other's stores."""
     row = tl.program_id(0).to(tl.int64)
     squares = tl.zeros((BLOCK,), tl.float32)
@@ -140,7 +138,7 @@ def _long_backward_kernel(
     w = tl.load(weight + column, inside, 0.0).to(tl.float32)
     dw = tl.zeros((BLOCK,), tl.float32)
     for index in range(tl.program_id(1), rows, tl.num_programs(1)):
-        row = index + tl.zeros((1,), tl.int64)
+        row = tl.cast(index, tl.int64)
         inverse, mean = tl.load(r + row), tl.load(means + row)
         normed = tl.load(x + row * stride_x + column, inside, 0.0).to(tl.float32) * inverse
         grad = tl.load(dy + row * stride_dy + column, inside, 0.0).to(tl.float32)

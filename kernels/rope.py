@@ -1,18 +1,33 @@
-"""Rotary position embedding (Su et al. 2021, eq. 34), in the half-split pairing of Llama and GPT-NeoX.
+"""Rotary position embedding (Su et al. 2021, eq. 34), in both pairings of dimensions.
 
-Dimension i < D/2 is paired with i + D/2, and the pair is turned by the angle φ = position · θ^(-2i/D):
+Half-split, of Llama and GPT-NeoX: dimension i < D/2 is paired with i + D/2. Interleaved, of the paper and GPT-J: 2i is
+paired with 2i + 1. The pair (a, b) is turned by the angle φ = position · θ^(-2i/D):
 
-    y_i       = x_i · cos φ - x_{i+D/2} · sin φ
-    y_{i+D/2} = x_{i+D/2} · cos φ + x_i · sin φ
+    a' = a · cos φ - b · sin φ
+    b' = b · cos φ + a · sin φ
 
 A rotation is orthogonal, so the gradient is the rotation by -φ: dx = rope(dy, cos, -sin). Nothing is saved but the
 table. The op moves 2 elements for each element of x, plus the table, which every head shares.
+
+Positions are given, by the rows of the table: in packed documents they restart, and queries after a cache start late.
+No gradient flows into the table.
+
+`rope_` turns x in place and is for inference. Training has no use for it: the backward may not turn the gradient that
+it is handed in place, because autograd hands the same tensor to every term of a sum and to hooks; and in the forward
+there is nothing to gain, since the projection's output, once turned, is not kept by anyone and is freed.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
+
+from kernels.launch import Launch, cdiv, generation, jit, next_power_of_2, require, tl
+
+if TYPE_CHECKING:
+    from kernels.lab.spec import Spec
 
 
 def rope_table(
@@ -26,8 +41,160 @@ def rope_table(
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rope_reference(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
     """x (B, H, T, D) with D even, cos and sin (B, T, D/2) from `rope_table` -> the shape and dtype of x."""
     cos, sin = cos[:, None], sin[:, None]  # (B, 1, T, D/2): the same for every head
-    low, high = x.chunk(2, dim=-1)
-    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
+    if interleaved:
+        a, b = x[..., 0::2], x[..., 1::2]
+        return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2).to(x.dtype)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+
+@jit
+def _tile(stride_b, stride_h, stride_t, heads, T, HEADS: tl.constexpr, BLOCK: tl.constexpr):
+    """Offsets (HEADS, BLOCK, 1) of this program's heads and positions, and which of them there are."""
+    t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK).to(tl.int64)[None, :, None]
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS).to(tl.int64)[:, None, None]
+    batch = tl.program_id(2).to(tl.int64)
+    return batch * stride_b + head * stride_h + t * stride_t, (head < heads) & (t < T)
+
+
+@jit
+def _angles(cos, sin, sign, table_stride, T, half, BLOCK: tl.constexpr, HALF: tl.constexpr):
+    """cos φ and sin(sign·φ) (1, BLOCK, HALF) of this program's positions."""
+    t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :, None]
+    pair = tl.arange(0, HALF)[None, None, :]
+    offset = tl.program_id(2).to(tl.int64) * table_stride + t * half + pair
+    inside = (t < T) & (pair < half)
+    return tl.load(cos + offset, inside, 0.0).to(tl.float32), tl.load(sin + offset, inside, 0.0).to(tl.float32) * sign
+
+
+@jit
+def _half_split_kernel(
+    x, y, cos, sin, sign, heads, T, half, table_stride, x_b, x_h, x_t, y_b, y_h, y_t,
+    HEADS: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """HEADS heads of BLOCK positions; they share the table's rows, which are loaded once. y may be x."""
+    source, exists = _tile(x_b, x_h, x_t, heads, T, HEADS, BLOCK)
+    target, _ = _tile(y_b, y_h, y_t, heads, T, HEADS, BLOCK)
+    c, s = _angles(cos, sin, sign, table_stride, T, half, BLOCK, HALF)
+    pair = tl.arange(0, HALF)[None, None, :]
+    inside = exists & (pair < half)
+    a = tl.load(x + source + pair, inside, 0.0).to(tl.float32)
+    b = tl.load(x + source + half + pair, inside, 0.0).to(tl.float32)
+    tl.store(y + target + pair, a * c - b * s, inside)
+    tl.store(y + target + half + pair, b * c + a * s, inside)
+
+
+@jit
+def _interleaved_kernel(
+    x, y, cos, sin, sign, heads, T, half, table_stride, x_b, x_h, x_t, y_b, y_h, y_t,
+    HEADS: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """As `_half_split_kernel`. A row is loaded whole, and its pairs are parted in registers: the memory is read in
+    order, as reading every second number would not."""
+    source, exists = _tile(x_b, x_h, x_t, heads, T, HEADS, BLOCK)
+    target, _ = _tile(y_b, y_h, y_t, heads, T, HEADS, BLOCK)
+    c, s = _angles(cos, sin, sign, table_stride, T, half, BLOCK, HALF)
+    column = tl.arange(0, 2 * HALF)[None, None, :]
+    inside = exists & (column < 2 * half)
+    row = tl.load(x + source + column, inside, 0.0).to(tl.float32)  # (HEADS, BLOCK, 2·HALF)
+    a, b = tl.split(tl.reshape(row, (HEADS, BLOCK, HALF, 2)))
+    turned = tl.join(a * c - b * s, b * c + a * s)
+    tl.store(y + target + column, tl.reshape(turned, (HEADS, BLOCK, 2 * HALF)), inside)
+
+
+def _choose_launch(heads: int, half: int, device: torch.device) -> Launch:
+    """About 2,048 elements a program, 16 a thread: up to 4 heads, which share the table, and as many positions."""
+    width = next_power_of_2(half)
+    if generation(device) == 0:
+        return Launch({"HEADS": 2, "BLOCK": 4, "HALF": width})
+    heads = min(4, next_power_of_2(heads))
+    return Launch({"HEADS": heads, "BLOCK": max(1, 1024 // (heads * width)), "HALF": width})
+
+
+def _turn(x: Tensor, y: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sign: float) -> None:
+    """x turned by sign·φ is written to y; the last stride of both is 1."""
+    if x.numel() == 0:
+        return
+    (B, H, T, D), half = x.shape, x.shape[-1] // 2
+    launch = _choose_launch(H, half, x.device)
+    grid = (cdiv(T, launch.blocks["BLOCK"]), cdiv(H, launch.blocks["HEADS"]), B)
+    kernel = _interleaved_kernel if interleaved else _half_split_kernel
+    table_stride = 0 if len(cos) == 1 else T * half
+    strides = (*x.stride()[:3], *y.stride()[:3])
+    kernel[grid](
+        x, y, cos.contiguous(), sin.contiguous(), sign, H, T, half, table_stride, *strides, **launch.options
+    )  # fmt: skip
+
+
+def _result_like(x: Tensor) -> Tensor:
+    """Room for a result in the order of x's memory: that of a projection's heads is (B, T, H, D)."""
+    B, H, T, D = x.shape
+    return x.new_empty((B, T, H, D)).transpose(1, 2) if x.stride(1) < x.stride(2) else x.new_empty((B, H, T, D))
+
+
+@torch.library.custom_op("instructgpt::rope", mutates_args=())
+def _rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sign: float) -> Tensor:
+    """x turned by sign·φ."""
+    y = _result_like(x)
+    _turn(x if x.stride(-1) == 1 else x.contiguous(), y, cos, sin, interleaved, sign)
+    return y
+
+
+@_rope.register_fake
+def _(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sign: float) -> Tensor:
+    return _result_like(x)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, cos, sin, ctx.interleaved, ctx.sign = inputs
+    ctx.save_for_backward(cos, sin)
+
+
+def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None, None]:
+    return _rope(dy, *ctx.saved_tensors, ctx.interleaved, -ctx.sign), None, None, None, None
+
+
+_rope.register_autograd(_differentiate, setup_context=_save)
+
+
+@torch.library.custom_op("instructgpt::rope_", mutates_args=("x",))
+def _rope_in_place(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
+    _turn(x, x, cos, sin, interleaved, 1.0)
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
+    """x (B, H, T, D) with D even; cos and sin (B or 1, T, D/2) from `rope_table` -> the shape and dtype of x.
+
+    Computed in float32, whatever x is, and rounded once. x may be strided, as heads are that were transposed out of
+    a projection; the result then lies in memory in the same order. Only a last stride above 1 is copied first.
+    Errors: ValueError for a shape, a device, or a table that requires a gradient; TypeError for a dtype.
+    """
+    _check("rope", x, cos, sin)
+    return _rope(x, cos, sin, interleaved, 1.0)
+
+
+def rope_(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
+    """`rope` that overwrites x, for inference, and returns it. Errors: as `rope`; also ValueError where x requires a
+    gradient, overlaps itself in memory, or has a last stride above 1."""
+    _check("rope_", x, cos, sin)
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise ValueError("rope_: x requires a gradient; use rope, or torch.no_grad()")
+    if x.stride(-1) != 1 or any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape)):
+        raise ValueError(f"rope_: x has strides {x.stride()}; the last must be 1 and none 0; use rope")
+    _rope_in_place(x, cos, sin, interleaved)
+    return x
+
+
+def _check(op: str, x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    require(op, {"x": x, "cos": cos, "sin": sin})
+    if x.dim() != 4 or x.shape[-1] == 0 or x.shape[-1] % 2:
+        raise ValueError(f"{op}: x is {tuple(x.shape)}; it must be (B, H, T, D) with D even")
+    B, _, T, D = x.shape
+    for name, table in (("cos", cos), ("sin", sin)):
+        if table.shape not in ((B, T, D // 2), (1, T, D // 2)) or table.shape != cos.shape:
+            raise ValueError(f"{op}: {name} is {tuple(table.shape)}; for this x cos and sin must be {(B, T, D // 2)}")
+        if table.requires_grad:
+            raise ValueError(f"{op}: {name} requires a gradient, and none flows into the table; detach it")

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 
-from kernels.lab.example import Wrong, judge
+from kernels.lab.example import Raised, Wrong, judge
 from kernels.lab.find import UsageError, add_kernel_argument, find
 from kernels.lab.memory import LAYOUTS
 from kernels.lab.spec import DTYPES, Case, Spec
@@ -30,6 +30,8 @@ class Failure:
     dtype: str
     layout: str
     what: str
+    is_exception: bool = False
+    """The op raised instead of returning something."""
 
     def command(self, target: str) -> str:
         """The command line that shows it again."""
@@ -104,7 +106,7 @@ def check(
             try:
                 ratios = judge(spec, case, DTYPES[dtype], layout)
             except Wrong as wrong:
-                report.failure = Failure(case, dtype, layout, str(wrong))
+                report.failure = Failure(case, dtype, layout, str(wrong), isinstance(wrong, Raised))
                 raise
             if report.failure is None:
                 report.add(dtype, ratios)
@@ -140,7 +142,7 @@ def check_case(spec: Spec, case: Case, dtypes: Sequence[str], layouts: Sequence[
             try:
                 report.add(dtype, judge(spec, case, DTYPES[dtype], layout))
             except Wrong as wrong:
-                report.failure = Failure(case, dtype, layout, str(wrong))
+                report.failure = Failure(case, dtype, layout, str(wrong), isinstance(wrong, Raised))
                 return report
     return report
 

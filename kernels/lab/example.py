@@ -23,6 +23,10 @@ class Wrong(AssertionError):
     """What an op did wrong on one example."""
 
 
+class Raised(Wrong):
+    """It raised an exception."""
+
+
 @dataclass(frozen=True)
 class Results:
     """What a function returned, by the spec's names, and the gradients that autograd gave, by "d" + tensor."""
@@ -137,7 +141,7 @@ def run_once(spec: Spec, inputs: Inputs, cotangents: Tensors, layout: str) -> Re
         except Wrong:
             raise
         except Exception as error:
-            raise Wrong(f"raised {type(error).__name__}: {error}") from error
+            raise Raised(f"raised {type(error).__name__}: {error}") from error
     for name, region in given.items():
         if not torch.equal(region.storage, before[name]):
             raise Wrong(f"{name}: an input was overwritten, or memory beside it")

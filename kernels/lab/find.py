@@ -93,8 +93,8 @@ def kernels_of(module: ModuleType, target: str) -> list[Kernel]:
     return [Kernel(separate(op_name(kernel)), path, kernel.declare) for kernel in found]
 
 
-def load(path: Path, name: str = "") -> ModuleType:
-    """A file as a module of its own; its neighbours can be imported from it."""
+def load(path: Path, name: str = "", neighbours: Path | None = None) -> ModuleType:
+    """A file as a module of its own, which can import the files beside it (or those in `neighbours`)."""
     if not path.is_file():
         raise UsageError(f"no file {path}")
     name = name or f"kernel_{path.stem}"
@@ -102,7 +102,8 @@ def load(path: Path, name: str = "") -> ModuleType:
     assert declaration is not None and declaration.loader is not None
     module = importlib.util.module_from_spec(declaration)
     sys.modules[name] = module
-    if str(path.parent.resolve()) not in sys.path:
-        sys.path.append(str(path.parent.resolve()))
+    folder = str((neighbours or path.parent).resolve())
+    if folder not in sys.path:
+        sys.path.append(folder)
     declaration.loader.exec_module(module)
     return module

@@ -68,8 +68,8 @@ class Tolerance:
     rounding: float = 2.0
     floor: Callable[[str, Inputs, Mapping[str, Tensor], float], float] | None = None
     """(quantity, inputs, results, eps) -> an absolute error allowed to float32 arithmetic. `quantity` is an output's
-    name or "d" + a tensor's; `inputs` are the tested ones, in float64; `results` are the float64 outputs, gradients, and
-    cotangents "d" + output. What is not finite in these counts as 0. Without it the floor is 1.2e-7 · ‖r‖."""
+    name or "d" + a tensor's; `inputs` are the tested ones, in float64; `results` are the float64 outputs, gradients,
+    and cotangents "d" + output. What is not finite in these counts as 0. Without it the floor is 1.2e-7 · ‖r‖."""
 
 
 @dataclass(frozen=True)

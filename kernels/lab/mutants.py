@@ -1,0 +1,118 @@
+"""Does `check` see bugs? Each mutant of a spec is planted in a copy of the kernel's file, which must then fail.
+
+Every mutant runs in a process of its own: a custom op is registered once a process, and what a mutant writes outside of
+its tensors may end one. The processes are forked from one that has imported PyTorch and Triton already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from kernels.lab.check import check
+from kernels.lab.find import Kernel, UsageError, add_kernel_argument, find, load
+from kernels.lab.spec import Mutant
+
+INTERPRETED = True  # by the command line, where there is no CUDA device
+
+LONGEST = 300.0
+"""Seconds after which a mutant that does not end is given up."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one mutant."""
+
+    mutant: str
+    examples: int
+    """Tried until it was caught, or in all."""
+    is_caught: bool
+    what: str
+    """How it was caught, or why it was not."""
+
+
+def plant(kernel: Kernel, mutant: Mutant) -> str:
+    """The source of the kernel's file with the mutant in it; UsageError where it cannot be placed."""
+    source = kernel.path.read_text(encoding="utf-8")
+    lines = source.splitlines(keepends=True)
+    # The spec itself, further down, quotes the text of its mutants.
+    end = sum(map(len, lines[: kernel.declare.__code__.co_firstlineno - 1]))
+    count = source.count(mutant.old, 0, end)
+    if count != 1:
+        raise UsageError(
+            f"{kernel.path}: the text of mutant {mutant.name!r} occurs {count} times above the spec; it must occur once"
+        )
+    return source[:end].replace(mutant.old, mutant.new) + source[end:]
+
+
+def run_mutants(kernel: Kernel, examples: int = 100, seed: int = 0) -> Iterator[Outcome]:
+    """Plants one mutant after the other; each is over when `check` fails, or has drawn all examples."""
+    planted = [(mutant, plant(kernel, mutant)) for mutant in kernel.spec.mutants]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kernels.lab.check"])
+    for mutant, source in planted:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / kernel.path.name
+            path.write_text(source, encoding="utf-8")
+            receiver, sender = context.Pipe(duplex=False)
+            arguments = (sender, mutant.name, path, kernel.path.parent, kernel.declare.__name__, examples, seed)
+            process = context.Process(target=try_mutant, args=arguments)
+            process.start()
+            sender.close()  # so that the receiver notices when the process ends without an answer
+            try:
+                if receiver.poll(LONGEST):
+                    yield receiver.recv()
+                else:
+                    yield Outcome(mutant.name, 0, False, f"error: no end after {LONGEST:.0f} s")
+            except EOFError:
+                process.join()
+                yield Outcome(mutant.name, 1, True, f"its process died (exit code {process.exitcode})")
+            finally:
+                process.kill()
+                process.join()
+
+
+def try_mutant(
+    answers: Connection, name: str, path: Path, home: Path, declaration: str, examples: int, seed: int
+) -> None:
+    """In a process of its own: checks the mutated file, and answers with an Outcome."""
+    try:
+        module = load(path, f"mutant_{path.stem}", neighbours=home)
+        report = check(getattr(module, declaration)(), examples, seed=seed, shrink=False)
+    except Exception as error:
+        answers.send(Outcome(name, 0, False, f"error: {type(error).__name__}: {error}"))
+        return
+    if report.failure is None:
+        answers.send(Outcome(name, report.examples, False, "survived"))
+    elif report.failure.is_exception:
+        # A mutant that does not even run shows nothing about the check.
+        answers.send(Outcome(name, report.examples, False, f"error: {report.failure.what}"))
+    else:
+        failure = report.failure
+        answers.send(Outcome(name, report.examples, True, f"{failure.what}; {failure.dtype}, {failure.layout}"))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_kernel_argument(parser)
+    parser.add_argument("--examples", type=int, default=100, metavar="N", help="at most for a mutant (default 100)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="draws other examples (default 0)")
+    parser.add_argument("--interpret", action="store_true", help="in the interpreter, on a machine with a GPU too")
+
+
+def run(options: argparse.Namespace) -> int:
+    """The command: a line for each mutant; 1 where one survives or does not run."""
+    all_caught = True
+    for kernel in find(options.kernel):
+        mutants = kernel.spec.mutants
+        width = max((len(mutant.name) for mutant in mutants), default=0)
+        print(f"{kernel.target}: {len(mutants)} mutants, by the examples that each took to be caught")
+        for outcome in run_mutants(kernel, options.examples, options.seed):
+            after = f"{outcome.examples:5}" if outcome.is_caught else " FAIL"
+            print(f"  {outcome.mutant:{width}} {after}  {outcome.what}", flush=True)
+            all_caught &= outcome.is_caught
+    return int(not all_caught)
