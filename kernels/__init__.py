@@ -18,7 +18,7 @@ from kernels.linear_cross_entropy import (
 )
 from kernels.quantized_linear import dequantize, quantize, quantized_linear, quantized_linear_reference
 from kernels.rms_norm import rms_norm, rms_norm_reference
-from kernels.rope import rope_reference, rope_table
+from kernels.rope import rope, rope_reference, rope_table
 from kernels.softmax import softmax, softmax_reference
 from kernels.swiglu import swiglu, swiglu_reference
 
@@ -50,6 +50,7 @@ __all__ = [
     "quantized_linear_reference",
     "rms_norm",
     "rms_norm_reference",
+    "rope",
     "rope_reference",
     "rope_table",
     "softmax",

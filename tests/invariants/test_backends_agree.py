@@ -1,7 +1,8 @@
-"""Invariant: the sdpa backend computes what the naive one does, in logits, losses and every gradient."""
+"""Invariant: the sdpa and triton backends compute what the naive one does, in logits, losses and every gradient."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +35,11 @@ def test_naive_equals_sdpa(config: ModelConfig, tokens: int, packed: bool, seed:
     for model in models:
         hidden = model.hidden(ids, documents=documents)
         losses = model.token_losses(hidden.flatten(0, 1), targets, label_smoothing=0.1)
-        losses.sum().backward()
-        results.append([model.head(hidden).detach(), losses.detach(), *(p.grad for p in model.parameters())])
+        logprobs, entropy = model.token_logprobs(hidden.flatten(0, 1), targets, with_entropy=True)
+        (losses.sum() + 0.3 * logprobs.square().sum() - 0.1 * entropy.sum()).backward()
+        results.append([
+            model.head(hidden).detach(), losses.detach(), logprobs.detach(), entropy.detach(),
+            *(p.grad for p in model.parameters()),
+        ])  # fmt: skip
     for a, b in zip(*results):
         torch.testing.assert_close(a, b)
