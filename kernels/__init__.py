@@ -8,11 +8,10 @@ from kernels.attention import attention, attention_reference, causal_mask, key_i
 from kernels.cross_entropy import cross_entropy_reference
 from kernels.gelu import gelu, gelu_reference
 from kernels.layer_norm import layer_norm, layer_norm_reference
-from kernels.linear_cross_entropy import (
-    linear_cross_entropy,
+from kernels.linear_cross_entropy import linear_cross_entropy, linear_logprobs
+from kernels.linear_cross_entropy_chunked import (
     linear_cross_entropy_chunked,
     linear_cross_entropy_reference,
-    linear_logprobs,
     linear_logprobs_chunked,
     linear_logprobs_reference,
 )

@@ -2,120 +2,51 @@
 
     x = h Wᵀ,   ℓ = lse - (1-ε)·x_t - ε·mean_j x_j + z·lse²,   lse = log Σ_j exp(x_j),   t the target
 
-Of a row's V logits the loss needs lse and x_t, the log-probability is x_t - lse, and the entropy is lse - E with
-E = Σ_j p_j·x_j, p = softmax(x). So one op gives those three numbers of each row, and everything else is arithmetic on
-them. The mean logit of label smoothing needs no logits at all: mean_j x_j = h · mean_j w_j. Gradient:
+Of a row's V logits the loss needs lse and x_t; the log-probability is x_t - lse, and the entropy lse - E with
+E = Σ_j p_j·x_j, p = softmax(x). So one op gives those three numbers of each row, and all else is arithmetic on them.
+The mean logit of label smoothing needs no logits at all: mean_j x_j = h · mean_j w_j. Gradient:
 
     dx_j = p_j·[dlse + dE·(1 + x_j - E)] + dx_t·[j = t],   dh = dx W,   dW = dxᵀ h
+
+The forward multiplies tile by tile, as Cut Cross-Entropy does (Wijmans et al. 2024, algorithms 1 and 2), with the
+online softmax over the tiles of a part of the vocabulary; the parts are put together afterwards, without atomics. It
+saves lse and E. The backward needs each row's own gradient, which comes only then (Liger's chunks, Hsu et al. 2024,
+differentiate in the forward, and so the mean loss alone): it computes the logits once more, 8·N·V·C FLOPs in all where
+keeping them takes 6. Cut Cross-Entropy adds dh and dW up with atomics, in an order that changes from run to run. Here a
+kernel writes dx of some rows, in the inputs' dtype, and two matrix products read it, always in the same order:
+deterministic, at the speed of the vendor's products, and never more than `_CHUNK` rows, or a quarter of all, in memory.
+
+On Hopper the tiles of 128 × 256 logits spill up to 152 bytes a thread, once a tile, outside the product's loop. Smaller
+tiles do not, but read h and W half again as often.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.cross_entropy import cross_entropy_reference
 from kernels.launch import Launch, cdiv, generation, jit, require, tl
+from kernels.linear_cross_entropy_chunked import (
+    linear_cross_entropy_chunked,
+    linear_cross_entropy_reference,
+    linear_logprobs_chunked,
+    linear_logprobs_reference,
+    logprobs_of,
+    losses_of,
+    matrix_products,
+    register,
+    rows_at_once,
+)
+
+if TYPE_CHECKING:
+    from kernels.lab import Inputs, Spec
 
 
-def linear_cross_entropy_reference(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    ignore_index: int = -100,
-) -> Tensor:
-    """hidden (N, C), weight (V, C), targets (N,) int64 -> (N,) loss of each row in nats, float32 (float64 for float64).
-
-    A row whose target is `ignore_index` has loss 0 and no gradient.
-    """
-    is_counted = targets != ignore_index
-    losses = cross_entropy_reference(_reference_logits(hidden, weight), targets * is_counted, label_smoothing, z_loss)
-    return losses.masked_fill(~is_counted, 0.0)
-
-
-def linear_logprobs_reference(
-    hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool = False
-) -> Tensor | tuple[Tensor, Tensor]:
-    """hidden (N, C), weight (V, C), targets (N,) int64 -> (N,) log-probability of each target, float32 (float64 for
-    float64); with the entropy (N,) of each row's distribution, in nats, if asked for."""
-    logprobs = torch.log_softmax(_reference_logits(hidden, weight), dim=-1)  # (N, V)
-    chosen = logprobs.gather(-1, targets[:, None]).squeeze(-1)  # (N,)
-    return (chosen, -(logprobs.exp() * logprobs).sum(-1)) if with_entropy else chosen
-
-
-def _reference_logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    wide = torch.promote_types(hidden.dtype, torch.float32)
-    return F.linear(hidden.to(wide), weight.to(wide)).to(wide)  # autocast may have made it narrow
-
-
-# ---- a row's three numbers, in chunks of rows: plain PyTorch for any device
-
-
-def _rows_at_once(rows: int, most: int) -> int:
-    """Rows whose logits are held at a time: never more than a quarter of all."""
-    return max(1, min(most, cdiv(rows, 4)))
-
-
-_CHUNK = 256
-"""Most rows whose logits the chunked version holds: a product of so many is as fast on a CPU as a larger one."""
-_KERNEL_CHUNK = 2048
-"""The same for the kernels' backward. Each chunk reads and writes dW once, which for so many costs a tenth of the
-time of its products."""
-
-
-@torch.library.custom_op("kernels::head_statistics_chunked", mutates_args=())
-def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, with_expected: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """lse, the target's logit and, if asked for, the expected logit E of each row, (N,) each, at least float32."""
-    wide = torch.promote_types(hidden.dtype, torch.float32)
-    lse, target, expected = (torch.zeros(hidden.size(0), dtype=wide, device=hidden.device) for _ in range(3))
-    step = _rows_at_once(hidden.size(0), _CHUNK)
-    for start in range(0, hidden.size(0), step):
-        rows = slice(start, start + step)
-        logits = F.linear(hidden[rows], weight).to(wide)  # (rows, V)
-        lse[rows] = torch.logsumexp(logits, dim=-1)
-        target[rows] = logits.gather(-1, targets[rows, None]).squeeze(-1)
-        if with_expected:
-            expected[rows] = (logits - lse[rows, None]).exp_().mul_(logits).sum(-1)
-    return lse, target, expected
-
-
-@torch.library.custom_op("kernels::head_statistics_chunked_backward", mutates_args=())
-def _chunked_backward(
-    hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, expected: Tensor,
-    dlse: Tensor, dtarget: Tensor, dexpected: Tensor, with_expected: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """dhidden and dweight. The gradients of the rows are known only now, so the logits are computed again."""
-    wide = lse.dtype
-    dhidden, dweight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=wide)
-    step = _rows_at_once(hidden.size(0), _CHUNK)
-    for start in range(0, hidden.size(0), step):
-        rows = slice(start, start + step)
-        logits = F.linear(hidden[rows], weight).to(wide)  # (rows, V)
-        dlogits = (logits - lse[rows, None]).exp_()  # p so far
-        slope = dlse[rows, None]
-        if with_expected:
-            slope = (logits.sub_(expected[rows, None]).add_(1)).mul_(dexpected[rows, None]).add_(slope)
-        dlogits.mul_(slope).scatter_add_(1, targets[rows, None], dtarget[rows, None])
-        _matrix_products(dlogits.to(weight.dtype), hidden[rows], weight, dhidden[rows], dweight)
-    return dhidden, dweight.to(weight.dtype)
-
-
-def _matrix_products(dlogits: Tensor, hidden: Tensor, weight: Tensor, dhidden: Tensor, dweight: Tensor) -> None:
-    """Writes dhidden = dx W of some rows, and adds their dxᵀ h to dweight, which is float32 for half precision."""
-    torch.mm(dlogits, weight, out=dhidden)
-    if dweight.dtype == hidden.dtype:
-        dweight.addmm_(dlogits.mT, hidden)
-    else:
-        dweight += dlogits.mT @ hidden
-
-
-# ---- a row's three numbers, by kernels
+_CHUNK = 2048
+"""Most rows whose dx the backward holds. Each chunk reads and writes all of dW, for 4·rows FLOPs an element."""
 
 
 @jit
@@ -242,7 +173,7 @@ def _fused_backward(
     hidden, weight, targets = _rows(hidden), _rows(weight), targets.contiguous()
     (N, C), V = hidden.shape, weight.size(0)
     dhidden, dweight = hidden.new_empty(N, C), weight.new_zeros(V, C, dtype=torch.float32)
-    step = _rows_at_once(N, _KERNEL_CHUNK)
+    step = rows_at_once(N, _CHUNK)
     dlogits = hidden.new_empty(step, 64 * cdiv(V, 64))  # rows that begin at whole cache lines
     launch = _launch(hidden)
     row_numbers = [t.contiguous() for t in (targets, lse, expected, dlse, dtarget, dexpected)]
@@ -254,7 +185,7 @@ def _fused_backward(
             some, weight, *numbers, dlogits, len(some), V, C, some.stride(0), weight.stride(0), dlogits.stride(0),
             with_expected, **launch.options,
         )  # fmt: skip
-        _matrix_products(dlogits[: len(some), :V], some, weight, dhidden[start : start + step], dweight)
+        matrix_products(dlogits[: len(some), :V], some, weight, dhidden[start : start + step], dweight)
     return dhidden, dweight.to(weight.dtype)
 
 
@@ -263,101 +194,7 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(1) == 1 else tensor.contiguous()
 
 
-# ---- autograd
-
-
-def _fake(hidden: Tensor, weight: Tensor, targets: Tensor, with_expected: bool) -> tuple[Tensor, Tensor, Tensor]:
-    wide = torch.promote_types(hidden.dtype, torch.float32)
-    lse, target, expected = (hidden.new_empty(hidden.size(0), dtype=wide) for _ in range(3))
-    return lse, target, expected
-
-
-def _fake_backward(hidden: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(hidden), torch.empty_like(weight)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, targets, ctx.with_expected = inputs
-    lse, _, expected = output
-    ctx.save_for_backward(hidden, weight, targets, lse, expected)
-
-
-def _register(op: Any, backward_op: Any) -> None:
-    """Makes `op` differentiable by `backward_op`, and both known to torch.compile."""
-
-    def backward(ctx: Any, dlse: Tensor, dtarget: Tensor, dexpected: Tensor) -> tuple[Tensor | None, ...]:
-        dhidden, dweight = backward_op(*ctx.saved_tensors, dlse, dtarget, dexpected, ctx.with_expected)
-        return dhidden, dweight, None, None
-
-    op.register_fake(_fake)
-    backward_op.register_fake(_fake_backward)
-    op.register_autograd(backward, setup_context=_setup)
-
-
-_register(_chunked, _chunked_backward)
-_register(_fused, _fused_backward)
-
-
-Statistics = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor]]
-
-
-# ---- losses and log-probabilities: arithmetic on three numbers a row
-
-
-def _losses(
-    statistics: Statistics,
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    label_smoothing: float,
-    z_loss: float,
-    ignore_index: int,
-) -> Tensor:
-    hidden, weight = _under_autocast(hidden, weight)
-    is_counted = targets != ignore_index
-    lse, target, _ = statistics(hidden, weight, targets * is_counted, False)
-    losses = lse - (1 - label_smoothing) * target  # (N,)
-    if label_smoothing:
-        mean_logit = (hidden.to(lse.dtype) * weight.mean(0, dtype=lse.dtype)).sum(-1)  # h · mean_j w_j
-        losses = losses - label_smoothing * mean_logit
-    if z_loss:
-        losses = losses + z_loss * lse.square()
-    return losses.masked_fill(~is_counted, 0.0)
-
-
-def _logprobs(
-    statistics: Statistics, hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool
-) -> Tensor | tuple[Tensor, Tensor]:
-    lse, target, expected = statistics(*_under_autocast(hidden, weight), targets, with_entropy)
-    return (target - lse, lse - expected) if with_entropy else target - lse
-
-
-def _under_autocast(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """In the format that a matrix product would take here."""
-    device = hidden.device.type
-    if not torch.is_autocast_enabled(device) or hidden.dtype == torch.float64:  # which autocast leaves alone
-        return hidden, weight
-    dtype = torch.get_autocast_dtype(device)
-    return hidden.to(dtype), weight.to(dtype)
-
-
-def linear_cross_entropy_chunked(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    ignore_index: int = -100,
-) -> Tensor:
-    """As `linear_cross_entropy`, in plain PyTorch for any device: the logits of a few hundred rows at a time."""
-    return _losses(_chunked, hidden, weight, targets, label_smoothing, z_loss, ignore_index)
-
-
-def linear_logprobs_chunked(
-    hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool = False
-) -> Tensor | tuple[Tensor, Tensor]:
-    """As `linear_logprobs`, in plain PyTorch for any device: the logits of a few hundred rows at a time."""
-    return _logprobs(_chunked, hidden, weight, targets, with_entropy)
+register(_fused, _fused_backward)
 
 
 def linear_cross_entropy(
@@ -374,7 +211,7 @@ def linear_cross_entropy(
     product would be. Errors: TypeError for dtypes, ValueError for shapes and devices.
     """
     _check("linear_cross_entropy", hidden, weight, targets)
-    return _losses(_fused, hidden, weight, targets, label_smoothing, z_loss, ignore_index)
+    return losses_of(_fused, hidden, weight, targets, label_smoothing, z_loss, ignore_index)
 
 
 def linear_logprobs(
@@ -383,15 +220,169 @@ def linear_logprobs(
     """hidden (N, C), weight (V, C), targets (N,) int64 -> (N,) log-probability of each target, float32; with the
     entropy (N,) of each row's distribution, in nats, if asked for. Otherwise as `linear_cross_entropy`."""
     _check("linear_logprobs", hidden, weight, targets)
-    return _logprobs(_fused, hidden, weight, targets, with_entropy)
+    return logprobs_of(_fused, hidden, weight, targets, with_entropy)
 
 
 def _check(op: str, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
     require(op, {"hidden": hidden, "weight": weight})
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.size(1) != weight.size(1) or hidden.size(1) == 0:
         raise ValueError(f"{op}: hidden is {tuple(hidden.shape)}, weight {tuple(weight.shape)}; not (N, C) and (V, C)")
-    if targets.shape != hidden.shape[:1] or targets.device != hidden.device:
-        raise ValueError(
-            f"{op}: targets are {tuple(targets.shape)} on {targets.device}; there must be {hidden.size(0)} on "
-            f"{hidden.device}"
-        )
+    if hidden.dtype != weight.dtype and not torch.is_autocast_enabled(hidden.device.type):
+        raise TypeError(f"{op}: hidden is {hidden.dtype} and weight {weight.dtype}; they must be of one dtype")
+    if targets.shape != hidden.shape[:1] or targets.device != hidden.device or targets.dtype != torch.int64:
+        given = f"{targets.dtype} {tuple(targets.shape)} on {targets.device}"
+        raise ValueError(f"{op}: targets are {given}; there must be int64 ({hidden.size(0)},) on {hidden.device}")
+
+
+# ---- what the lab knows of the two
+
+
+def _tensors(
+    generator: torch.Generator, rows: int = 1, width: int = 1, vocabulary: int = 1, size: float = 1.0, ignored: int = 0
+) -> dict[str, Tensor]:
+    """Logits have a standard deviation of `size`. The first `ignored` rows have no target."""
+    hidden = size * torch.randn(rows, width, generator=generator, dtype=torch.float64)
+    weight = torch.randn(vocabulary, width, generator=generator, dtype=torch.float64) / width**0.5
+    targets = torch.randint(vocabulary, (rows,), generator=generator)
+    targets[:ignored] = -100
+    return {"hidden": hidden, "weight": weight, "targets": targets}
+
+
+def _floor(quantity: str, inputs: Inputs, results: Mapping[str, Tensor], eps: float) -> float:
+    """What float32 logits allow, and the rounding of dx to the inputs' dtype."""
+    hidden, weight, targets = (inputs.tensors[name] for name in ("hidden", "weight", "targets"))
+    x = hidden @ weight.mT  # (N, V)
+    p, lse = torch.softmax(x, -1), torch.logsumexp(x, -1, keepdim=True)
+    spread = (x - (p * x).sum(-1, keepdim=True)).abs()  # |x - E|
+    roundoff = 1.2e-7 * (1 + float(x.abs().max()))  # of a logit
+    z_loss = inputs.options.get("z_loss", 0.0)
+    if not quantity.startswith("d"):
+        slope = (p * spread).sum(-1) if quantity == "entropy" else 2 * z_loss * lse.abs()
+        return roundoff * float((1 + slope).norm())
+    is_target = torch.nn.functional.one_hot(targets.clamp(min=0), len(weight))
+    dx = torch.zeros_like(x)  # its terms, without their signs
+    if "dlosses" in results:
+        dloss = results["dlosses"].abs()[:, None] * (targets[:, None] >= 0)
+        smoothing = inputs.options["label_smoothing"]
+        dx += dloss * ((1 + 2 * z_loss * lse.abs()) * p + is_target + smoothing / len(weight))
+    else:
+        dx += results["dlogprobs"].abs()[:, None] * (p + is_target)
+        dx += results.get("dentropy", dx.new_zeros(len(x))).abs()[:, None] * p * (2 + spread)
+    error = ((roundoff + eps) * dx).square()  # each element's own, so that they add up like random numbers
+    return float(((error @ weight.square()) if quantity == "dhidden" else (error.mT @ hidden.square())).sum().sqrt())
+
+
+def _work(element_size: int, rows: int, width: int, vocabulary: int, **_: Any) -> Any:
+    from kernels.lab import Work
+
+    operands = (rows + vocabulary) * width * element_size
+    product = 2.0 * rows * width * vocabulary
+    return Work(operands, product), Work(2 * operands, 3 * product)
+
+
+def _cases(**options: Any) -> dict[str, Any]:
+    from hypothesis import strategies as st
+
+    # Both sides of the tiles' borders: 16 rows, 32 columns, 32 deep.
+    shape = st.fixed_dictionaries({
+        "rows": st.integers(1, 18) | st.just(35), "width": st.integers(1, 40) | st.just(65),
+        "vocabulary": st.integers(1, 70) | st.just(300), "size": st.sampled_from([0.0, 1.0, 8.0]), **options,
+    })  # fmt: skip
+    sizes = ({"width": 768, "vocabulary": 50304}, {"width": 1024, "vocabulary": 50257})
+    large = ({"width": 2048, "vocabulary": 128256}, {"width": 4096, "vocabulary": 128256})
+    return {
+        "cases": shape,
+        "dtypes": (torch.float32, torch.float16, torch.bfloat16),
+        "builds": tuple({"rows": 128, **size} for size in sizes),
+        "benchmarks": tuple({"rows": 8192, **size} for size in (*sizes, *large)),
+        "work": _work,
+        "needs_tensor_cores": True,
+        "max_spill_bytes": 152,
+    }
+
+
+def linear_cross_entropy_spec() -> Spec:
+    from hypothesis import strategies as st
+
+    from kernels.lab import Inputs, Mutant, Spec, Tolerance
+
+    def inputs(generator: torch.Generator, label_smoothing: float = 0.0, z_loss: float = 0.0, **shape: Any) -> Inputs:
+        options = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+        return Inputs(_tensors(generator, **shape), options, gradients=("hidden", "weight"))
+
+    def peers() -> dict[str, Callable[..., Any]]:
+        try:
+            from liger_kernel.ops.fused_linear_cross_entropy import (  # pyright: ignore[reportMissingImports]
+                LigerFusedLinearCrossEntropyFunction,
+            )
+        except ImportError:
+            return {"chunked": linear_cross_entropy_chunked}
+
+        def liger(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0):
+            """The sum, as a scalar: Liger's op has no gradient for each row."""
+            return LigerFusedLinearCrossEntropyFunction.apply(
+                hidden, weight, targets, None, None, -100, z_loss, label_smoothing, "sum"
+            )[0]  # pyright: ignore
+
+        return {"chunked": linear_cross_entropy_chunked, "liger": liger}
+
+    options = {
+        "label_smoothing": st.sampled_from([0.0, 0.1]), "z_loss": st.sampled_from([0.0, 0.01]),
+        "ignored": st.integers(0, 1),
+    }  # fmt: skip
+    return Spec(
+        name="linear_cross_entropy",
+        op=linear_cross_entropy,
+        reference=linear_cross_entropy_reference,
+        inputs=inputs,
+        outputs=("losses",),
+        tolerance=Tolerance(naive=1.0, rounding=1.0, floor=_floor),
+        peers=peers,
+        mutants=(
+            Mutant("padding counted", "p = tl.where(column[None, :] < V, ", "p = tl.where(column[None, :] < V + 1, "),
+            Mutant("sum not rescaled", "total = total * shrink", "total = total"),
+            Mutant("no maximum subtracted", "tl.exp(x - new_highest[:, None])", "tl.exp(x)"),
+            Mutant("last tile skipped", "tiles, tl.cdiv(V, COLUMNS))", "tiles, V // COLUMNS)"),
+            Mutant("every part stores the target", "mask=(row < N) & is_here)", "mask=row < N)"),
+            Mutant(
+                "bfloat16 logits", "    return x\n\n\n@jit", "    return x.to(tl.bfloat16).to(tl.float32)\n\n\n@jit"
+            ),
+            Mutant("no stride", "column.to(tl.int64)[:, None] * weight_stride", "column.to(tl.int64)[:, None] * C"),
+            Mutant("dx without target", "dx = p * slope + tl.where(is_target", "dx = p * slope + tl.where(False"),
+            Mutant("chunks of dh in one place", "dhidden[start : start + step]", "dhidden[: len(some)]"),
+            Mutant("the first chunk's numbers", "numbers = [t[start : start + step]", "numbers = [t[: len(some)]"),
+        ),
+        **_cases(**options),
+    )
+
+
+def linear_logprobs_spec() -> Spec:
+    from kernels.lab import Inputs, Mutant, Spec, Tolerance
+
+    def inputs(generator: torch.Generator, **shape: Any) -> Inputs:
+        return Inputs(_tensors(generator, **shape), {"with_entropy": True}, gradients=("hidden", "weight"))
+
+    return Spec(
+        name="linear_logprobs",
+        op=linear_logprobs,
+        reference=linear_logprobs_reference,
+        inputs=inputs,
+        outputs=("logprobs", "entropy"),
+        tolerance=Tolerance(naive=1.0, rounding=1.0, floor=_floor),
+        peers=lambda: {"chunked": linear_logprobs_chunked},
+        mutants=(
+            Mutant("expectation not rescaled", "weighted = weighted * shrink", "weighted = weighted"),
+            Mutant("expectation not normalised", "weighted / total, mask", "weighted, mask"),
+            Mutant("parts weigh the same", "(torch.softmax(lse, 0) * expected).sum(0)", "expected.mean(0)"),
+            Mutant("entropy's slope without 1", "* (1 + x - mean)", "* (x - mean)"),
+            Mutant("logit without its mean", "(1 + x - mean)", "(1 + x)"),
+            Mutant(
+                "maximum of the padding, too",
+                'tl.max(tl.where(column[None, :] < V, x, float("-inf")), 1)',
+                "tl.max(x, 1)",
+            ),
+            Mutant("parts added up", "torch.logsumexp(lse, 0), target, (", "lse.sum(0), target, ("),
+            Mutant("tiles overlap", "range(part * tiles, ", "range(part * tiles - (part > 0), "),
+        ),
+        **_cases(),
+    )
