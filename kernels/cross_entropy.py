@@ -7,21 +7,190 @@
 
     dx_j = dℓ · [ (1 + 2·z·lse)·p_j - (1-ε)·[j = t] - ε/V ]
 
-The forward saves x and lse and moves N·V elements; the backward moves 2·N·V.
+The bracket needs nothing from the backward, so the forward computes it, in a second pass over a row that is still in
+the cache, and saves only it (the idea of Liger, Hsu et al. 2024). The backward multiplies its rows by dℓ, and leaves a
+row alone whose dℓ is 1, as it is where losses are summed; where dℓ is 0 it only writes.
+
+Memory: the logits, and one tensor like them; 2·N·V elements until the caller drops the logits, N·V after that. Saving
+the logits instead and making their gradient in the backward takes 2·N·V then. Liger needs N·V throughout, because it
+overwrites the logits; here they belong to the caller. The gradient is ours, and the backward scales it in place, which
+is why a graph can be run backward once only: autograd refuses the second time. Where even N·V is too much, use
+`linear_cross_entropy`. Without a gradient to compute nothing is stored but the losses.
+
+The forward moves 2·N·V elements, the backward 2·N·V or, in rows with dℓ = 1, nothing. The gradient is rounded before
+and after it is scaled; in float16 a probability below 6e-8 is lost, whatever dℓ is.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
+from kernels.launch import Launch, cdiv, generation, jit, next_power_of_2, require, tl
+from kernels.rows import rows_of
+
+if TYPE_CHECKING:
+    from kernels.lab.spec import Spec
+
 
 def cross_entropy_reference(
-    logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0
+    logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0, ignore_index: int = -100
 ) -> Tensor:
-    """logits (N, V), targets (N,) int64 -> (N,) loss of each row in nats, float32 (float64 for float64 logits)."""
+    """logits (N, V), targets (N,) int64 -> (N,) loss of each row in nats, float32 (float64 for float64 logits).
+
+    0 where the target is `ignore_index`.
+    """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    is_ignored = targets == ignore_index
     lse = torch.logsumexp(logits, dim=-1)  # (N,)
-    target = logits.gather(-1, targets[:, None]).squeeze(-1)  # (N,)
-    losses = lse - (1 - label_smoothing) * target - label_smoothing * logits.mean(-1)
-    return losses + z_loss * lse.square()
+    target = logits.gather(-1, targets.masked_fill(is_ignored, 0)[:, None]).squeeze(-1)  # (N,)
+    losses = lse - (1 - label_smoothing) * target
+    if label_smoothing:  # 0 times the mean would be NaN where a logit is -inf
+        losses = losses - label_smoothing * logits.mean(-1)
+    return (losses + z_loss * lse.square()).masked_fill(is_ignored, 0.0)
+
+
+@jit
+def cross_entropy_kernel(
+    logits, targets, losses, gradient, V, smoothing, z_loss, ignore_index, stride, BLOCK: tl.constexpr
+):
+    """One row: its loss, and its gradient for dℓ = 1 unless `gradient` is None."""
+    row = tl.program_id(0).to(tl.int64)
+    target = tl.load(targets + row)
+    if target == ignore_index:
+        tl.store(losses + row, 0.0)
+        if gradient is not None:
+            for start in range(0, V, BLOCK):
+                column = start + tl.arange(0, BLOCK)
+                tl.store(gradient + row * V + column, tl.zeros((BLOCK,), tl.float32), column < V)
+    else:
+        # Online softmax (Milakov & Gimelshein 2018, algorithm 3); the lanes of a block are summed after the last.
+        peak = -float("inf")
+        exps = tl.zeros((BLOCK,), tl.float32)
+        values = tl.zeros((BLOCK,), tl.float32)
+        for start in range(0, V, BLOCK):
+            column = start + tl.arange(0, BLOCK)
+            value = tl.load(logits + row * stride + column, column < V, -float("inf")).to(tl.float32)
+            new_peak = tl.maximum(peak, tl.max(value, 0))
+            shift = tl.where(new_peak == -float("inf"), 0.0, new_peak)  # all masked so far: -inf - -inf would be NaN
+            exps = exps * tl.exp(peak - shift) + tl.exp(value - shift)
+            values += tl.where(column < V, value, 0.0)
+            peak = new_peak
+        lse = tl.where(peak == -float("inf"), 0.0, peak) + tl.log(tl.sum(exps, 0))
+        # A target that is not in the vocabulary: NaN, in everything that follows.
+        is_known = (target >= 0) & (target < V)
+        lse = tl.where(is_known, lse, float("nan"))
+        target_logit = tl.load(logits + row * stride + target, is_known, 0.0).to(tl.float32)
+        # With ε = 0 the mean is not used: it may be -inf.
+        smoothed = tl.where(smoothing > 0.0, smoothing * (tl.sum(values, 0) / V), 0.0)
+        tl.store(losses + row, lse - (1.0 - smoothing) * target_logit - smoothed + z_loss * lse * lse)
+        if gradient is not None:
+            for start in range(0, V, BLOCK):
+                column = start + tl.arange(0, BLOCK)
+                value = tl.load(logits + row * stride + column, column < V, -float("inf")).to(tl.float32)
+                result = (1.0 + 2.0 * z_loss * lse) * tl.exp(value - lse) - smoothing / V
+                result -= tl.where(column == target, 1.0 - smoothing, 0.0)
+                tl.store(gradient + row * V + column, result, column < V)
+
+
+@jit
+def scale_rows_kernel(gradient, dlosses, V, BLOCK: tl.constexpr):
+    """One block of one row of the gradient, times the row's dℓ, in place."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    scale = tl.load(dlosses + row)
+    if scale == 0.0:
+        tl.store(gradient + row * V + column, tl.zeros((BLOCK,), tl.float32), column < V)
+    elif scale != 1.0:
+        value = tl.load(gradient + row * V + column, column < V, 0.0).to(tl.float32)
+        tl.store(gradient + row * V + column, value * scale, column < V)
+
+
+def cross_entropy_launch(vocabulary: int, device: torch.device) -> Launch:
+    """16 elements a thread. The widest blocks let two programs run on a multiprocessor: with more at once, the rows
+    under way would outgrow the second-level cache before they are read again."""
+    if generation(device) == 0:
+        return Launch({"BLOCK": 32})
+    block = min(8192, next_power_of_2(vocabulary))
+    return Launch({"BLOCK": block}, num_warps=max(4, block // 512))
+
+
+@torch.library.custom_op("kernels::cross_entropy_forward", mutates_args=())
+def cross_entropy_forward(
+    logits: Tensor, targets: Tensor, label_smoothing: float, z_loss: float, ignore_index: int, differentiate: bool
+) -> tuple[Tensor, Tensor]:
+    """Losses (N,), and their gradient (N, V), or (0, V) if it is not asked for."""
+    N, V = logits.shape
+    losses = logits.new_empty(N, dtype=torch.float32)
+    gradient = logits.new_empty((N if differentiate else 0, V))
+    rows, launch = rows_of(logits), cross_entropy_launch(V, logits.device)
+    cross_entropy_kernel[(N,)](
+        rows, targets.contiguous(), losses, gradient if differentiate else None, V,
+        label_smoothing, z_loss, ignore_index, rows.stride(0), **launch.options,
+    )  # fmt: skip
+    return losses, gradient
+
+
+@cross_entropy_forward.register_fake
+def _(
+    logits: Tensor, targets: Tensor, label_smoothing: float, z_loss: float, ignore_index: int, differentiate: bool
+) -> tuple[Tensor, Tensor]:
+    N, V = logits.shape
+    return logits.new_empty(N, dtype=torch.float32), logits.new_empty((N if differentiate else 0, V))
+
+
+@torch.library.custom_op("kernels::scale_rows_", mutates_args=("gradient",))
+def scale_rows_(gradient: Tensor, dlosses: Tensor) -> None:
+    """The rows of gradient (N, V) times dlosses (N,), in place."""
+    N, V = gradient.shape
+    launch = cross_entropy_launch(V, gradient.device)
+    grid = (N, cdiv(V, launch.blocks["BLOCK"]))
+    scale_rows_kernel[grid](gradient, dlosses.contiguous(), V, **launch.options)
+
+
+def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def differentiate(ctx: Any, dlosses: Tensor | None, _: None) -> tuple[Tensor | None, None, None, None, None, None]:
+    if dlosses is None:
+        return None, None, None, None, None, None
+    (gradient,) = ctx.saved_tensors
+    if type(gradient) is not Tensor:  # being traced: a graph may not overwrite what its forward returned
+        gradient = gradient.clone()
+    scale_rows_(gradient, dlosses)
+    return gradient, None, None, None, None, None
+
+
+cross_entropy_forward.register_autograd(differentiate, setup_context=save)
+
+
+def cross_entropy(
+    logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0, ignore_index: int = -100
+) -> Tensor:
+    """logits (N, V), targets (N,) int64 -> (N,) loss of each row in nats, float32; the logits are not changed.
+
+    A row whose target is `ignore_index` has loss 0 and gradient 0, whatever its logits. A logit of -inf (a token that
+    may not occur) has probability 0; label smoothing, which gives every token a share, makes such a row's loss inf. A
+    target outside the vocabulary gives NaN: to raise, the device would have to be waited for.
+
+    The rows of logits may be at any distance, as they are if columns that pad the vocabulary are cut off; only a last
+    stride above 1 is copied first. A graph can be run backward once (see above).
+    Errors: ValueError for a shape, device or smoothing, TypeError for a dtype.
+    """
+    require("cross_entropy", {"logits": logits})
+    require("cross_entropy", {"targets": targets}, (torch.int64,))
+    if logits.dim() != 2 or logits.shape[1] == 0 or targets.shape != logits.shape[:1]:
+        raise ValueError(
+            f"cross_entropy: logits are {tuple(logits.shape)}, targets {tuple(targets.shape)}; they must be (N, V), (N,)"
+        )
+    if targets.device != logits.device:
+        raise ValueError(f"cross_entropy: targets are on {targets.device}, not on {logits.device} like the logits")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; it must be between 0 and 1")
+    differentiate = torch.is_grad_enabled() and logits.requires_grad
+    return cross_entropy_forward(logits, targets, label_smoothing, z_loss, ignore_index, differentiate)[0]

@@ -23,8 +23,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kernels.launch import cdiv, jit, require, tl
-from kernels.rows import backward_launch, forward_launch, long_launch, longest_block, persistent_programs, rows_of
+from kernels.launch import cdiv, jit, tl
+from kernels.rows import (
+    backward_launch,
+    forward_launch,
+    long_launch,
+    longest_block,
+    persistent_programs,
+    require_rows,
+    results_like,
+    rows_of,
+)
 
 if TYPE_CHECKING:
     from kernels.lab.spec import Spec
@@ -47,7 +56,7 @@ def add_layer_norm_reference(
 
 
 @jit
-def _forward_kernel(
+def layer_norm_forward_kernel(
     x, residual, weight, bias, y, total, mean, r, rows, N, eps, stride_x, stride_residual,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -73,7 +82,7 @@ def _forward_kernel(
 
 
 @jit
-def _long_forward_kernel(
+def layer_norm_long_forward_kernel(
     x, residual, weight, bias, y, total, mean, r, N, eps, stride_x, stride_residual, BLOCK: tl.constexpr
 ):
     """One row in blocks, read twice. The sum is added again, not read back: threads do not see each other's stores."""
@@ -111,7 +120,7 @@ def _long_forward_kernel(
 
 
 @jit
-def _backward_kernel(
+def layer_norm_backward_kernel(
     dy, x, weight, mean, r, dtotal, dx, weight_sums, bias_sums, rows, N, stride_dy, stride_x, stride_dtotal,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -146,7 +155,7 @@ def _backward_kernel(
 
 
 @jit
-def _long_means_kernel(dy, x, weight, mean, r, means, rows, N, stride_dy, stride_x, BLOCK: tl.constexpr):
+def layer_norm_long_means_kernel(dy, x, weight, mean, r, means, rows, N, stride_dy, stride_x, BLOCK: tl.constexpr):
     """mean_j g_j and mean_j(g_j·x̂_j) of one row, in blocks -> means (2, rows)."""
     row = tl.program_id(0).to(tl.int64)
     centre, inverse = tl.load(mean + row), tl.load(r + row)
@@ -164,7 +173,7 @@ def _long_means_kernel(dy, x, weight, mean, r, means, rows, N, stride_dy, stride
 
 
 @jit
-def _long_backward_kernel(
+def layer_norm_long_backward_kernel(
     dy, x, weight, mean, r, means, dtotal, dx, weight_sums, bias_sums, rows, N, stride_dy, stride_x, stride_dtotal,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -191,92 +200,60 @@ def _long_backward_kernel(
         tl.store(bias_sums + offset, db, inside)
 
 
-def _launch_forward(
+@torch.library.custom_op("kernels::layer_norm_forward", mutates_args=())
+def layer_norm_forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, the sum (x itself without a residual), μ and r, for any shape of x."""
-    N, shape = x.shape[-1], x.shape
-    rows = rows_of(x)  # (R, N)
-    added = None if residual is None else rows_of(residual)
-    dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
-    y, total = x.new_empty(shape, dtype=dtype), None if residual is None else x.new_empty(shape, dtype=dtype)
-    mean, r = x.new_empty(len(rows), dtype=torch.float32), x.new_empty(len(rows), dtype=torch.float32)
+    """y, the sum (empty without a residual), μ and r."""
+    N = x.shape[-1]
+    rows, added = rows_of(x), None if residual is None else rows_of(residual)  # (R, N)
+    y, total = results_like(x, residual)
+    mean, r = (x.new_empty(len(rows), dtype=torch.float32) for _ in range(2))
+    operands = (rows, added, weight, bias, y, None if residual is None else total, mean, r)
     strides = (rows.stride(0), 0 if added is None else added.stride(0))
     if N <= longest_block(x.device):
         launch = forward_launch(N, x.device)
         grid = (cdiv(len(rows), launch.blocks["ROWS"]),)
-        _forward_kernel[grid](
-            rows, added, weight, bias, y, total, mean, r, len(rows), N, eps, *strides, **launch.options
-        )
+        layer_norm_forward_kernel[grid](*operands, len(rows), N, eps, *strides, **launch.options)
     else:
         launch = long_launch(x.device)
-        _long_forward_kernel[(len(rows),)](
-            rows, added, weight, bias, y, total, mean, r, N, eps, *strides, **launch.options
-        )
-    return y, x if total is None else total, mean, r
+        layer_norm_long_forward_kernel[(len(rows),)](*operands, N, eps, *strides, **launch.options)
+    return y, total, mean, r
 
 
-@torch.library.custom_op("instructgpt::layer_norm", mutates_args=())
-def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """y, μ and r."""
-    y, _, mean, r = _launch_forward(x, None, weight, bias, eps)
-    return y, mean, r
-
-
-@_layer_norm.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    mean = x.new_empty(x.shape[:-1].numel(), dtype=torch.float32)
-    return x.new_empty(x.shape), mean, torch.empty_like(mean)
-
-
-@torch.library.custom_op("instructgpt::add_layer_norm", mutates_args=())
-def _add_layer_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, the sum, μ and r."""
-    return _launch_forward(x, residual, weight, bias, eps)
-
-
-@_add_layer_norm.register_fake
-def _(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    y = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype))
-    mean = x.new_empty(x.shape[:-1].numel(), dtype=torch.float32)
-    return y, torch.empty_like(y), mean, torch.empty_like(mean)
-
-
-@torch.library.custom_op("instructgpt::layer_norm_backward", mutates_args=())
-def _backward(
+@torch.library.custom_op("kernels::layer_norm_backward", mutates_args=())
+def layer_norm_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor, r: Tensor, dtotal: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dw and db (empty without a bias); `dtotal` is added to dx."""
     N, device = x.shape[-1], x.device
     rows, grads, added = rows_of(x), rows_of(dy), None if dtotal is None else rows_of(dtotal)
-    dx = x.new_empty(x.shape)
     strides = (grads.stride(0), rows.stride(0), 0 if added is None else added.stride(0))
-    fits = N <= longest_block(device)
-    operands = 2 if added is None else 3
+    fits, operands = N <= longest_block(device), 2 if added is None else 3
     launch = backward_launch(N, operands * x.element_size(), device) if fits else long_launch(device)
     programs = persistent_programs(device, cdiv(len(rows), launch.blocks["ROWS"]) if fits else len(rows))
-    weight_sums = x.new_empty((programs, N), dtype=torch.float32)
+    dx, weight_sums = x.new_empty(x.shape), x.new_empty((programs, N), dtype=torch.float32)
     bias_sums = None if bias is None else torch.empty_like(weight_sums)
-    outputs = (dx, weight_sums, bias_sums, len(rows), N)
+    outputs = (added, dx, weight_sums, bias_sums, len(rows), N)
+    saved = (grads, rows, weight, mean, r)
     if fits:
-        _backward_kernel[(programs,)](grads, rows, weight, mean, r, added, *outputs, *strides, **launch.options)
+        layer_norm_backward_kernel[(programs,)](*saved, *outputs, *strides, **launch.options)
     else:
         means = r.new_empty((2, len(rows)))
-        _long_means_kernel[(len(rows),)](
-            grads, rows, weight, mean, r, means, len(rows), N, *strides[:2], **launch.options
-        )
-        _long_backward_kernel[(cdiv(N, launch.blocks["BLOCK"]), programs)](
-            grads, rows, weight, mean, r, means, added, *outputs, *strides, **launch.options
-        )
+        layer_norm_long_means_kernel[(len(rows),)](*saved, means, len(rows), N, *strides[:2], **launch.options)
+        grid = (cdiv(N, launch.blocks["BLOCK"]), programs)
+        layer_norm_long_backward_kernel[grid](*saved, means, *outputs, *strides, **launch.options)
     db = weight.new_empty(0) if bias is None or bias_sums is None else bias_sums.sum(0).to(bias.dtype)
     return dx, weight_sums.sum(0).to(weight.dtype), db
 
 
-@_backward.register_fake
+@layer_norm_forward.register_fake
+def _(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+    mean = x.new_empty(x.shape[:-1].numel(), dtype=torch.float32)
+    return *results_like(x, residual), mean, torch.empty_like(mean)
+
+
+@layer_norm_backward.register_fake
 def _(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor, r: Tensor, dtotal: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -284,39 +261,22 @@ def _(
     return x.new_empty(x.shape), weight.new_empty(weight.shape), db
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, _ = inputs
-    ctx.save_for_backward(x, weight, bias, *output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    if dy is None:
-        return None, None, None, None
-    dx, dw, db = _backward(dy, *ctx.saved_tensors, None)
-    return dx, dw, None if ctx.saved_tensors[2] is None else db, None
-
-
-def _save_added(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, residual, weight, bias, _ = inputs
-    ctx.save_for_backward(output[1], weight, bias, *output[2:])
-    ctx.dtypes = x.dtype, residual.dtype
-    ctx.mark_non_differentiable(*output[2:])
+    _, total, mean, r = output
+    ctx.save_for_backward(x if residual is None else total, weight, bias, mean, r)
+    ctx.dtypes = x.dtype, None if residual is None else residual.dtype
+    ctx.mark_non_differentiable(mean, r, *([total] if residual is None else []))
     ctx.set_materialize_grads(False)
 
 
-def _differentiate_added(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    ds, dw, db = dtotal, None, None
-    if dy is not None:
-        ds, dw, db = _backward(dy, *ctx.saved_tensors, dtotal)
-    if ds is None:
-        return None, None, None, None, None
-    return ds.to(ctx.dtypes[0]), ds.to(ctx.dtypes[1]), dw, None if ctx.saved_tensors[2] is None else db, None
+def differentiate(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    ds, dw, db = (dtotal, None, None) if dy is None else layer_norm_backward(dy, *ctx.saved_tensors, dtotal)
+    dx, dresidual = (None if ds is None or dtype is None else ds.to(dtype) for dtype in ctx.dtypes)
+    return dx, dresidual, dw, None if ctx.saved_tensors[2] is None else db, None
 
 
-_layer_norm.register_autograd(_differentiate, setup_context=_save)
-_add_layer_norm.register_autograd(_differentiate_added, setup_context=_save_added)
+layer_norm_forward.register_autograd(differentiate, setup_context=save)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
@@ -325,8 +285,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
     x may be strided as long as its rows are whole and at one distance from each other; otherwise it is copied first.
     Errors: ValueError for a shape or device, TypeError for a dtype.
     """
-    _check("layer_norm", x, weight, bias)
-    return _layer_norm(x, weight, bias, eps)[0]
+    require_rows("layer_norm", x, weight=weight, bias=bias)
+    return layer_norm_forward(x, None, weight, bias, eps)[0]
 
 
 def add_layer_norm(
@@ -337,15 +297,5 @@ def add_layer_norm(
     Both have the shape of x, and the dtype that torch gives x + residual; the norm is that of the rounded sum, as if
     the two operations were done one after the other. Strides and errors as in `layer_norm`.
     """
-    _check("add_layer_norm", x, weight, bias, residual=residual)
-    if residual.shape != x.shape:
-        raise ValueError(f"add_layer_norm: x is {tuple(x.shape)}, residual {tuple(residual.shape)}; they must be equal")
-    return _add_layer_norm(x, residual, weight, bias, eps)[:2]
-
-
-def _check(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, **others: Tensor) -> None:
-    require(op, {"x": x, "weight": weight, **({} if bias is None else {"bias": bias}), **others})
-    if x.dim() == 0 or x.shape[-1] == 0 or weight.shape != x.shape[-1:]:
-        raise ValueError(f"{op}: x is {tuple(x.shape)}, weight {tuple(weight.shape)}; x must be (..., N), weight (N,)")
-    if bias is not None and bias.shape != weight.shape:
-        raise ValueError(f"{op}: bias is {tuple(bias.shape)}; like weight it must be {tuple(weight.shape)}")
+    require_rows("add_layer_norm", x, residual, weight=weight, bias=bias)
+    return layer_norm_forward(x, residual, weight, bias, eps)[:2]

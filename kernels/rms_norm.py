@@ -23,8 +23,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kernels.launch import cdiv, jit, require, tl
-from kernels.rows import backward_launch, forward_launch, long_launch, longest_block, persistent_programs, rows_of
+from kernels.launch import cdiv, jit, tl
+from kernels.rows import (
+    backward_launch,
+    forward_launch,
+    long_launch,
+    longest_block,
+    persistent_programs,
+    require_rows,
+    results_like,
+    rows_of,
+)
 
 if TYPE_CHECKING:
     from kernels.lab.spec import Spec
@@ -44,7 +53,7 @@ def add_rms_norm_reference(x: Tensor, residual: Tensor, weight: Tensor, eps: flo
 
 
 @jit
-def _forward_kernel(
+def rms_norm_forward_kernel(
     x, residual, weight, y, total, r, rows, N, eps, stride_x, stride_residual, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
     """ROWS rows that fit a block. `residual` and `total` are None where nothing is added."""
@@ -64,7 +73,9 @@ def _forward_kernel(
 
 
 @jit
-def _long_forward_kernel(x, residual, weight, y, total, r, N, eps, stride_x, stride_residual, BLOCK: tl.constexpr):
+def rms_norm_long_forward_kernel(
+    x, residual, weight, y, total, r, N, eps, stride_x, stride_residual, BLOCK: tl.constexpr
+):
     """One row in blocks, read twice. The sum is added again, not read back: threads do not see each other's stores."""
     row = tl.program_id(0).to(tl.int64)
     squares = tl.zeros((BLOCK,), tl.float32)
@@ -90,7 +101,7 @@ def _long_forward_kernel(x, residual, weight, y, total, r, N, eps, stride_x, str
 
 
 @jit
-def _backward_kernel(
+def rms_norm_backward_kernel(
     dy, x, weight, r, dtotal, dx, partials, rows, N, stride_dy, stride_x, stride_dtotal,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -115,7 +126,7 @@ def _backward_kernel(
 
 
 @jit
-def _long_mean_kernel(dy, x, weight, r, means, N, stride_dy, stride_x, BLOCK: tl.constexpr):
+def rms_norm_long_mean_kernel(dy, x, weight, r, means, N, stride_dy, stride_x, BLOCK: tl.constexpr):
     """mean_j(g_j·x̂_j) of one row, in blocks."""
     row = tl.program_id(0).to(tl.int64)
     inverse = tl.load(r + row)
@@ -129,7 +140,7 @@ def _long_mean_kernel(dy, x, weight, r, means, N, stride_dy, stride_x, BLOCK: tl
 
 
 @jit
-def _long_backward_kernel(
+def rms_norm_long_backward_kernel(
     dy, x, weight, r, means, dtotal, dx, partials, rows, N, stride_dy, stride_x, stride_dtotal, BLOCK: tl.constexpr
 ):
     """Columns program_id(0) of every num_programs(1)-th row, whose dy·x̂ is summed in `partials`."""
@@ -150,114 +161,72 @@ def _long_backward_kernel(
     tl.store(partials + tl.program_id(1).to(tl.int64) * N + column, dw, inside)
 
 
-def _launch_forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the sum (x itself without a residual) and r, for any shape of x."""
-    N, shape = x.shape[-1], x.shape
-    rows = rows_of(x)  # (R, N)
-    added = None if residual is None else rows_of(residual)
-    dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
-    y, r = x.new_empty(shape, dtype=dtype), x.new_empty(len(rows), dtype=torch.float32)
-    total = None if residual is None else x.new_empty(shape, dtype=dtype)
+@torch.library.custom_op("kernels::rms_norm_forward", mutates_args=())
+def rms_norm_forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the sum (empty without a residual) and r."""
+    N = x.shape[-1]
+    rows, added = rows_of(x), None if residual is None else rows_of(residual)  # (R, N)
+    y, total = results_like(x, residual)
+    r = x.new_empty(len(rows), dtype=torch.float32)
+    operands = (rows, added, weight, y, None if residual is None else total, r)
     strides = (rows.stride(0), 0 if added is None else added.stride(0))
     if N <= longest_block(x.device):
         launch = forward_launch(N, x.device)
         grid = (cdiv(len(rows), launch.blocks["ROWS"]),)
-        _forward_kernel[grid](rows, added, weight, y, total, r, len(rows), N, eps, *strides, **launch.options)
+        rms_norm_forward_kernel[grid](*operands, len(rows), N, eps, *strides, **launch.options)
     else:
-        grid = (len(rows),)
         launch = long_launch(x.device)
-        _long_forward_kernel[grid](rows, added, weight, y, total, r, N, eps, *strides, **launch.options)
-    return y, x if total is None else total, r
+        rms_norm_long_forward_kernel[(len(rows),)](*operands, N, eps, *strides, **launch.options)
+    return y, total, r
 
 
-@torch.library.custom_op("instructgpt::rms_norm", mutates_args=())
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """y and r."""
-    y, _, r = _launch_forward(x, None, weight, eps)
-    return y, r
-
-
-@_rms_norm.register_fake
-def _(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape[:-1].numel(), dtype=torch.float32)
-
-
-@torch.library.custom_op("instructgpt::add_rms_norm", mutates_args=())
-def _add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the sum and r."""
-    return _launch_forward(x, residual, weight, eps)
-
-
-@_add_rms_norm.register_fake
-def _(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    y = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype))
-    return y, torch.empty_like(y), x.new_empty(x.shape[:-1].numel(), dtype=torch.float32)
-
-
-@torch.library.custom_op("instructgpt::rms_norm_backward", mutates_args=())
-def _backward(dy: Tensor, x: Tensor, weight: Tensor, r: Tensor, dtotal: Tensor | None) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op("kernels::rms_norm_backward", mutates_args=())
+def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, r: Tensor, dtotal: Tensor | None) -> tuple[Tensor, Tensor]:
     """dx and dw; `dtotal` is added to dx."""
     N, device = x.shape[-1], x.device
     rows, grads, added = rows_of(x), rows_of(dy), None if dtotal is None else rows_of(dtotal)
-    dx = x.new_empty(x.shape)
     strides = (grads.stride(0), rows.stride(0), 0 if added is None else added.stride(0))
-    if N <= longest_block(device):
-        operands = 2 if added is None else 3
-        launch = backward_launch(N, operands * x.element_size(), device)
-        programs = persistent_programs(device, cdiv(len(rows), launch.blocks["ROWS"]))
-        partials = x.new_empty((programs, N), dtype=torch.float32)
-        _backward_kernel[(programs,)](
-            grads, rows, weight, r, added, dx, partials, len(rows), N, *strides, **launch.options
-        )
-        return dx, partials.sum(0).to(weight.dtype)
-    launch = long_launch(device)
-    columns, programs = cdiv(N, launch.blocks["BLOCK"]), persistent_programs(device, len(rows))
-    partials, means = x.new_empty((programs, N), dtype=torch.float32), torch.empty_like(r)
-    _long_mean_kernel[(len(rows),)](grads, rows, weight, r, means, N, *strides[:2], **launch.options)
-    _long_backward_kernel[(columns, programs)](
-        grads, rows, weight, r, means, added, dx, partials, len(rows), N, *strides, **launch.options
-    )
+    fits, operands = N <= longest_block(device), 2 if added is None else 3
+    launch = backward_launch(N, operands * x.element_size(), device) if fits else long_launch(device)
+    programs = persistent_programs(device, cdiv(len(rows), launch.blocks["ROWS"]) if fits else len(rows))
+    dx, partials = x.new_empty(x.shape), x.new_empty((programs, N), dtype=torch.float32)
+    outputs = (added, dx, partials, len(rows), N)
+    if fits:
+        rms_norm_backward_kernel[(programs,)](grads, rows, weight, r, *outputs, *strides, **launch.options)
+    else:
+        means = torch.empty_like(r)
+        rms_norm_long_mean_kernel[(len(rows),)](grads, rows, weight, r, means, N, *strides[:2], **launch.options)
+        grid = (cdiv(N, launch.blocks["BLOCK"]), programs)
+        rms_norm_long_backward_kernel[grid](grads, rows, weight, r, means, *outputs, *strides, **launch.options)
     return dx, partials.sum(0).to(weight.dtype)
 
 
-@_backward.register_fake
+@rms_norm_forward.register_fake
+def _(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    return *results_like(x, residual), x.new_empty(x.shape[:-1].numel(), dtype=torch.float32)
+
+
+@rms_norm_backward.register_fake
 def _(dy: Tensor, x: Tensor, weight: Tensor, r: Tensor, dtotal: Tensor | None) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, _ = inputs
-    ctx.save_for_backward(x, weight, output[1])
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None, None]:
-    if dy is None:
-        return None, None, None
-    return *_backward(dy, *ctx.saved_tensors, None), None
-
-
-def _save_added(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, residual, weight, _ = inputs
     _, total, r = output
-    ctx.save_for_backward(total, weight, r)
-    ctx.dtypes = x.dtype, residual.dtype
-    ctx.mark_non_differentiable(r)
+    ctx.save_for_backward(x if residual is None else total, weight, r)
+    ctx.dtypes = x.dtype, None if residual is None else residual.dtype
+    ctx.mark_non_differentiable(r, *([total] if residual is None else []))
     ctx.set_materialize_grads(False)
 
 
-def _differentiate_added(
-    ctx: Any, dy: Tensor | None, dtotal: Tensor | None, _: None
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-    ds, dw = (dtotal, None) if dy is None else _backward(dy, *ctx.saved_tensors, dtotal)
-    if ds is None:
-        return None, None, None, None
-    return ds.to(ctx.dtypes[0]), ds.to(ctx.dtypes[1]), dw, None
+def differentiate(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    ds, dw = (dtotal, None) if dy is None else rms_norm_backward(dy, *ctx.saved_tensors, dtotal)
+    dx, dresidual = (None if ds is None or dtype is None else ds.to(dtype) for dtype in ctx.dtypes)
+    return dx, dresidual, dw, None
 
 
-_rms_norm.register_autograd(_differentiate, setup_context=_save)
-_add_rms_norm.register_autograd(_differentiate_added, setup_context=_save_added)
+rms_norm_forward.register_autograd(differentiate, setup_context=save)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -266,8 +235,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x may be strided as long as its rows are whole and at one distance from each other; otherwise it is copied first.
     Errors: ValueError for a shape or device, TypeError for a dtype.
     """
-    _check("rms_norm", x, weight)
-    return _rms_norm(x, weight, eps)[0]
+    require_rows("rms_norm", x, weight=weight)
+    return rms_norm_forward(x, None, weight, eps)[0]
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -276,13 +245,5 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     Both have the shape of x, and the dtype that torch gives x + residual; the norm is that of the rounded sum, as if
     the two operations were done one after the other. Strides and errors as in `rms_norm`.
     """
-    _check("add_rms_norm", x, weight, residual=residual)
-    if residual.shape != x.shape:
-        raise ValueError(f"add_rms_norm: x is {tuple(x.shape)}, residual {tuple(residual.shape)}; they must be equal")
-    return _add_rms_norm(x, residual, weight, eps)[:2]
-
-
-def _check(op: str, x: Tensor, weight: Tensor, **others: Tensor) -> None:
-    require(op, {"x": x, "weight": weight, **others})
-    if x.dim() == 0 or x.shape[-1] == 0 or weight.shape != x.shape[-1:]:
-        raise ValueError(f"{op}: x is {tuple(x.shape)}, weight {tuple(weight.shape)}; x must be (..., N), weight (N,)")
+    require_rows("add_rms_norm", x, residual, weight=weight)
+    return rms_norm_forward(x, residual, weight, eps)[:2]

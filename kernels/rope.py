@@ -52,7 +52,7 @@ def rope_reference(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = Fals
 
 
 @jit
-def _tile(stride_b, stride_h, stride_t, heads, T, HEADS: tl.constexpr, BLOCK: tl.constexpr):
+def tile(stride_b, stride_h, stride_t, heads, T, HEADS: tl.constexpr, BLOCK: tl.constexpr):
     """Offsets (HEADS, BLOCK, 1) of this program's heads and positions, and which of them there are."""
     t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK).to(tl.int64)[None, :, None]
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS).to(tl.int64)[:, None, None]
@@ -61,7 +61,7 @@ def _tile(stride_b, stride_h, stride_t, heads, T, HEADS: tl.constexpr, BLOCK: tl
 
 
 @jit
-def _angles(cos, sin, sign, table_stride, T, half, BLOCK: tl.constexpr, HALF: tl.constexpr):
+def angles(cos, sin, sign, table_stride, T, half, BLOCK: tl.constexpr, HALF: tl.constexpr):
     """cos φ and sin(sign·φ) (1, BLOCK, HALF) of this program's positions."""
     t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :, None]
     pair = tl.arange(0, HALF)[None, None, :]
@@ -71,14 +71,14 @@ def _angles(cos, sin, sign, table_stride, T, half, BLOCK: tl.constexpr, HALF: tl
 
 
 @jit
-def _half_split_kernel(
+def rope_half_split_kernel(
     x, y, cos, sin, sign, heads, T, half, table_stride, x_b, x_h, x_t, y_b, y_h, y_t,
     HEADS: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """HEADS heads of BLOCK positions; they share the table's rows, which are loaded once. y may be x."""
-    source, exists = _tile(x_b, x_h, x_t, heads, T, HEADS, BLOCK)
-    target, _ = _tile(y_b, y_h, y_t, heads, T, HEADS, BLOCK)
-    c, s = _angles(cos, sin, sign, table_stride, T, half, BLOCK, HALF)
+    source, exists = tile(x_b, x_h, x_t, heads, T, HEADS, BLOCK)
+    target, _ = tile(y_b, y_h, y_t, heads, T, HEADS, BLOCK)
+    c, s = angles(cos, sin, sign, table_stride, T, half, BLOCK, HALF)
     pair = tl.arange(0, HALF)[None, None, :]
     inside = exists & (pair < half)
     a = tl.load(x + source + pair, inside, 0.0).to(tl.float32)
@@ -88,15 +88,15 @@ def _half_split_kernel(
 
 
 @jit
-def _interleaved_kernel(
+def rope_interleaved_kernel(
     x, y, cos, sin, sign, heads, T, half, table_stride, x_b, x_h, x_t, y_b, y_h, y_t,
     HEADS: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """As `_half_split_kernel`. A row is loaded whole, and its pairs are parted in registers: the memory is read in
+    """As `rope_half_split_kernel`. A row is loaded whole, and its pairs are parted in registers: the memory is read in
     order, as reading every second number would not."""
-    source, exists = _tile(x_b, x_h, x_t, heads, T, HEADS, BLOCK)
-    target, _ = _tile(y_b, y_h, y_t, heads, T, HEADS, BLOCK)
-    c, s = _angles(cos, sin, sign, table_stride, T, half, BLOCK, HALF)
+    source, exists = tile(x_b, x_h, x_t, heads, T, HEADS, BLOCK)
+    target, _ = tile(y_b, y_h, y_t, heads, T, HEADS, BLOCK)
+    c, s = angles(cos, sin, sign, table_stride, T, half, BLOCK, HALF)
     column = tl.arange(0, 2 * HALF)[None, None, :]
     inside = exists & (column < 2 * half)
     row = tl.load(x + source + column, inside, 0.0).to(tl.float32)  # (HEADS, BLOCK, 2·HALF)
@@ -105,7 +105,7 @@ def _interleaved_kernel(
     tl.store(y + target + column, tl.reshape(turned, (HEADS, BLOCK, 2 * HALF)), inside)
 
 
-def _choose_launch(heads: int, half: int, device: torch.device) -> Launch:
+def rope_launch(heads: int, half: int, device: torch.device) -> Launch:
     """About 2,048 elements a program, 16 a thread: up to 4 heads, which share the table, and as many positions."""
     width = next_power_of_2(half)
     if generation(device) == 0:
@@ -114,14 +114,14 @@ def _choose_launch(heads: int, half: int, device: torch.device) -> Launch:
     return Launch({"HEADS": heads, "BLOCK": max(1, 1024 // (heads * width)), "HALF": width})
 
 
-def _turn(x: Tensor, y: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sign: float) -> None:
+def turn(x: Tensor, y: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sign: float) -> None:
     """x turned by sign·φ is written to y; the last stride of both is 1."""
     if x.numel() == 0:
         return
-    (B, H, T, D), half = x.shape, x.shape[-1] // 2
-    launch = _choose_launch(H, half, x.device)
+    B, H, T, half = *x.shape[:3], x.shape[-1] // 2
+    launch = rope_launch(H, half, x.device)
     grid = (cdiv(T, launch.blocks["BLOCK"]), cdiv(H, launch.blocks["HEADS"]), B)
-    kernel = _interleaved_kernel if interleaved else _half_split_kernel
+    kernel = rope_interleaved_kernel if interleaved else rope_half_split_kernel
     table_stride = 0 if len(cos) == 1 else T * half
     strides = (*x.stride()[:3], *y.stride()[:3])
     kernel[grid](
@@ -129,40 +129,40 @@ def _turn(x: Tensor, y: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sig
     )  # fmt: skip
 
 
-def _result_like(x: Tensor) -> Tensor:
+def result_like(x: Tensor) -> Tensor:
     """Room for a result in the order of x's memory: that of a projection's heads is (B, T, H, D)."""
     B, H, T, D = x.shape
     return x.new_empty((B, T, H, D)).transpose(1, 2) if x.stride(1) < x.stride(2) else x.new_empty((B, H, T, D))
 
 
-@torch.library.custom_op("instructgpt::rope", mutates_args=())
-def _rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sign: float) -> Tensor:
+@torch.library.custom_op("kernels::rotate", mutates_args=())
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sign: float) -> Tensor:
     """x turned by sign·φ."""
-    y = _result_like(x)
-    _turn(x if x.stride(-1) == 1 else x.contiguous(), y, cos, sin, interleaved, sign)
+    y = result_like(x)
+    turn(x if x.stride(-1) == 1 else x.contiguous(), y, cos, sin, interleaved, sign)
     return y
 
 
-@_rope.register_fake
+@rotate.register_fake
 def _(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sign: float) -> Tensor:
-    return _result_like(x)
+    return result_like(x)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, cos, sin, ctx.interleaved, ctx.sign = inputs
     ctx.save_for_backward(cos, sin)
 
 
-def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None, None]:
-    return _rope(dy, *ctx.saved_tensors, ctx.interleaved, -ctx.sign), None, None, None, None
+def differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None, None]:
+    return rotate(dy, *ctx.saved_tensors, ctx.interleaved, -ctx.sign), None, None, None, None
 
 
-_rope.register_autograd(_differentiate, setup_context=_save)
+rotate.register_autograd(differentiate, setup_context=save)
 
 
-@torch.library.custom_op("instructgpt::rope_", mutates_args=("x",))
-def _rope_in_place(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
-    _turn(x, x, cos, sin, interleaved, 1.0)
+@torch.library.custom_op("kernels::rotate_", mutates_args=("x",))
+def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
+    turn(x, x, cos, sin, interleaved, 1.0)
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
@@ -172,23 +172,23 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tens
     a projection; the result then lies in memory in the same order. Only a last stride above 1 is copied first.
     Errors: ValueError for a shape, a device, or a table that requires a gradient; TypeError for a dtype.
     """
-    _check("rope", x, cos, sin)
-    return _rope(x, cos, sin, interleaved, 1.0)
+    check("rope", x, cos, sin)
+    return rotate(x, cos, sin, interleaved, 1.0)
 
 
 def rope_(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
     """`rope` that overwrites x, for inference, and returns it. Errors: as `rope`; also ValueError where x requires a
     gradient, overlaps itself in memory, or has a last stride above 1."""
-    _check("rope_", x, cos, sin)
+    check("rope_", x, cos, sin)
     if torch.is_grad_enabled() and x.requires_grad:
         raise ValueError("rope_: x requires a gradient; use rope, or torch.no_grad()")
     if x.stride(-1) != 1 or any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape)):
         raise ValueError(f"rope_: x has strides {x.stride()}; the last must be 1 and none 0; use rope")
-    _rope_in_place(x, cos, sin, interleaved)
+    rotate_in_place(x, cos, sin, interleaved)
     return x
 
 
-def _check(op: str, x: Tensor, cos: Tensor, sin: Tensor) -> None:
+def check(op: str, x: Tensor, cos: Tensor, sin: Tensor) -> None:
     require(op, {"x": x, "cos": cos, "sin": sin})
     if x.dim() != 4 or x.shape[-1] == 0 or x.shape[-1] % 2:
         raise ValueError(f"{op}: x is {tuple(x.shape)}; it must be (B, H, T, D) with D even")

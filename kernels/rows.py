@@ -11,16 +11,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.launch import Launch, generation, next_power_of_2
+from kernels.launch import Launch, generation, next_power_of_2, require
 
 SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}
 """Bytes that a program may have, by generation. Others have at least 65,536 (Turing)."""
 
 
 def rows_of(x: Tensor) -> Tensor:
-    """x (..., N) as (rows, N) whose last stride is 1. Rows at one distance from each other are a view; others copied."""
+    """x (..., N) as (rows, N) with a last stride of 1: a view if its rows lie at one distance, else a copy."""
     flat = x.reshape(-1, x.shape[-1])
     return flat if flat.stride(-1) == 1 else flat.contiguous()
+
+
+def require_rows(op: str, x: Tensor, residual: Tensor | None = None, **parameters: Tensor | None) -> None:
+    """Refuses what a norm does not take: ValueError for a shape or device, TypeError for a dtype."""
+    given = {"x": x, "residual": residual, **parameters}
+    require(op, {name: tensor for name, tensor in given.items() if tensor is not None})
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise ValueError(f"{op}: x is {tuple(x.shape)}; it must be (..., N) with N at least 1")
+    for name, tensor in given.items():
+        shape = x.shape if name in ("x", "residual") else x.shape[-1:]
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{op}: {name} is {tuple(tensor.shape)}; for x {tuple(x.shape)} it must be {tuple(shape)}")
+
+
+def results_like(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Room for a norm's result and for x + residual, which is empty if nothing is added."""
+    if residual is None:
+        return x.new_empty(x.shape), x.new_empty(0)
+    y = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype))
+    return y, torch.empty_like(y)
 
 
 def longest_block(device: torch.device) -> int:
@@ -63,7 +83,7 @@ def long_launch(device: torch.device) -> Launch:
 
 
 def persistent_programs(device: torch.device, tiles: int) -> int:
-    """How many programs share `tiles`: one for each multiprocessor; 3 in the interpreter, so that each takes several."""
+    """How many programs share `tiles`: one for each multiprocessor. In the interpreter 3, so that each has several."""
     if device.type == "cuda":
         return min(tiles, torch.cuda.get_device_properties(device).multi_processor_count)
     return min(tiles, 132 if generation(device) else 3)
