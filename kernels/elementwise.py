@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kernels.launch import Launch, cdiv, jit, next_power_of_2, tl, tuned
+from kernels.rows import rows_of
 
 
 @jit
@@ -24,7 +25,7 @@ def as_rows(*tensors: Tensor) -> list[Tensor]:
     """
     if all(x.is_contiguous() for x in tensors):
         return [x.view(1, -1) for x in tensors]
-    return [(x if x.stride(-1) == 1 else x.contiguous()).reshape(-1, x.size(-1)) for x in tensors]
+    return [rows_of(x) for x in tensors]
 
 
 def tiles_launch(op: str, x: Tensor, generation: int) -> tuple[Launch, tuple[int]]:

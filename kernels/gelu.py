@@ -15,13 +15,17 @@ x far below zero, 1 + tanh u is a difference of numbers near 1, which σ(2u) is 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.elementwise import as_rows, tile_of, tiles_launch
 from kernels.launch import generation, jit, require, tl
+
+if TYPE_CHECKING:
+    from kernels.lab import Spec
 
 FORMS = ("tanh", "none")
 
@@ -54,14 +58,14 @@ def _density(x, p, TANH: tl.constexpr):
 
 
 @jit
-def _forward(x, y, x_stride, rows, columns, TANH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def gelu_forward_kernel(x, y, x_stride, rows, columns, TANH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     row, column, exists = tile_of(rows, columns, ROWS, COLUMNS)
     value = tl.load(x + row * x_stride + column, mask=exists).to(tl.float32)  # (ROWS, COLUMNS)
     tl.store(y + row * columns + column, value * _probability(value, TANH), mask=exists)
 
 
 @jit
-def _backward(
+def gelu_backward_kernel(
     dy, x, dx, dy_stride, x_stride, rows, columns, TANH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     row, column, exists = tile_of(rows, columns, ROWS, COLUMNS)
@@ -71,44 +75,44 @@ def _backward(
     tl.store(dx + row * columns + column, g * (p + value * _density(value, p, TANH)), mask=exists)
 
 
-@torch.library.custom_op("kernels::gelu", mutates_args=())
-def _gelu(x: Tensor, approximate: str) -> Tensor:
+@torch.library.custom_op("kernels::gelu_forward", mutates_args=())
+def gelu_forward(x: Tensor, approximate: str) -> Tensor:
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     (x,) = as_rows(x)
-    launch, grid = tiles_launch("gelu", x, generation(x.device))
-    _forward[grid](x, y, x.stride(0), *x.shape, approximate == "tanh", **launch.options)
+    launch, grid = tiles_launch("gelu_forward", x, generation(x.device))
+    gelu_forward_kernel[grid](x, y, x.stride(0), *x.shape, approximate == "tanh", **launch.options)
     return y
 
 
 @torch.library.custom_op("kernels::gelu_backward", mutates_args=())
-def _gelu_backward(dy: Tensor, x: Tensor, approximate: str) -> Tensor:
+def gelu_backward(dy: Tensor, x: Tensor, approximate: str) -> Tensor:
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     dy, x = as_rows(dy, x)
     launch, grid = tiles_launch("gelu_backward", x, generation(x.device))
-    _backward[grid](dy, x, dx, dy.stride(0), x.stride(0), *x.shape, approximate == "tanh", **launch.options)
+    gelu_backward_kernel[grid](dy, x, dx, dy.stride(0), x.stride(0), *x.shape, approximate == "tanh", **launch.options)
     return dx
 
 
-@_gelu.register_fake
+@gelu_forward.register_fake
 def _(x: Tensor, approximate: str) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@_gelu_backward.register_fake
+@gelu_backward.register_fake
 def _(dy: Tensor, x: Tensor, approximate: str) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+def save_inputs(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
     x, ctx.approximate = inputs
     ctx.save_for_backward(x)
 
 
-def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-    return _gelu_backward(dy, *ctx.saved_tensors, ctx.approximate), None
+def differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+    return gelu_backward(dy, *ctx.saved_tensors, ctx.approximate), None
 
 
-_gelu.register_autograd(_differentiate, setup_context=_save)
+gelu_forward.register_autograd(differentiate, setup_context=save_inputs)
 
 
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
@@ -120,4 +124,54 @@ def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     require("gelu", {"x": x})
     if approximate not in FORMS:
         raise ValueError(f'gelu: approximate is "{approximate}"; it must be "tanh" or "none"')
-    return _gelu(x, approximate)
+    return gelu_forward(x, approximate)
+
+
+def spec() -> Spec:
+    from hypothesis import strategies as st
+
+    from kernels.lab import Inputs, Mutant, Spec, Work
+
+    def inputs(generator: torch.Generator, rows: int, columns: int, approximate: str, scale: float = 1.0) -> Inputs:
+        x = scale * torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+        return Inputs({"x": x}, {"approximate": approximate}, gradients=("x",))
+
+    def work(element_size: int, rows: int, columns: int, **_: object) -> tuple[Work, Work]:
+        n = rows * columns
+        return Work(2 * n * element_size, 10 * n), Work(3 * n * element_size, 18 * n)
+
+    return Spec(
+        name="gelu",
+        op=gelu,
+        reference=gelu_reference,
+        cases=st.fixed_dictionaries(
+            {
+                "rows": st.integers(0, 5),
+                "columns": st.integers(1, 150),
+                "approximate": st.sampled_from(FORMS),
+                "scale": st.sampled_from((0.1, 1.0, 30.0)),
+            }
+        ),
+        inputs=inputs,
+        builds=(
+            *({"rows": 64, "columns": 4096, "approximate": form} for form in FORMS),
+            {"rows": 64, "columns": 4096, "approximate": "tanh", "dtype": "float32"},
+            {"rows": 3, "columns": 1001, "approximate": "tanh"},
+        ),
+        benchmarks=tuple({"rows": 8192, "columns": n, "approximate": form} for n in (3072, 16384) for form in FORMS),
+        work=work,
+        peers=lambda: {"torch": F.gelu},
+        mutants=(
+            Mutant("square for cube", "0.044715 * x * x * x", "0.044715 * x * x"),
+            Mutant("erf of x", "x * 0.7071067811865476", "x"),
+            Mutant("derivative of the cube without its 3", "0.134145 * x * x", "0.044715 * x * x"),
+            Mutant("derivative of tanh for that of the logistic", "p * (1 - p)", "(1 - p * p)"),
+            Mutant("density without its half", "tl.exp(-0.5 * x * x)", "tl.exp(-x * x)"),
+            Mutant("x missing before the density", "p + value * _density", "p + _density"),
+            Mutant("dy read as if contiguous", "dy + row * dy_stride", "dy + row * columns"),
+            Mutant("y stored without its mask", "_probability(value, TANH), mask=exists", "_probability(value, TANH)"),
+            Mutant(
+                "one form for both", 'y, x.stride(0), *x.shape, approximate == "tanh"', "y, x.stride(0), *x.shape, True"
+            ),
+        ),
+    )

@@ -40,12 +40,12 @@ class Kernel:
 
 def add_kernel_argument(parser: argparse.ArgumentParser) -> None:
     """The positional argument `kernel`, for `find`."""
-    parser.add_argument("kernel", metavar="KERNEL", help="softmax, say, or the path of your own file")
+    parser.add_argument("kernel", metavar="KERNEL", help="softmax, say, all, or the path of your own file")
 
 
 def find(target: str) -> list[Kernel]:
-    """The kernels that `target` names: softmax (a file of the package, or an op in one), my_softmax.py, or
-    my_file.py:op where a file has several."""
+    """The kernels that `target` names: softmax (a file of the package, or an op in one), all (of the package),
+    my_softmax.py, or my_file.py:op where a file has several."""
     path, _, op = target.partition(":")
     if path.endswith(".py"):
         found = kernels_of(load(Path(path)), path)
@@ -56,6 +56,8 @@ def find(target: str) -> list[Kernel]:
             raise UsageError(f"{path} has no op {op!r}; it has {', '.join(map(op_name, found))}")
         return chosen
     known = package_kernels()
+    if target == "all":
+        return known
     files = {name: [kernel for kernel in known if kernel.path.stem == name] for name in {k.path.stem for k in known}}
     ops = {op_name(kernel): [kernel] for kernel in known}
     if chosen := files.get(target) or ops.get(target):

@@ -1,0 +1,224 @@
+"""How fast is it? Measured against its peers, and against what the device can do at best."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.lab.calls import Call, cotangents_for, describe, dtype_of, prepare
+from kernels.lab.compile import launches
+from kernels.lab.find import UsageError, add_kernel_argument, find
+from kernels.lab.instruments import Ceilings, Instruments, cuda_instruments, in_turn, measure_ceilings, versions
+from kernels.lab.machine_code import resources
+from kernels.lab.output import table, write_json
+from kernels.lab.spec import Case, Spec
+
+PHASES = ("forward", "backward", "both")
+
+
+def measure(specs: Sequence[Spec], instruments: Instruments, ceilings: Ceilings) -> dict[str, Any]:
+    """All benchmark cases of the specs, as they are written to JSON: one file a device."""
+    cases = [measure_case(spec, case, instruments, ceilings) for spec in specs for case in spec.benchmarks]
+    return {"device": instruments.name, "versions": versions(), "ceilings": asdict(ceilings), "cases": cases}
+
+
+def measure_case(spec: Spec, case: Case, instruments: Instruments, ceilings: Ceilings) -> dict[str, Any]:
+    """The op and its peers on the same inputs."""
+    torch.manual_seed(0)
+    call = prepare(spec, case, instruments.device)
+    cotangents = cotangents_for(call.forward(spec.reference))
+    least = _least_milliseconds(spec, case, ceilings)
+    judge = _judge(spec, call, cotangents)
+
+    def measured(function: Callable[..., Any]) -> dict[str, Any]:
+        return {**_times(function, call, cotangents, instruments, least), **judge(function)}
+
+    peers = {"eager": spec.reference, "compile": torch.compile(spec.reference, dynamic=False)}
+    peers |= spec.peers() if spec.peers is not None else {}
+    implementations = {spec.name: measured(spec.op)}
+    for name, function in peers.items():
+        implementations[name] = _or_failure(measured, function)
+    return {
+        "op": spec.name,
+        "case": case,
+        "least_ms": least,
+        "implementations": implementations,
+        "kernels": _kernels(spec, call, cotangents),
+    }
+
+
+def _or_failure(measured: Callable[..., dict[str, Any]], function: Callable[..., Any]) -> dict[str, Any]:
+    """A peer that does not take this case, or needs more memory than there is, is no reason to stop."""
+    try:
+        return measured(function)
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+
+
+def _least_milliseconds(spec: Spec, case: Case, ceilings: Ceilings) -> dict[str, float]:
+    """By phase, the time that the ceilings leave for the case's work."""
+    if spec.work is None:
+        return {}
+    sizes = {key: value for key, value in case.items() if key not in ("seed", "dtype")}
+    forward, backward = (ceilings.milliseconds(w.bytes, w.flops) for w in spec.work(dtype_of(case).itemsize, **sizes))
+    return {"forward": forward, "backward": backward, "both": forward + backward}
+
+
+def _times(
+    function: Callable[..., Any],
+    call: Call,
+    cotangents: list[Tensor],
+    instruments: Instruments,
+    least: dict[str, float],
+) -> dict[str, Any]:
+    """Milliseconds and percent of the roofline by phase, and the peak of memory."""
+    copies = [call.copy() for _ in range(max(2, math.ceil(2 * instruments.cache_bytes / max(call.bytes, 1))))]
+
+    def both(copy: Call) -> list[Tensor]:
+        return copy.backward(copy.forward(function), cotangents)
+
+    both(call)  # compiles
+    times = {"forward": instruments.milliseconds(in_turn([lambda c=c: c.forward(function) for c in copies]))}
+    if cotangents:
+        times["both"] = instruments.milliseconds(in_turn([lambda c=c: both(c) for c in copies]))
+        # One graph a copy, kept: torch.compile must not reuse the memory of what its backward reads.
+        with torch._functorch.config.patch(donated_buffer=False):
+            graphs = [(copy, copy.forward(function)) for copy in copies]
+            backwards = [lambda c=c, outputs=y: c.backward(outputs, cotangents, again=True) for c, y in graphs]
+            times["backward"] = instruments.milliseconds(in_turn(backwards))
+    roofline = {phase: 100 * least[phase] / time for phase, time in times.items() if phase in least}
+    return {"ms": times, "roofline_percent": roofline, "peak_bytes": instruments.peak_bytes(lambda: both(call))}
+
+
+def _judge(spec: Spec, call: Call, cotangents: list[Tensor]) -> Callable[..., dict[str, Any]]:
+    """Returns what tells an implementation's error: its distance to float64 over the eager version's, the worst of all
+    outputs and gradients."""
+
+    def quantities(function: Callable[..., Any], call: Call, cotangents: list[Tensor]) -> list[Tensor]:
+        outputs = call.forward(function)
+        return [*(y.detach() for y in outputs), *call.backward(outputs, cotangents)]
+
+    try:
+        exact = quantities(spec.reference, call.copy(torch.float64), [c.double() for c in cotangents])
+    except torch.OutOfMemoryError:  # the case was made to fill the device
+        return lambda function: {"error_over_naive": None}
+    naive = quantities(spec.reference, call, cotangents)
+
+    def error_over_naive(function: Callable[..., Any]) -> dict[str, Any]:
+        ratios = []
+        for y, y_naive, r in zip(quantities(function, call, cotangents), naive, exact):
+            if r.is_floating_point():
+                # Where eager is exact by luck, rounding the result once is what it is compared with.
+                rounding = torch.finfo(y.dtype).eps * r.norm() / 2
+                ratios.append(float((y - r).norm() / torch.maximum((y_naive - r).norm(), rounding)))
+        return {"error_over_naive": max(ratios)}
+
+    return error_over_naive
+
+
+def _kernels(spec: Spec, call: Call, cotangents: list[Tensor]) -> list[dict[str, Any]]:
+    """Registers, spills and shared memory of what the op launches here."""
+    with launches(None) as seen:
+        call.backward(call.forward(spec.op), cotangents)
+    return [
+        {"kernel": launched.kernel, "settings": launched.settings, **asdict(resources(launched.compiled))}
+        for launched in seen
+    ]
+
+
+def report(measured: dict[str, Any]) -> str:
+    """The measurements as tables."""
+    ceilings = Ceilings(**measured["ceilings"])
+    lines = [
+        f"{measured['device']}: copies {ceilings.bytes_per_second / 1e12:.2f} TB/s, "
+        f"multiplies matrices at {ceilings.flops_per_second / 1e12:.0f} TFLOP/s"
+    ]
+    heads = ["", *(f"{phase} {unit}" for phase in PHASES for unit in ("ms", "%")), "peak MiB", "error/eager"]
+    for case in measured["cases"]:
+        rows = []
+        for name, found in case["implementations"].items():
+            if "failed" in found:
+                rows.append([name, found["failed"], *[""] * (len(heads) - 2)])
+                continue
+            cells = [(found["ms"].get(phase), found["roofline_percent"].get(phase)) for phase in PHASES]
+            numbers = [text for ms, percent in cells for text in (_number(ms, ".4f"), _number(percent, ".0f"))]
+            error = _number(found["error_over_naive"], ".2f")
+            rows.append([name, *numbers, f"{found['peak_bytes'] / 2**20:.1f}", error])
+        lines += ["", f"{case['op']}: {describe(case['case'])}", table(heads, rows)]
+        for kernel in case["kernels"]:
+            numbers = (
+                f"{kernel['registers']} registers, spills {kernel['spill_bytes']}, shared {kernel['shared_bytes']:,}"
+            )
+            lines.append(f"  {kernel['kernel']}: {numbers}")
+    return "\n".join(lines)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def plot(measured: dict[str, Any], path: Path) -> None:
+    """Draws the percentages of the roofline, forward and backward; it reads nothing but what the JSON holds."""
+    try:
+        import matplotlib
+
+        matplotlib.use("agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        raise UsageError("--plot needs matplotlib: install the extra `plot`") from None
+    cases = [case for case in measured["cases"] if case["least_ms"]]
+    names = list(dict.fromkeys(_role(case, name) for case in cases for name in case["implementations"]))
+    height = 1 + 0.25 * len(cases) * (len(names) + 1)
+    figure, axes = plt.subplots(1, 2, figsize=(14, height), sharey=True, layout="constrained")
+    for axis, phase in zip(axes, PHASES):
+        for number, wanted in enumerate(names):
+            for row, case in enumerate(cases):
+                for name, found in case["implementations"].items():
+                    percent = found.get("roofline_percent", {}).get(phase)
+                    if _role(case, name) == wanted and percent is not None:
+                        place = row + number / (len(names) + 1)
+                        axis.barh(place, percent, 1 / (len(names) + 1), align="edge", color=f"C{number}")
+        axis.axvline(100, color="black", linewidth=0.8)
+        axis.set(xlabel=f"{phase}: % of the measured roofline", xlim=(0, None))
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks([row + 0.4 for row in range(len(cases))])
+    axes[0].set_yticklabels([f"{case['op']}\n{describe(case['case'])}" for case in cases], fontsize=7)
+    axes[0].invert_yaxis()
+    handles = [plt.Rectangle((0, 0), 1, 1, color=f"C{number}") for number in range(len(names))]
+    axes[1].legend(handles, names, fontsize=8)
+    figure.suptitle(measured["device"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _role(case: dict[str, Any], name: str) -> str:
+    return "this kernel" if name == case["op"] else name
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_kernel_argument(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them; needs matplotlib")
+
+
+def run(options: argparse.Namespace) -> int:
+    specs = [kernel.spec for kernel in find(options.kernel)]
+    instruments = cuda_instruments()
+    if instruments is None:
+        print("no CUDA device here: nothing measured, nothing written")
+        return 0
+    measured = measure(specs, instruments, measure_ceilings(instruments))
+    print(report(measured))
+    if options.json is not None:
+        write_json(options.json, measured)
+    if options.plot is not None:
+        plot(measured, options.plot)
+    return 0
