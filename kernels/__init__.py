@@ -5,7 +5,13 @@ reference and rounded once at the end; float64 stays float64, which makes the re
 """
 
 from kernels.attention import attention, attention_reference, causal_mask, key_intervals
-from kernels.cross_entropy import cross_entropy_reference
+from kernels.cross_entropy import cross_entropy, cross_entropy_reference
+from kernels.decode_attention import (
+    decode_attention,
+    decode_attention_reference,
+    paged_decode_attention,
+    paged_decode_attention_reference,
+)
 from kernels.gelu import gelu, gelu_reference
 from kernels.layer_norm import layer_norm, layer_norm_reference
 from kernels.linear_cross_entropy import linear_cross_entropy, linear_logprobs
@@ -25,13 +31,13 @@ from kernels.swiglu import swiglu, swiglu_reference
 __version__ = "0.1.0"
 
 __all__ = [
-    "0",
-    "1",
-    "18",
     "attention",
     "attention_reference",
     "causal_mask",
+    "cross_entropy",
     "cross_entropy_reference",
+    "decode_attention",
+    "decode_attention_reference",
     "dequantize",
     "gelu",
     "gelu_reference",
@@ -44,6 +50,8 @@ __all__ = [
     "linear_logprobs",
     "linear_logprobs_chunked",
     "linear_logprobs_reference",
+    "paged_decode_attention",
+    "paged_decode_attention_reference",
     "quantize",
     "quantized_linear",
     "quantized_linear_reference",

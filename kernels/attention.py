@@ -19,7 +19,7 @@ nothing outside. Read on in `attention_forward.py`, then `attention_backward.py`
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from kernels.attention_backward import backward
 from kernels.attention_forward import forward
 from kernels.launch import require
 from kernels.softmax import softmax_reference
+
+if TYPE_CHECKING:
+    from kernels.lab import Spec
 
 MAX_HEAD_DIM = 256
 
@@ -207,3 +210,10 @@ def _check(
             f"attention: documents are {documents.dtype} {tuple(documents.shape)} for {q.size(2)} queries; they must "
             f"be integers {(k.size(0), k.size(2))}, one for each key, with no more queries than keys"
         )
+
+
+def spec() -> Spec:
+    """What the lab checks, compiles and measures."""
+    from kernels.attention_lab import describe
+
+    return describe(attention)

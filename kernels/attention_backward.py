@@ -22,6 +22,7 @@ from torch import Tensor
 
 from kernels.attention_forward import (
     LOG2_E,
+    by_row_bytes,
     capped_scores,
     choose,
     load_interval,
@@ -31,51 +32,21 @@ from kernels.attention_forward import (
     regions,
     score_unit,
 )
-from kernels.launch import Launch, cdiv, jit, tl
+from kernels.launch import cdiv, jit, tl
 
-# As in the forward. dk and dv keep two sums, and the keys and values, besides the products: with 4 warps they spill.
-_EVERY = (32, 64, 128, 256, 512, 1024)
-DQ_LAUNCHES: dict[int, dict[int, Launch]] = {
-    0: dict.fromkeys(_EVERY, Launch({"BLOCK_Q": 32, "BLOCK_K": 16})),
-    80: {
-        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=2)),
-        256: Launch({"BLOCK_Q": 128, "BLOCK_K": 32}, num_warps=8, num_stages=2),
-        512: Launch({"BLOCK_Q": 64, "BLOCK_K": 32}, num_warps=8, num_stages=1),
-        1024: Launch({"BLOCK_Q": 16, "BLOCK_K": 16}, num_warps=8, num_stages=1),
-    },
-    90: {
-        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=2)),
-        256: Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=2),
-        512: Launch({"BLOCK_Q": 64, "BLOCK_K": 32}, num_warps=8, num_stages=1),
-        1024: Launch({"BLOCK_Q": 16, "BLOCK_K": 16}, num_warps=8, num_stages=1),
-    },
-    100: {
-        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=2)),
-        256: Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=2),
-        512: Launch({"BLOCK_Q": 64, "BLOCK_K": 32}, num_warps=8, num_stages=1),
-        1024: Launch({"BLOCK_Q": 16, "BLOCK_K": 16}, num_warps=8, num_stages=1),
-    },
+# As in the forward: BLOCK_Q, BLOCK_K, warps, stages. dk and dv need registers for two sums besides S and dP: at
+# head_dim 64 and 128 they fit into 8 warps, into 4 they do not.
+DQ_LAUNCHES = {
+    0: by_row_bytes({1024: (32, 16, 4, 1)}),
+    80: by_row_bytes({128: (128, 64, 8, 2), 256: (128, 32, 8, 2), 512: (64, 32, 8, 1), 1024: (16, 16, 8, 1)}),
+    90: by_row_bytes({128: (128, 64, 8, 2), 256: (128, 64, 8, 2), 512: (64, 32, 8, 1), 1024: (16, 16, 8, 1)}),
+    100: by_row_bytes({128: (128, 64, 8, 2), 256: (128, 64, 8, 2), 512: (64, 32, 8, 1), 1024: (16, 16, 8, 1)}),
 }
-DK_DV_LAUNCHES: dict[int, dict[int, Launch]] = {
-    0: dict.fromkeys(_EVERY, Launch({"BLOCK_Q": 16, "BLOCK_K": 32})),
-    80: {
-        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 64, "BLOCK_K": 128}, num_warps=8, num_stages=2)),
-        256: Launch({"BLOCK_Q": 32, "BLOCK_K": 128}, num_warps=8, num_stages=2),
-        512: Launch({"BLOCK_Q": 32, "BLOCK_K": 64}, num_warps=8, num_stages=1),
-        1024: Launch({"BLOCK_Q": 16, "BLOCK_K": 16}, num_warps=8, num_stages=1),
-    },
-    90: {
-        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 64, "BLOCK_K": 128}, num_warps=8, num_stages=2)),
-        256: Launch({"BLOCK_Q": 32, "BLOCK_K": 128}, num_warps=8, num_stages=2),
-        512: Launch({"BLOCK_Q": 32, "BLOCK_K": 64}, num_warps=8, num_stages=1),
-        1024: Launch({"BLOCK_Q": 16, "BLOCK_K": 16}, num_warps=8, num_stages=1),
-    },
-    100: {
-        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 64, "BLOCK_K": 128}, num_warps=8, num_stages=2)),
-        256: Launch({"BLOCK_Q": 32, "BLOCK_K": 128}, num_warps=8, num_stages=2),
-        512: Launch({"BLOCK_Q": 32, "BLOCK_K": 64}, num_warps=8, num_stages=1),
-        1024: Launch({"BLOCK_Q": 16, "BLOCK_K": 16}, num_warps=8, num_stages=1),
-    },
+DK_DV_LAUNCHES = {
+    0: by_row_bytes({1024: (16, 32, 4, 1)}),
+    80: by_row_bytes({128: (32, 128, 8, 2), 256: (64, 64, 8, 2), 512: (32, 64, 8, 1), 1024: (16, 16, 8, 1)}),
+    90: by_row_bytes({128: (64, 128, 8, 2), 256: (32, 128, 8, 2), 512: (32, 64, 8, 1), 1024: (16, 16, 8, 1)}),
+    100: by_row_bytes({128: (64, 128, 8, 2), 256: (64, 64, 8, 2), 512: (32, 64, 8, 1), 1024: (16, 16, 8, 1)}),
 }
 DELTA_ROWS = 64
 
@@ -106,10 +77,11 @@ def score_gradient(s, p, dp, delta, SOFT_CAP: tl.constexpr):
 
 @jit
 def add_to_dq(
-    dq, q, do, lse, delta, k_block, v_block, k_step, v_step, first, end, begin, until, stop, scale,
+    dq, q, do, lse, delta, k_block, v_block, k_step, v_step, interval, begin, until, stop, scale,
     SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
     """What the keys from `begin` to `until` add to the gradient of a block of queries."""
+    first, end = interval
     unit = score_unit(scale, SOFT_CAP)
     for block in range(begin, until, BLOCK_K):
         keys = block + tl.arange(0, BLOCK_K)
@@ -134,52 +106,43 @@ def _dq_kernel(
 ):  # fmt: skip
     rows = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    keys = tl.arange(0, BLOCK_K)
     is_row = rows < queries
-    first, end = load_interval(intervals, batch, intervals_stride, rows, queries)
-    start, middle, middle_end, stop = regions(first, end, BLOCK_K)
+    interval = load_interval(intervals, batch, intervals_stride, rows, queries)
+    bounds = regions(interval, BLOCK_K)
 
     q_block = load_rows(pointers_to(q, batch, head, rows, q_strides, BLOCK_D), is_row, D, BLOCK_D, True)
     do_block = load_rows(pointers_to(do, batch, head, rows, do_strides, BLOCK_D), is_row, D, BLOCK_D, True)
     at = (batch * tl.num_programs(1) + head) * queries + rows
     lse_block = tl.load(lse + at, mask=is_row, other=0.0) * LOG2_E
     delta_block = tl.load(delta + at, mask=is_row, other=0.0)
-    k_block = pointers_to(k, batch, head // group, keys, k_strides, BLOCK_D)
-    v_block = pointers_to(v, batch, head // group, keys, v_strides, BLOCK_D)
-    k_step, v_step = k_strides[2], v_strides[2]
-    acc = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
-    acc = add_to_dq(
-        acc, q_block, do_block, lse_block, delta_block, k_block, v_block, k_step, v_step,
-        first, end, start, middle, stop, scale, SOFT_CAP, D, BLOCK_D, BLOCK_K, EDGE=True,
-    )  # fmt: skip
-    acc = add_to_dq(
-        acc, q_block, do_block, lse_block, delta_block, k_block, v_block, k_step, v_step,
-        first, end, middle, middle_end, stop, scale, SOFT_CAP, D, BLOCK_D, BLOCK_K, EDGE=False,
-    )  # fmt: skip
-    acc = add_to_dq(
-        acc, q_block, do_block, lse_block, delta_block, k_block, v_block, k_step, v_step,
-        first, end, middle_end, stop, stop, scale, SOFT_CAP, D, BLOCK_D, BLOCK_K, EDGE=True,
-    )  # fmt: skip
+    k_block = pointers_to(k, batch, head // group, tl.arange(0, BLOCK_K), k_strides, BLOCK_D)
+    v_block = pointers_to(v, batch, head // group, tl.arange(0, BLOCK_K), v_strides, BLOCK_D)
+    dq_sum = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+    for region in tl.static_range(3):  # an edge, the middle, an edge
+        dq_sum = add_to_dq(
+            dq_sum, q_block, do_block, lse_block, delta_block, k_block, v_block, k_strides[2], v_strides[2],
+            interval, bounds[region], bounds[region + 1], bounds[3], scale, SOFT_CAP, D, BLOCK_D, BLOCK_K, region != 1,
+        )  # fmt: skip
     is_written = is_row[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
-    tl.store(pointers_to(dq, batch, head, rows, dq_strides, BLOCK_D), acc * scale, mask=is_written)
+    tl.store(pointers_to(dq, batch, head, rows, dq_strides, BLOCK_D), dq_sum * scale, mask=is_written)
 
 
 @jit
 def add_to_dk_dv(
-    dk, dv, k, v, q_block, do_block, lse, delta, q_step, do_step, first, end, begin, until, stop, scale,
+    sums, k, v, q_block, do_block, lse, delta, q_step, do_step, interval, begin, until, stop, scale,
     SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
-    """What the queries from `begin` to `until` add to the gradients of a block of keys and values; S is transposed."""
+    """What the queries from `begin` to `until` add to sums, (dk, dv) of a block of keys; S is transposed here."""
+    dk, dv = sums
+    first, end = interval
     unit = score_unit(scale, SOFT_CAP)
     for block in range(begin, until, BLOCK_Q):
         rows = block + tl.arange(0, BLOCK_Q)
-        q = load_rows(q_block + tl.cast(block, tl.int64) * q_step, rows < stop, D, BLOCK_D, EDGE)
-        do = load_rows(do_block + tl.cast(block, tl.int64) * do_step, rows < stop, D, BLOCK_D, EDGE)
-        if EDGE:
-            row_lse = tl.load(lse + rows, mask=rows < stop, other=0.0) * LOG2_E
-            row_delta = tl.load(delta + rows, mask=rows < stop, other=0.0)
-        else:
-            row_lse, row_delta = tl.load(lse + rows) * LOG2_E, tl.load(delta + rows)
+        is_row = (rows < stop) | (not EDGE)  # in the middle all are
+        q = load_rows(q_block + tl.cast(block, tl.int64) * q_step, is_row, D, BLOCK_D, EDGE)
+        do = load_rows(do_block + tl.cast(block, tl.int64) * do_step, is_row, D, BLOCK_D, EDGE)
+        row_lse = tl.load(lse + rows, mask=is_row, other=0.0) * LOG2_E
+        row_delta = tl.load(delta + rows, mask=is_row, other=0.0)
         s = capped_scores(tl.dot(k, tl.trans(q), input_precision="ieee"), scale, SOFT_CAP)  # (BLOCK_K, BLOCK_Q)
         p = tl.exp2(s * unit - row_lse[None, :])
         if EDGE:
@@ -203,30 +166,23 @@ def _dk_dv_kernel(
     kv_head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     is_row = rows < keys
     # Here the rows are keys, and their intervals those of the queries that attend to them.
-    first, end = load_interval(intervals, batch, intervals_stride, rows, keys)
-    start, middle, middle_end, stop = regions(first, end, BLOCK_Q)
+    interval = load_interval(intervals, batch, intervals_stride, rows, keys)
+    bounds = regions(interval, BLOCK_Q)
 
     k_block = load_rows(pointers_to(k, batch, kv_head, rows, k_strides, BLOCK_D), is_row, D, BLOCK_D, True)
     v_block = load_rows(pointers_to(v, batch, kv_head, rows, v_strides, BLOCK_D), is_row, D, BLOCK_D, True)
-    q_step, do_step = q_strides[2], do_strides[2]
     dk_sum = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
     dv_sum = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
-    for head in range(kv_head * group, kv_head * group + group):
+    for head in range(kv_head * group, (kv_head + 1) * group):
         q_block = pointers_to(q, batch, head, tl.arange(0, BLOCK_Q), q_strides, BLOCK_D)
         do_block = pointers_to(do, batch, head, tl.arange(0, BLOCK_Q), do_strides, BLOCK_D)
-        row_of_head = (batch * tl.num_programs(1) * group + head) * queries
-        dk_sum, dv_sum = add_to_dk_dv(
-            dk_sum, dv_sum, k_block, v_block, q_block, do_block, lse + row_of_head, delta + row_of_head,
-            q_step, do_step, first, end, start, middle, stop, scale, SOFT_CAP, D, BLOCK_D, BLOCK_Q, EDGE=True,
-        )  # fmt: skip
-        dk_sum, dv_sum = add_to_dk_dv(
-            dk_sum, dv_sum, k_block, v_block, q_block, do_block, lse + row_of_head, delta + row_of_head,
-            q_step, do_step, first, end, middle, middle_end, stop, scale, SOFT_CAP, D, BLOCK_D, BLOCK_Q, EDGE=False,
-        )  # fmt: skip
-        dk_sum, dv_sum = add_to_dk_dv(
-            dk_sum, dv_sum, k_block, v_block, q_block, do_block, lse + row_of_head, delta + row_of_head,
-            q_step, do_step, first, end, middle_end, stop, stop, scale, SOFT_CAP, D, BLOCK_D, BLOCK_Q, EDGE=True,
-        )  # fmt: skip
+        at = (batch * tl.num_programs(1) * group + head) * queries
+        for region in tl.static_range(3):  # an edge, the middle, an edge
+            dk_sum, dv_sum = add_to_dk_dv(
+                (dk_sum, dv_sum), k_block, v_block, q_block, do_block, lse + at, delta + at,
+                q_strides[2], do_strides[2], interval, bounds[region], bounds[region + 1], bounds[3], scale,
+                SOFT_CAP, D, BLOCK_D, BLOCK_Q, region != 1,
+            )  # fmt: skip
     is_written = is_row[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
     tl.store(pointers_to(dk, batch, kv_head, rows, dk_strides, BLOCK_D), dk_sum * scale, mask=is_written)
     tl.store(pointers_to(dv, batch, kv_head, rows, dv_strides, BLOCK_D), dv_sum, mask=is_written)

@@ -1,11 +1,12 @@
 """The forward kernel of attention: FlashAttention-2 (Dao 2023, algorithm 1) over intervals of keys.
 
 A program holds BLOCK_Q queries of one head and walks over the keys in blocks of BLOCK_K. With the online softmax
-(Milakov & Gimelshein 2018) it needs each key once: m is the row's maximum so far, l the sum of exp(S - m), acc the sum
-of exp(S - m)·V. A block of keys with a larger maximum m' first scales what has been summed by exp(m - m'):
+(Milakov & Gimelshein 2018) it needs each key once: m is the row's maximum so far, total the sum of exp(S - m), acc the
+sum of exp(S - m)·V. A block of keys with a larger maximum m' first scales what has been summed by α = exp(m - m'):
 
-    m' = max(m, max_j S_j),   P_j = exp(S_j - m'),   α = exp(m - m')
-    l' = α·l + Σ_j P_j,       acc' = α·acc + P V                            and in the end  O = acc / l,  lse = m + log l
+    m' = max(m, max_j S_j),   P_j = exp(S_j - m'),   total' = α·total + Σ_j P_j,   acc' = α·acc + P V
+
+and in the end O = acc / total, lse = m + log total.
 
 What a query may attend to is an interval of keys [first, end): causality, window, documents and the length of the
 keys are all in these two numbers. So the keys of a block of queries fall into three regions (`regions`): an edge where
@@ -25,31 +26,24 @@ from torch import Tensor
 
 from kernels.launch import Launch, cdiv, generation, jit, next_power_of_2, tl
 
+Launches = dict[int, Launch]
+"""By the bytes of one head's row; the next larger key serves what has none of its own."""
+
 LOG2_E: Any = tl.constexpr(1.4426950408889634) if tl is not None else None
 
-# By generation, then by the bytes of one head's row (head_dim padded to a power of two, times the element's size).
-# 0 is the interpreter, where a program is dear and 16 keys a block give small inputs an inside and edges.
-_EVERY = (32, 64, 128, 256, 512, 1024)
-LAUNCHES: dict[int, dict[int, Launch]] = {
-    0: dict.fromkeys(_EVERY, Launch({"BLOCK_Q": 32, "BLOCK_K": 16})),
-    80: {
-        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=4, num_stages=3)),
-        256: Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=2),
-        512: Launch({"BLOCK_Q": 64, "BLOCK_K": 32}, num_warps=4, num_stages=2),
-        1024: Launch({"BLOCK_Q": 32, "BLOCK_K": 16}, num_warps=4, num_stages=2),
-    },
-    90: {
-        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=4, num_stages=3)),
-        256: Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=3),
-        512: Launch({"BLOCK_Q": 64, "BLOCK_K": 32}, num_warps=4, num_stages=2),
-        1024: Launch({"BLOCK_Q": 32, "BLOCK_K": 16}, num_warps=4, num_stages=2),
-    },
-    100: {
-        **dict.fromkeys((32, 64, 128), Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=4, num_stages=3)),
-        256: Launch({"BLOCK_Q": 128, "BLOCK_K": 64}, num_warps=8, num_stages=3),
-        512: Launch({"BLOCK_Q": 64, "BLOCK_K": 32}, num_warps=4, num_stages=2),
-        1024: Launch({"BLOCK_Q": 32, "BLOCK_K": 16}, num_warps=4, num_stages=2),
-    },
+
+def by_row_bytes(table: dict[int, tuple[int, int, int, int]]) -> Launches:
+    return {size: Launch({"BLOCK_Q": q, "BLOCK_K": k}, warps, stages) for size, (q, k, warps, stages) in table.items()}
+
+
+# By generation, then by the bytes of one head's row (head_dim padded to a power of two, times the element's size):
+# BLOCK_Q, BLOCK_K, warps, stages. 0 is the interpreter, where a program is dear, and where 16 keys a block give small
+# inputs a middle and edges. In fp16 and bf16, no launch spills registers but at head_dim 256.
+LAUNCHES = {
+    0: by_row_bytes({1024: (32, 16, 4, 1)}),
+    80: by_row_bytes({128: (128, 64, 8, 3), 256: (128, 32, 8, 3), 512: (64, 32, 8, 2), 1024: (32, 16, 4, 2)}),
+    90: by_row_bytes({128: (128, 64, 4, 3), 256: (128, 64, 8, 3), 512: (64, 32, 4, 2), 1024: (32, 16, 4, 2)}),
+    100: by_row_bytes({128: (128, 64, 4, 3), 256: (128, 64, 8, 3), 512: (64, 32, 4, 2), 1024: (32, 16, 4, 2)}),
 }
 
 
@@ -58,17 +52,18 @@ def padded_head_dim(head_dim: int) -> int:
     return max(16, next_power_of_2(head_dim))
 
 
-def choose(table: dict[int, dict[int, Launch]], q: Tensor) -> Launch:
-    """The launch for this device and row: that of the newest generation which is not newer than the device."""
-    device = generation(q.device)
-    newest = max((known for known in table if known <= device), default=0)
-    return table[newest][padded_head_dim(q.size(-1)) * q.element_size()]
+def choose(table: dict[int, Launches], q: Tensor) -> Launch:
+    """The launch for this device and row; a device that the table does not know takes the newest older one's."""
+    device, row_bytes = generation(q.device), padded_head_dim(q.size(-1)) * q.element_size()
+    launches = table[max(known for known in table if known <= device)]
+    return launches[min(size for size in launches if size >= row_bytes)]
 
 
 @jit
-def regions(first, end, BLOCK: tl.constexpr):
-    """Rows reach [first, end): (start, middle, middle's end, stop), in steps of BLOCK from start on. All rows reach
-    all of the middle, no row anything before start or from stop on."""
+def regions(interval, BLOCK: tl.constexpr):
+    """Where a block of rows that reach [first, end) has its edges: (start, middle, middle's end, stop), in steps of
+    BLOCK from start on. All rows reach all of the middle, no row anything before start or from stop on."""
+    first, end = interval
     start, stop = tl.min(first, 0), tl.max(end, 0)
     middle = start + tl.cdiv(tl.max(first, 0) - start, BLOCK) * BLOCK
     middle_end = middle + tl.maximum(tl.min(end, 0) - middle, 0) // BLOCK * BLOCK
@@ -84,7 +79,7 @@ def load_interval(intervals, batch, stride, rows, count):
 
 @jit
 def pointers_to(tensor, batch, head, rows, strides, BLOCK_D: tl.constexpr):
-    """Pointers (rows, BLOCK_D) into a (batch, heads, rows, channels) tensor; offsets are int64, which long inputs need."""
+    """(rows, BLOCK_D) pointers into a (batch, heads, rows, channels) tensor; a long input's offsets need int64."""
     row = tensor + batch * strides[0] + tl.cast(head, tl.int64) * strides[1] + rows.to(tl.int64) * strides[2]
     return row[:, None] + tl.arange(0, BLOCK_D)[None, :] * strides[3]
 
@@ -118,10 +113,12 @@ def score_unit(scale, SOFT_CAP: tl.constexpr):
 
 @jit
 def attend(
-    acc, m, l, q, k_block, v_block, k_step, v_step, first, end, begin, until, stop, scale,
+    state, q, k_block, v_block, k_step, v_step, interval, begin, until, stop, scale,
     SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
-    """The online softmax over the keys from `begin` to `until`; masked on an EDGE."""
+    """The online softmax over the keys from `begin` to `until`, masked on an EDGE; state is (acc, m, total)."""
+    acc, m, total = state
+    first, end = interval
     unit = score_unit(scale, SOFT_CAP)
     for block in range(begin, until, BLOCK_K):
         keys = block + tl.arange(0, BLOCK_K)
@@ -135,11 +132,11 @@ def attend(
         shift = tl.where(larger == -float("inf"), 0.0, larger)
         p = tl.exp2(s * unit - shift[:, None])
         alpha = tl.exp2(m - shift)
-        l = l * alpha + tl.sum(p, 1)
+        total = total * alpha + tl.sum(p, 1)
         v = load_rows(v_block + tl.cast(block, tl.int64) * v_step, keys < stop, D, BLOCK_D, EDGE)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")
         m = larger
-    return acc, m, l
+    return acc, m, total
 
 
 @jit
@@ -148,37 +145,27 @@ def _forward_kernel(
     queries, group, scale,
     SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    # The last queries first: under a causal mask they have the most keys, and a short program fills the end better.
-    first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_Q
+    # The last queries first: under a causal mask they have the most keys, and short programs fill up the end better.
+    rows = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    rows = first_row + tl.arange(0, BLOCK_Q)
-    keys = tl.arange(0, BLOCK_K)
     is_row = rows < queries
-    first, end = load_interval(intervals, batch, intervals_stride, rows, queries)
-    start, middle, middle_end, stop = regions(first, end, BLOCK_K)
+    interval = load_interval(intervals, batch, intervals_stride, rows, queries)
+    bounds = regions(interval, BLOCK_K)
 
     q_block = load_rows(pointers_to(q, batch, head, rows, q_strides, BLOCK_D), is_row, D, BLOCK_D, True)
-    k_block = pointers_to(k, batch, head // group, keys, k_strides, BLOCK_D)
-    v_block = pointers_to(v, batch, head // group, keys, v_strides, BLOCK_D)
-    k_step, v_step = k_strides[2], v_strides[2]
-    m = tl.full([BLOCK_Q], -float("inf"), tl.float32)
-    l = tl.zeros([BLOCK_Q], tl.float32)
+    k_block = pointers_to(k, batch, head // group, tl.arange(0, BLOCK_K), k_strides, BLOCK_D)
+    v_block = pointers_to(v, batch, head // group, tl.arange(0, BLOCK_K), v_strides, BLOCK_D)
     acc = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
-    acc, m, l = attend(
-        acc, m, l, q_block, k_block, v_block, k_step, v_step, first, end, start, middle, stop, scale,
-        SOFT_CAP, D, BLOCK_D, BLOCK_K, EDGE=True,
-    )  # fmt: skip
-    acc, m, l = attend(
-        acc, m, l, q_block, k_block, v_block, k_step, v_step, first, end, middle, middle_end, stop, scale,
-        SOFT_CAP, D, BLOCK_D, BLOCK_K, EDGE=False,
-    )  # fmt: skip
-    acc, m, l = attend(
-        acc, m, l, q_block, k_block, v_block, k_step, v_step, first, end, middle_end, stop, stop, scale,
-        SOFT_CAP, D, BLOCK_D, BLOCK_K, EDGE=True,
-    )  # fmt: skip
+    m = tl.full([BLOCK_Q], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK_Q], tl.float32)
+    for region in tl.static_range(3):  # an edge, the middle, an edge
+        acc, m, total = attend(
+            (acc, m, total), q_block, k_block, v_block, k_strides[2], v_strides[2],
+            interval, bounds[region], bounds[region + 1], bounds[3], scale, SOFT_CAP, D, BLOCK_D, BLOCK_K, region != 1,
+        )  # fmt: skip
 
-    # Without a key l is 0: the row's output is 0 and its log-sum-exp m = -inf.
-    total = tl.where(l == 0.0, 1.0, l)
+    # Without a key the total is 0: the row's output is 0 and its log-sum-exp m = -inf.
+    total = tl.where(total == 0.0, 1.0, total)
     is_written = is_row[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
     tl.store(pointers_to(o, batch, head, rows, o_strides, BLOCK_D), acc / total[:, None], mask=is_written)
     row_of_lse = (batch * tl.num_programs(1) + head) * queries + rows

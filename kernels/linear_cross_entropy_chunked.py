@@ -1,9 +1,9 @@
 """Head and loss in plain PyTorch, for any device: the references of `linear_cross_entropy.py`, and the same in chunks.
 
-The chunked version holds the logits of a few hundred rows at a time. A gradient arrives for each row, so in the forward it is not known
-how much each row is to count in dW = dxᵀ h, and dx cannot be summed up there (as one can who differentiates the mean of
-all losses alone): the backward computes each chunk's logits once more, a third of the head's products on top. In return
-nothing is saved but three numbers a row, and the sums are always added up in the same order.
+The chunked version holds the logits of a few hundred rows at a time. A gradient arrives for each row, so in the forward
+it is not known how much each row is to count in dW = dxᵀ h, and dx cannot be summed up there (as one can who
+differentiates the mean of all losses alone): the backward computes each chunk's logits once more, a third of the head's
+products on top. In return nothing is saved but three numbers a row, and sums are always added up in the same order.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ def linear_cross_entropy_reference(
 
     A row whose target is `ignore_index` has loss 0 and no gradient.
     """
-    is_counted = targets != ignore_index
-    losses = cross_entropy_reference(_reference_logits(hidden, weight), targets * is_counted, label_smoothing, z_loss)
-    return losses.masked_fill(~is_counted, 0.0)
+    return cross_entropy_reference(_reference_logits(hidden, weight), targets, label_smoothing, z_loss, ignore_index)
 
 
 def linear_logprobs_reference(

@@ -95,7 +95,7 @@ def triton() -> Backend:
         visibility=lambda queries, keys, documents, device: kernels.key_intervals(
             queries, keys, device, causal=True, documents=documents
         ),
-        attention=lambda q, k, v, intervals: kernels.attention(q, k, v, intervals=intervals),
+        attention=_triton_attention,
         rms_norm=kernels.rms_norm,
         layer_norm=kernels.layer_norm,
         rope=kernels.rope,
@@ -105,6 +105,14 @@ def triton() -> Backend:
         linear_cross_entropy=kernels.linear_cross_entropy,
         linear_logprobs=kernels.linear_logprobs,
     )
+
+
+def _triton_attention(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor) -> Tensor:
+    if q.size(2) > 1 or torch.is_grad_enabled():
+        return kernels.attention(q, k, v, intervals=intervals)
+    # The next token of a sequence: one query is too few to keep a GPU busy, so this kernel splits the keys.
+    starts, ends = intervals[:, 0].expand(q.size(0), -1).unbind(-1)  # (B,) each
+    return kernels.decode_attention(q[:, :, 0], k, v, starts, ends)[:, :, None]
 
 
 def sdpa() -> Backend:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import kernels
 from kernels.lab.check import check
 from kernels.lab.find import Kernel, UsageError, add_kernel_argument, find, load
 from kernels.lab.spec import Mutant
@@ -37,15 +38,16 @@ class Outcome:
 
 
 def plant(kernel: Kernel, mutant: Mutant) -> str:
-    """The source of the kernel's file with the mutant in it; UsageError where it cannot be placed."""
-    source = kernel.path.read_text(encoding="utf-8")
+    """The source of the mutant's file with the mutant in it; UsageError where it cannot be placed."""
+    path = kernel.path.with_name(mutant.file) if mutant.file else kernel.path
+    source = path.read_text(encoding="utf-8")
     lines = source.splitlines(keepends=True)
     # The spec itself, further down, quotes the text of its mutants.
-    end = sum(map(len, lines[: kernel.declare.__code__.co_firstlineno - 1]))
+    end = len(source) if mutant.file else sum(map(len, lines[: kernel.declare.__code__.co_firstlineno - 1]))
     count = source.count(mutant.old, 0, end)
     if count != 1:
         raise UsageError(
-            f"{kernel.path}: the text of mutant {mutant.name!r} occurs {count} times above the spec; it must occur once"
+            f"{path}: the text of mutant {mutant.name!r} occurs {count} times above the spec; it must occur once"
         )
     return source[:end].replace(mutant.old, mutant.new) + source[end:]
 
@@ -57,10 +59,10 @@ def run_mutants(kernel: Kernel, examples: int = 100, seed: int = 0) -> Iterator[
     context.set_forkserver_preload(["kernels.lab.check"])
     for mutant, source in planted:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / kernel.path.name
+            path = Path(folder) / (mutant.file or kernel.path.name)
             path.write_text(source, encoding="utf-8")
             receiver, sender = context.Pipe(duplex=False)
-            arguments = (sender, mutant.name, path, kernel.path.parent, kernel.declare.__name__, examples, seed)
+            arguments = (sender, mutant.name, path, kernel.path, kernel.declare.__name__, examples, seed)
             process = context.Process(target=try_mutant, args=arguments)
             process.start()
             sender.close()  # so that the receiver notices when the process ends without an answer
@@ -78,11 +80,14 @@ def run_mutants(kernel: Kernel, examples: int = 100, seed: int = 0) -> Iterator[
 
 
 def try_mutant(
-    answers: Connection, name: str, path: Path, home: Path, declaration: str, examples: int, seed: int
+    answers: Connection, name: str, path: Path, original: Path, declaration: str, examples: int, seed: int
 ) -> None:
     """In a process of its own: checks the mutated file, and answers with an Outcome."""
     try:
-        module = load(path, f"mutant_{path.stem}", neighbours=home)
+        if path.name != original.name:  # the spec's own file is as it was, and imports the mutated one
+            load(path, f"{kernels.__name__}.{path.stem}")
+            path = original
+        module = load(path, f"mutant_{path.stem}", neighbours=original.parent)
         report = check(getattr(module, declaration)(), examples, seed=seed, shrink=False)
     except Exception as error:
         answers.send(Outcome(name, 0, False, f"error: {type(error).__name__}: {error}"))

@@ -74,12 +74,14 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Mutant:
-    """A bug to plant: one line of the kernel's file, changed. `check` must catch it."""
+    """A bug to plant: one line of the kernel's file, or of one beside it, changed. `check` must catch it."""
 
     name: str
     old: str
     """Text that occurs exactly once in the file, above its spec."""
     new: str
+    file: str = ""
+    """Name of the file that has the line, where it is not the spec's own but another one of the same kernel."""
 
 
 @dataclass(frozen=True)
