@@ -16,13 +16,17 @@ The weights are fixed: there is a gradient for x alone, dx = dy Ŵ, which genera
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.launch import Launch, cdiv, generation, jit, require, tl
+
+if TYPE_CHECKING:
+    from kernels.lab import Inputs, Spec
 
 BITS = (8, 4)
 GROUPS = (32, 64, 128, 256)
@@ -50,12 +54,12 @@ def quantize(weight: Tensor, bits: int, group: int = 64) -> tuple[Tensor, Tensor
 
 def dequantize(packed: Tensor, scales: Tensor, bits: int) -> Tensor:
     """ŵ (M, K), filled up to whole groups, in the scales' dtype; computed in at least float32 and rounded once."""
-    M, groups = scales.shape
-    integers = packed.view(M, groups, -1)
+    groups = scales.size(1)
+    integers = packed.unflatten(1, (groups, -1))  # (M, groups, bytes)
     if bits == 4:
         integers = torch.cat((integers & 15, integers >> 4), dim=-1).to(torch.int8) - 8  # (M, groups, G)
     wide = torch.promote_types(scales.dtype, torch.float32)
-    return (integers.to(wide) * scales.to(wide)[..., None]).to(scales.dtype).view(M, -1)
+    return (integers.to(wide) * scales.to(wide)[..., None]).to(scales.dtype).flatten(1)
 
 
 def quantized_linear_reference(x: Tensor, packed: Tensor, scales: Tensor, bits: int) -> Tensor:
@@ -135,7 +139,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
     packed, scales = ctx.saved_tensors
-    return dy @ dequantize(packed, scales.to(dy.dtype), ctx.bits)[:, : ctx.inputs], None, None, None
+    wide = torch.promote_types(dy.dtype, torch.float32)
+    with torch.autocast(dy.device.type, enabled=False):
+        dx = dy.to(wide) @ dequantize(packed, scales.to(wide), ctx.bits)[:, : ctx.inputs]
+    return dx.to(dy.dtype), None, None, None
 
 
 _quantized_linear.register_autograd(_differentiate, setup_context=_save)
@@ -157,3 +164,71 @@ def quantized_linear(x: Tensor, packed: Tensor, scales: Tensor, bits: int) -> Te
             f"a row of packed must hold x's last dimension in whole groups of {GROUPS}, with a scale each"
         )
     return _quantized_linear(x, packed, scales, bits)
+
+
+def spec() -> Spec:
+    from hypothesis import strategies as st
+
+    from kernels.lab import Inputs, Mutant, Spec, Tolerance, Work
+
+    def inputs(
+        generator: torch.Generator, rows: int = 1, width: int = 1, outputs: int = 1, bits: int = 8, group: int = 64
+    ) -> Inputs:
+        x = torch.randn(rows, width, generator=generator, dtype=torch.float64)
+        packed, scales = quantize(torch.randn(outputs, width, generator=generator), bits, group)
+        return Inputs({"x": x, "packed": packed, "scales": scales.double()}, {"bits": bits}, gradients=("x",))
+
+    def floor(quantity: str, inputs: Inputs, results: Mapping[str, Tensor], eps: float) -> float:
+        """The rounding of sums in float32, as large as their terms and not as their result."""
+        x, packed, scales = (inputs.tensors[name] for name in ("x", "packed", "scales"))
+        weight = dequantize(packed, scales, inputs.options["bits"])[:, : x.size(1)]
+        terms = x.abs() @ weight.abs().mT if quantity == "y" else results["dy"].abs() @ weight.abs()
+        return 1.2e-7 * float(terms.norm())
+
+    def work(element_size: int, rows: int, width: int, outputs: int, bits: int, group: int = 64, **_: Any):
+        weights = outputs * width * (bits / 8 + element_size / group)
+        flops = 2.0 * rows * width * outputs
+        forward = Work(weights + rows * (width + outputs) * element_size, flops)
+        return forward, Work(forward.bytes, flops)
+
+    sizes = [{"width": width, "outputs": outputs, "bits": bits}
+             for width, outputs in ((4096, 4096), (4096, 14336)) for bits in BITS]  # fmt: skip
+    return Spec(
+        name="quantized_linear",
+        op=quantized_linear,
+        reference=quantized_linear_reference,
+        cases=st.fixed_dictionaries(
+            {
+                "rows": st.integers(1, 18),
+                "width": st.integers(1, 70) | st.sampled_from([128, 300]),
+                "outputs": st.integers(1, 40),
+                "bits": st.sampled_from(BITS),
+                "group": st.sampled_from([32, 64]),
+            }
+        ),
+        inputs=inputs,
+        tolerance=Tolerance(naive=1.0, rounding=0.6, floor=floor),
+        builds=tuple({"rows": rows, **size} for rows in (1, 64) for size in sizes[:2]),
+        needs_tensor_cores=True,
+        benchmarks=tuple({"rows": rows, **size} for rows in (1, 16, 256) for size in sizes),
+        work=work,
+        mutants=(
+            Mutant("halves exchanged", "(stored & 15).to", "(stored >> 4).to"),
+            Mutant("offset forgotten", "(stored >> 4).to(tl.float32) - 8", "(stored >> 4).to(tl.float32)"),
+            Mutant("scale of the first group", "scales_stride + group, mask", "scales_stride, mask"),
+            Mutant("reads past a row of x", "mask=is_row & (i + BYTES < K)", "mask=is_row"),
+            Mutant("stride of x ignored", "[:, None] * x_stride", "[:, None] * K"),
+            Mutant(
+                "scales the sum so far",
+                "total += product * scale.to(tl.float32)[None, :]",
+                "total = (total + product) * scale.to(tl.float32)[None, :]",
+            ),
+            Mutant("writes past the last column", "mask=is_row & (column[None, :] < M))", "mask=is_row)"),
+            Mutant(
+                "sum in bfloat16",
+                "    place = y + row",
+                "    total = total.to(tl.bfloat16).to(tl.float32)\n    place = y + row",
+            ),
+            Mutant("last group left out", "for group in range(groups):", "for group in range(K // GROUP):"),
+        ),
+    )

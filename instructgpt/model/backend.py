@@ -46,6 +46,7 @@ class Backend:
     """(hidden, weight, targets, label_smoothing=0.0): head and loss in one"""
     linear_logprobs: Callable[..., Any]
     """(hidden, weight, targets, with_entropy=False): log-probabilities, or a pair of them and the entropy"""
+    quantized_linear: Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 def resolve_backend(name: str, device: torch.device) -> Backend:
@@ -85,6 +86,7 @@ def naive() -> Backend:
         cross_entropy=kernels.cross_entropy_reference,
         linear_cross_entropy=kernels.linear_cross_entropy_reference,
         linear_logprobs=kernels.linear_logprobs_reference,
+        quantized_linear=kernels.quantized_linear_reference,
     )
 
 
@@ -104,6 +106,7 @@ def triton() -> Backend:
         cross_entropy=kernels.cross_entropy,
         linear_cross_entropy=kernels.linear_cross_entropy,
         linear_logprobs=kernels.linear_logprobs,
+        quantized_linear=kernels.quantized_linear,
     )
 
 
@@ -129,6 +132,7 @@ def sdpa() -> Backend:
         cross_entropy=_cross_entropy,
         linear_cross_entropy=_linear_cross_entropy,
         linear_logprobs=_linear_logprobs,
+        quantized_linear=kernels.quantized_linear_reference,
     )
 
 
