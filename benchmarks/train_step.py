@@ -41,8 +41,8 @@ class TrainStepConfig:
     vocab_size: int = 0
     """50,304 on CUDA, 8,192 elsewhere by default."""
     rows: int = 0
-    """Rows of a batch; 16 by default."""
-    steps: int = 5
+    """Rows of a batch; 16 on CUDA, 4 elsewhere by default."""
+    steps: int = 3
     """Steps measured in a process, after two to warm up."""
     repeats: int = 3
     """Processes for each backend."""
@@ -62,7 +62,7 @@ def filled_in(config: TrainStepConfig) -> TrainStepConfig:
         device=str(device),
         preset=config.preset or ("gpt2" if is_gpu else "tiny"),
         vocab_size=config.vocab_size or (50304 if is_gpu else 8192),
-        rows=config.rows or 16,
+        rows=config.rows or (16 if is_gpu else 4),
         json=json,
     )
 

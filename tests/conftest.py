@@ -6,14 +6,19 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 for name, examples in (("quick", 25), ("thorough", 200)):
     settings.register_profile(
         name, max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
     )
-# Small tensors compute faster in one thread, and several tests run at once; torch reads this when it is imported.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Without a GPU, kernels run in Triton's interpreter. Triton decides that when it is imported, so tests that compile
+# kernels start processes of their own.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+# Small tensors compute faster in one thread, and several tests run at once; processes that they start read it.
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 

@@ -7,6 +7,7 @@ my_file.py:op where it declares several). `python -m kernels.lab COMMAND --help`
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import sys
@@ -27,8 +28,12 @@ COMMANDS = {
     "new": "write a kernel file to start from, which passes `check`",
 }
 """Each is a module of the lab with `add_arguments(parser)` and `run(options) -> exit code`, imported when it is used.
-One that has INTERPRETED = True and a flag --interpret runs in Triton's interpreter where there is no CUDA device, or
-where the flag is given; the others never do. UsageError becomes one line and exit code 2."""
+UsageError becomes one line and exit code 2."""
+
+INTERPRETED = ("check", "mutants")
+"""Run in Triton's interpreter where there is no CUDA device, or where their flag --interpret is given."""
+COMPILED = ("compile", "bench", "tune")
+"""Never run in it. The commands in neither list launch no kernel."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,6 +45,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser("python -m kernels.lab", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     name = next((word for word in arguments if not word.startswith("-")), "")
+    if near := difflib.get_close_matches(name, COMMANDS, n=1) if name not in COMMANDS else []:
+        parser.error(f"no command {name!r}; did you mean {near[0]!r}?")
     module = None
     for command, summary in COMMANDS.items():
         added = commands.add_parser(command, help=summary, description=summary)
@@ -48,16 +55,25 @@ def main(arguments: Sequence[str]) -> int:
             module.add_arguments(added)
     options = parser.parse_args(arguments)
     assert module is not None
-    wants = getattr(module, "INTERPRETED", False) and (options.interpret or not torch.cuda.is_available())
-    if wants != (os.environ.get("TRITON_INTERPRET") == "1"):
-        # Triton reads this when it is imported, and a package is imported before its __main__: begin anew.
-        environment = {**os.environ, "TRITON_INTERPRET": "1" if wants else "0"}
-        os.execve(sys.executable, [sys.executable, "-m", "kernels.lab", *arguments], environment)
+    begin_anew_where_triton_must(options, arguments)
     try:
         return module.run(options)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def begin_anew_where_triton_must(options: argparse.Namespace, arguments: Sequence[str]) -> None:
+    """Replaces this process where it has the interpreter and must not, or the other way round.
+
+    Triton decides when it is imported, and a package is imported before its __main__.
+    """
+    if options.command not in (*INTERPRETED, *COMPILED):
+        return
+    interpreted = options.command in INTERPRETED and (options.interpret or not torch.cuda.is_available())
+    if interpreted != (os.environ.get("TRITON_INTERPRET") == "1"):
+        environment = {**os.environ, "TRITON_INTERPRET": "1" if interpreted else "0"}
+        os.execve(sys.executable, [sys.executable, "-m", "kernels.lab", *arguments], environment)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,7 @@ from kernels.lab.example import Raised, Wrong, judge
 from kernels.lab.find import UsageError, add_kernel_argument, find
 from kernels.lab.memory import LAYOUTS
 from kernels.lab.spec import DTYPES, Case, Spec
-from kernels.launch import INTERPRETED as IS_INTERPRETED
-
-INTERPRETED = True  # by the command line, where there is no CUDA device
+from kernels.launch import INTERPRETED, triton
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,11 @@ class Failure:
 
     def command(self, target: str) -> str:
         """The command line that shows it again."""
-        case = shlex.quote(json.dumps(self.case))
-        flags = " --interpret" if IS_INTERPRETED and torch.cuda.is_available() else ""
-        return f"python -m kernels.lab check {target} --case {case} --dtype {self.dtype} --layout {self.layout}{flags}"
+        command = ["python", "-m", "kernels.lab", "check", target, "--case", json.dumps(self.case)]
+        command += ["--dtype", self.dtype, "--layout", self.layout]
+        if INTERPRETED and torch.cuda.is_available():
+            command.append("--interpret")
+        return shlex.join(command)
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Report:
                 f"  {self.failure.what}\n"
                 f"Again: {self.failure.command(self.target)}"
             )
-        where = "in the interpreter" if IS_INTERPRETED else f"on {torch.cuda.get_device_name()}"
+        where = "in the interpreter" if INTERPRETED else f"on {torch.cuda.get_device_name()}"
         dtypes = list(dict.fromkeys(dtype for row in self.worst.values() for dtype in row))
         width = max(map(len, self.worst), default=0)
         lines = [
@@ -159,6 +159,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The command: prints a report for each op of the kernel; 1 where one is wrong."""
+    if triton is None:
+        raise UsageError("Triton is not installed here: there is nothing to run kernels with")
     if options.examples < 1:
         raise UsageError(f"--examples is {options.examples}; it must be at least 1")
     case = parsed(options.case) if options.case is not None else None

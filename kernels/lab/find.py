@@ -10,7 +10,7 @@ import inspect
 import pkgutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -44,28 +44,27 @@ def add_kernel_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def find(target: str) -> list[Kernel]:
-    """The kernels that `target` names: softmax (a file of the package, or an op in one), all (of the package),
-    my_softmax.py, or my_file.py:op where a file has several."""
-    path, _, op = target.partition(":")
-    if path.endswith(".py"):
-        found = kernels_of(load(Path(path)), path)
-        if not found:
-            raise UsageError(f"{path} has no function `spec` and none that ends in `_spec`")
-        chosen = [kernel for kernel in found if not op or op_name(kernel) == op]
-        if not chosen:
-            raise UsageError(f"{path} has no op {op!r}; it has {', '.join(map(op_name, found))}")
-        return chosen
-    known = package_kernels()
-    if target == "all":
-        return known
-    files = {name: [kernel for kernel in known if kernel.path.stem == name] for name in {k.path.stem for k in known}}
-    ops = {op_name(kernel): [kernel] for kernel in known}
-    if chosen := files.get(target) or ops.get(target):
-        return chosen
-    names = sorted({*files, *ops})
-    near = difflib.get_close_matches(target, names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}, or give a path that ends in .py"
-    raise UsageError(f"no kernel {target!r}; {hint}")
+    """The kernels that `target` names: softmax (a file of the package, or an op in one), all (of the package), or
+    my_softmax.py; file:op or my_file.py:op is one of several in a file."""
+    name, _, op = target.partition(":")
+    if name.endswith(".py"):
+        in_file = kernels_of(load(Path(name)), name)
+        if not in_file:
+            raise UsageError(f"{name} has no function `spec` and none that ends in `_spec`")
+    else:
+        known = package_kernels()
+        if name == "all":
+            return known
+        in_file = [k for k in known if k.path.stem == name] or [k for k in known if op_name(k) == name]
+        if not in_file:
+            names = sorted({k.path.stem for k in known} | {op_name(k) for k in known})
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}, or a path that ends in .py"
+            raise UsageError(f"no kernel {name!r}; {hint}")
+    chosen = [kernel for kernel in in_file if op in ("", op_name(kernel))]
+    if not chosen:
+        raise UsageError(f"{name} has no op {op!r}; it has {', '.join(map(op_name, in_file))}")
+    return chosen
 
 
 def package_kernels() -> list[Kernel]:
@@ -89,10 +88,7 @@ def kernels_of(module: ModuleType, target: str) -> list[Kernel]:
     ]
     declared.sort(key=lambda function: function.__code__.co_firstlineno)
     found = [Kernel(target, path, function) for function in declared]
-    if len(found) == 1:
-        return found
-    separate = (f"{target}:{{}}" if target.endswith(".py") else "{}").format
-    return [Kernel(separate(op_name(kernel)), path, kernel.declare) for kernel in found]
+    return found if len(found) == 1 else [replace(kernel, target=f"{target}:{op_name(kernel)}") for kernel in found]
 
 
 def load(path: Path, name: str = "", neighbours: Path | None = None) -> ModuleType:

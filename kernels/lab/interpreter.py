@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -93,11 +94,13 @@ def faithful_bfloat16() -> Iterator[None]:
 
     builder, reduction = interpreter.InterpreterBuilder, interpreter.ReduceScanOpInterface
     replaced = {name: computing_in_float32(getattr(builder, name)) for name in ARITHMETIC if hasattr(builder, name)}
+    one = interpreter.TensorHandle(np.ones(1, np.float32), tl.float32)
+    replaced["get_bf16"] = lambda self, value: rounded(replace(one, data=one.data * value))  # 3.9 has it already
     replaced["cast_impl"] = casting_through_float32(builder.cast_impl)
     replaced["create_atomic_rmw"] = refusing_bfloat16(builder.create_atomic_rmw, "an atomic operation")
     apply = refusing_bfloat16(reduction.apply, "a reduction")
     with (
-        mock.patch.multiple(builder, **replaced),
+        mock.patch.multiple(builder, create=True, **replaced),
         mock.patch.object(reduction, "apply", apply),
         np.errstate(all="ignore"),
         warnings.catch_warnings(),

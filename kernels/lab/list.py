@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from kernels.lab.find import package_kernels
+from kernels.lab.output import table
 from kernels.lab.spec import DTYPES
 
 
@@ -14,13 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The command: a line for each op."""
-    rows = [("KERNEL", "results", "dtypes", "builds", "benchmarks", "mutants")]
+    rows = []
     for kernel in package_kernels():
         spec = kernel.spec
         dtypes = " ".join(name for name, dtype in DTYPES.items() if dtype in spec.dtypes)
         counts = (str(len(declared)) for declared in (spec.builds, spec.benchmarks, spec.mutants))
         rows.append((kernel.target, " ".join(spec.outputs), dtypes, *counts))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    print(table(("kernel", "results", "dtypes", "builds", "benchmarks", "mutants"), rows))
     return 0

@@ -19,8 +19,6 @@ from kernels.lab.check import check
 from kernels.lab.find import Kernel, UsageError, add_kernel_argument, find, load
 from kernels.lab.spec import Mutant
 
-INTERPRETED = True  # by the command line, where there is no CUDA device
-
 LONGEST = 300.0
 """Seconds after which a mutant that does not end is given up."""
 

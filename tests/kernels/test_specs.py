@@ -1,0 +1,42 @@
+"""Every kernel that has a spec is checked by that alone, on a GPU natively and elsewhere in Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+
+from kernels.lab.check import check, check_case
+from kernels.lab.find import Kernel, op_name, package_kernels
+from kernels.lab.mutants import run_mutants
+
+KERNELS = [pytest.param(kernel, id=op_name(kernel)) for kernel in package_kernels()]
+
+
+def test_there_are_kernels():
+    assert KERNELS
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_values_and_gradients(kernel: Kernel):
+    report = check(kernel.spec, settings().max_examples, every_dtype=False, target=kernel.target)
+    assert report.failure is None, str(report)
+    assert {dtype for row in report.worst.values() for dtype in row} == {"float32", "float16", "bfloat16"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_planted_bugs_are_caught(kernel: Kernel):
+    outcomes = list(run_mutants(kernel, examples=200))
+    assert len(outcomes) >= 6
+    assert [outcome for outcome in outcomes if not outcome.is_caught] == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_realistic_sizes_natively(kernel: Kernel):
+    """What ships, at the sizes that it ships for: right, and the same bits twice."""
+    for case in kernel.spec.builds:
+        report = check_case(kernel.spec, case, [case.get("dtype", "bfloat16")], ["contiguous", "padded"], kernel.target)
+        assert report.failure is None, str(report)
