@@ -23,9 +23,12 @@ and after it is scaled; in float16 a probability below 6e-8 is lost, whatever dâ
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.launch import Launch, cdiv, generation, jit, next_power_of_2, require, tl
@@ -185,12 +188,137 @@ def cross_entropy(
     require("cross_entropy", {"logits": logits})
     require("cross_entropy", {"targets": targets}, (torch.int64,))
     if logits.dim() != 2 or logits.shape[1] == 0 or targets.shape != logits.shape[:1]:
-        raise ValueError(
-            f"cross_entropy: logits are {tuple(logits.shape)}, targets {tuple(targets.shape)}; they must be (N, V), (N,)"
-        )
+        shapes = f"logits are {tuple(logits.shape)}, targets {tuple(targets.shape)}"
+        raise ValueError(f"cross_entropy: {shapes}; they must be (N, V) with V at least 1, and (N,)")
     if targets.device != logits.device:
         raise ValueError(f"cross_entropy: targets are on {targets.device}, not on {logits.device} like the logits")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; it must be between 0 and 1")
     differentiate = torch.is_grad_enabled() and logits.requires_grad
     return cross_entropy_forward(logits, targets, label_smoothing, z_loss, ignore_index, differentiate)[0]
+
+
+def spec() -> Spec:
+    from hypothesis import strategies as st
+
+    from kernels.lab import Inputs, Mutant, Spec, Tolerance, Work
+
+    def inputs(
+        generator: torch.Generator, rows: int, vocabulary: int, size: float = 1.0, label_smoothing: float = 0.0,
+        z_loss: float = 0.0, ignore_index: int = -100, special: str = "",
+    ) -> Inputs:  # fmt: skip
+        """`special`: "ignored", a third of the targets; "masked", a third of the logits is -inf, and the first block."""
+        logits = size * torch.randn(rows, vocabulary, generator=generator, dtype=torch.float64)
+        targets = torch.randint(vocabulary, (rows,), generator=generator)
+        if special == "masked" and not label_smoothing:  # with smoothing the loss is inf
+            is_masked = torch.rand(logits.shape, generator=generator) < 1 / 3
+            is_masked[:, :32] = True
+            logits[is_masked & (targets[:, None] != torch.arange(vocabulary))] = -torch.inf
+        if special == "ignored":
+            targets[::3] = ignore_index
+        options = {"label_smoothing": label_smoothing, "z_loss": z_loss, "ignore_index": ignore_index}
+        return Inputs({"logits": logits, "targets": targets}, options, gradients=("logits",))
+
+    def floor(quantity: str, inputs: Inputs, results: Mapping[str, Tensor], eps: float) -> float:
+        """1.2e-7 of the terms that are added up, and of what exp makes of its argument's rounding."""
+        logits, targets = inputs.tensors["logits"], inputs.tensors["targets"]
+        smoothing, z_loss = inputs.options["label_smoothing"], inputs.options["z_loss"]
+        lse = logits.logsumexp(-1).abs()
+        largest = logits.abs().amax(-1) if logits.numel() else lse
+        if quantity == "losses":
+            return 1.2e-7 * float((1 + lse + largest + 2 * z_loss * lse * (1 + lse)).norm())
+        scale = results["dlosses"].abs() * (targets != inputs.options["ignore_index"])
+        terms = (1 + 2 * z_loss * lse)[:, None] * logits.softmax(-1) * (1 + lse + largest)[:, None]
+        terms = terms + smoothing / logits.shape[-1] + (1 - smoothing) * results["dlogits"].abs().gt(0)
+        # In float16 the gradient was rounded to multiples of 6e-8 before it was scaled.
+        subnormal = 3e-8 * logits.shape[-1] ** 0.5 if eps == torch.finfo(torch.float16).eps else 0.0
+        return 1.2e-7 * float((scale[:, None] * terms).norm()) + subnormal * float(scale.norm())
+
+    def work(element_size: int, rows: int, vocabulary: int, **_: Any) -> tuple[Work, Work]:
+        elements = rows * vocabulary
+        return Work(2 * elements * element_size, 10 * elements), Work(2 * elements * element_size, elements)
+
+    def peers() -> dict[str, Callable[..., Any]]:
+        def of_torch(
+            logits: Tensor, targets: Tensor, label_smoothing: float, z_loss: float, ignore_index: int
+        ) -> Tensor:
+            return F.cross_entropy(
+                logits.float(), targets, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
+            )
+
+        found: dict[str, Callable[..., Any]] = {"torch": of_torch}
+        with contextlib.suppress(ImportError):
+            from liger_kernel.transformers.functional import (  # pyright: ignore[reportMissingImports]
+                liger_cross_entropy,
+            )
+
+            # It overwrites the logits: the copy is the price of leaving them alone.
+            found["liger"] = lambda logits, targets, label_smoothing, z_loss, ignore_index: liger_cross_entropy(
+                logits.clone(), targets, ignore_index=ignore_index, reduction="none",
+                label_smoothing=label_smoothing, lse_square_scale=z_loss,
+            )  # fmt: skip
+        return found
+
+    return Spec(
+        name="cross_entropy",
+        op=cross_entropy,
+        reference=cross_entropy_reference,
+        cases=st.fixed_dictionaries(
+            {
+                "rows": st.integers(0, 6),
+                "vocabulary": st.integers(1, 40) | st.sampled_from([64, 65, 100]),  # blocks of 32
+                "size": st.sampled_from([1.0, 0.0, 30.0, 1000.0]),
+                "label_smoothing": st.sampled_from([0.0, 0.0, 0.1, 1.0]),
+                "z_loss": st.sampled_from([0.0, 1e-4, 0.1]),
+                "ignore_index": st.sampled_from([-100, -1, 0]),
+                "special": st.sampled_from(["", "ignored", "masked"]),
+            }
+        ),
+        inputs=inputs,
+        outputs=("losses",),
+        tolerance=Tolerance(naive=1.0, rounding=0.5, floor=floor),
+        builds=(
+            {"rows": 64, "vocabulary": 50304},
+            {"rows": 64, "vocabulary": 32768},
+            {"rows": 64, "vocabulary": 50304, "dtype": "float32"},
+        ),
+        benchmarks=(
+            {"rows": 8192, "vocabulary": 32768},
+            {"rows": 8192, "vocabulary": 50304},
+            {"rows": 8192, "vocabulary": 131072},
+        ),
+        work=work,
+        peers=peers,
+        mutants=(
+            Mutant(
+                "no maximum subtracted",
+                "new_peak = tl.maximum(peak, tl.max(value, 0))",
+                "new_peak = peak + 0.0 * tl.max(value, 0)",
+            ),
+            Mutant("sum not rescaled", "exps = exps * tl.exp(peak - shift) +", "exps = exps +"),
+            Mutant(
+                "no guard for -inf", 'shift = tl.where(new_peak == -float("inf"), 0.0, new_peak)', "shift = new_peak"
+            ),
+            Mutant("smoothing with the wrong sign", "* target_logit - smoothed +", "* target_logit + smoothed +"),
+            Mutant("smoothing left out of the gradient", " - smoothing / V\n", "\n"),
+            Mutant("gradient of zÂ·lse", "(1.0 + 2.0 * z_loss * lse) *", "(1.0 + 2.0 * z_loss) *"),
+            Mutant("ignore index not honoured", "if target == ignore_index:", "if target == -100:"),
+            Mutant(
+                "ignored rows not written",
+                "range(0, V, BLOCK):\n                column = start + tl.arange(0, BLOCK)\n                tl.store(",
+                "range(BLOCK, V, BLOCK):\n                column = start + tl.arange(0, BLOCK)\n                tl.store(",
+            ),
+            Mutant(
+                "target's share of the smoothing",
+                "tl.where(column == target, 1.0 - smoothing, 0.0)",
+                "tl.where(column == target, 1.0, 0.0)",
+            ),
+            Mutant(
+                "store without mask",
+                "tl.store(gradient + row * V + column, result, column < V)",
+                "tl.store(gradient + row * V + column, result)",
+            ),
+            Mutant("stride ignored", "ignore_index, rows.stride(0), **", "ignore_index, V, **"),
+            Mutant("rows not scaled", "value * scale, column < V)", "value, column < V)"),
+        ),
+    )

@@ -198,3 +198,85 @@ def check(op: str, x: Tensor, cos: Tensor, sin: Tensor) -> None:
             raise ValueError(f"{op}: {name} is {tuple(table.shape)}; for this x cos and sin must be {(B, T, D // 2)}")
         if table.requires_grad:
             raise ValueError(f"{op}: {name} requires a gradient, and none flows into the table; detach it")
+
+
+def spec() -> Spec:
+    from hypothesis import strategies as st
+
+    from kernels.lab import Inputs, Mutant, Spec, Work
+
+    def inputs(
+        generator: torch.Generator, batch: int, heads: int, length: int, half: int, interleaved: bool = False,
+        is_shared: bool = False, size: float = 1.0,
+    ) -> Inputs:  # fmt: skip
+        """Any positions, as documents have them, for each sequence of the batch or (`is_shared`) for all alike."""
+        x = size * torch.randn(batch, heads, length, 2 * half, generator=generator, dtype=torch.float64)
+        positions = torch.randint(5000, (1 if is_shared else batch, length), generator=generator)
+        cos, sin = rope_table(positions, 2 * half, 1e4, torch.float64)
+        options = {"interleaved": interleaved}
+        return Inputs({"x": x, "cos": cos, "sin": sin}, options, gradients=("x",), float32=("cos", "sin"))
+
+    def work(
+        element_size: int, batch: int, heads: int, length: int, half: int, is_shared: bool = False, **_: Any
+    ) -> tuple[Work, Work]:
+        elements = batch * heads * length * 2 * half
+        table = 4 * 2 * half * length * (1 if is_shared else batch)
+        both = Work(2 * elements * element_size + table, 3 * elements)
+        return both, both
+
+    llama = {"batch": 2, "heads": 16, "length": 2048, "half": 64}
+    return Spec(
+        name="rope",
+        op=rope,
+        reference=rope_reference,
+        cases=st.fixed_dictionaries(
+            {
+                "batch": st.integers(0, 3),
+                "heads": st.integers(1, 5),
+                "length": st.integers(0, 9),
+                "half": st.integers(1, 17),
+                "interleaved": st.booleans(),
+                "is_shared": st.booleans(),
+                "size": st.sampled_from([1.0, 1e-3, 1000.0]),
+            }
+        ),
+        inputs=inputs,
+        builds=(
+            llama,
+            {**llama, "half": 32},
+            {**llama, "interleaved": True},
+            {**llama, "dtype": "float32"},
+            {**llama, "half": 48, "interleaved": True},
+        ),
+        benchmarks=(llama, {**llama, "half": 32}, {**llama, "interleaved": True}, {**llama, "batch": 8}),
+        work=work,
+        mutants=(
+            Mutant("gradient turned forward", "ctx.interleaved, -ctx.sign)", "ctx.interleaved, ctx.sign)"),
+            Mutant(
+                "half-split: sign of b",
+                "tl.store(y + target + pair, a * c - b * s",
+                "tl.store(y + target + pair, a * c + b * s",
+            ),
+            Mutant(
+                "half-split: pairs past the end", "inside = exists & (pair < half)", "inside = exists & (pair < HALF)"
+            ),
+            Mutant("interleaved: columns past the end", "exists & (column < 2 * half)", "exists & (column < 2 * HALF)"),
+            Mutant(
+                "interleaved: a and b exchanged",
+                "tl.join(a * c - b * s, b * c + a * s)",
+                "tl.join(b * c + a * s, a * c - b * s)",
+            ),
+            Mutant("heads past the end", "(head < heads) & (t < T)", "(head < heads + 1) & (t < T)"),
+            Mutant("strides of x for y", "(*x.stride()[:3], *y.stride()[:3])", "(*x.stride()[:3], *x.stride()[:3])"),
+            Mutant(
+                "table of the first sequence", "0 if len(cos) == 1 else T * half", "0 if len(cos) >= 1 else T * half"
+            ),
+            Mutant("table's gaps ignored", "x, y, cos.contiguous(), sin", "x, y, cos, sin"),
+            Mutant("copied for nothing", "x if x.stride(-1) == 1 else x.contiguous()", "x"),
+            Mutant(
+                "angles of one position",
+                "program_id(2).to(tl.int64) * table_stride + t * half",
+                "program_id(2).to(tl.int64) * table_stride + 0 * t",
+            ),
+        ),
+    )
