@@ -173,10 +173,8 @@ def attention(
     intervals: from `key_intervals`, instead of causal, documents and window: layers that see alike share them.
 
     A query that may attend to nothing gives 0, and a log-sum-exp of -inf. The backward is deterministic, and cannot
-    be differentiated again. Under autocast the inputs are cast first. Errors: ValueError, TypeError.
+    be differentiated again. Autocast changes nothing. Errors: ValueError, TypeError.
     """
-    if torch.is_autocast_enabled(q.device.type):
-        q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
     _check(q, k, v, scale, documents, window, soft_cap)
     if intervals is None:
         intervals = key_intervals(q.size(2), k.size(2), q.device, causal, documents, window)

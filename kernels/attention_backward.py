@@ -227,14 +227,14 @@ def backward(
         BLOCK_D=padded_head_dim(D),
         BLOCK_Q=DELTA_ROWS,
     )
-    launch = choose(DQ_LAUNCHES, q)
+    launch = choose("dq", DQ_LAUNCHES, q)
     _dq_kernel[cdiv(Tq, launch.blocks["BLOCK_Q"]), H, B](
         q, k, v, do, lse, delta, dq, intervals,
         q.stride(), k.stride(), v.stride(), do.stride(), dq.stride(), batch_stride,
         Tq, group, scale, **shape, **launch.options,
     )  # fmt: skip
     by_key = query_intervals(intervals, Tk)
-    launch = choose(DK_DV_LAUNCHES, q)
+    launch = choose("dk_dv", DK_DV_LAUNCHES, q)
     _dk_dv_kernel[cdiv(Tk, launch.blocks["BLOCK_K"]), kv_heads, B](
         q, k, v, do, lse, delta, dk, dv, by_key,
         q.stride(), k.stride(), v.stride(), do.stride(), dk.stride(), dv.stride(),

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.launch import Launch, cdiv, generation, jit, next_power_of_2, tl
+from kernels.launch import Launch, cdiv, generation, jit, next_power_of_2, tl, tuned
 
 Launches = dict[int, Launch]
 """By the bytes of one head's row; the next larger key serves what has none of its own."""
@@ -52,11 +52,14 @@ def padded_head_dim(head_dim: int) -> int:
     return max(16, next_power_of_2(head_dim))
 
 
-def choose(table: dict[int, Launches], q: Tensor) -> Launch:
-    """The launch for this device and row; a device that the table does not know takes the newest older one's."""
+def choose(kernel: str, table: dict[int, Launches], q: Tensor) -> Launch:
+    """The launch for this device and row: what tuning found, or the table's; a device that the table does not know
+    takes the newest older one's. Tuning tries all that the table holds for GPUs."""
     device, row_bytes = generation(q.device), padded_head_dim(q.size(-1)) * q.element_size()
     launches = table[max(known for known in table if known <= device)]
-    return launches[min(size for size in launches if size >= row_bytes)]
+    default = launches[min(size for size in launches if size >= row_bytes)]
+    others = [launch for known, launches in table.items() if known for launch in launches.values()]
+    return tuned(f"attention_{kernel}", f"{q.dtype} {padded_head_dim(q.size(-1))}", default, others)
 
 
 @jit
@@ -178,7 +181,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, so
     o, lse = torch.empty_like(q), q.new_empty((B, H, T), dtype=torch.float32)
     if q.numel() == 0:
         return o, lse
-    launch = choose(LAUNCHES, q)
+    launch = choose("forward", LAUNCHES, q)
     grid = (cdiv(T, launch.blocks["BLOCK_Q"]), H, B)
     _forward_kernel[grid](
         q, k, v, o, lse, intervals, q.stride(), k.stride(), v.stride(), o.stride(),

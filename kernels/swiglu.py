@@ -131,7 +131,7 @@ def spec() -> Spec:
             from liger_kernel.ops.swiglu import LigerSiLUMulFunction  # pyright: ignore[reportMissingImports]
         except ImportError:
             return torch_own
-        return {**torch_own, "liger": LigerSiLUMulFunction.apply}
+        return {**torch_own, "liger": lambda gate, up: LigerSiLUMulFunction.apply(gate, up)}
 
     return Spec(
         name="swiglu",

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch import config as functorch
 
 from kernels.lab.calls import Call, cotangents_for, describe, dtype_of, prepare
 from kernels.lab.compile import launches
@@ -32,6 +33,7 @@ def measure(specs: Sequence[Spec], instruments: Instruments, ceilings: Ceilings)
 def measure_case(spec: Spec, case: Case, instruments: Instruments, ceilings: Ceilings) -> dict[str, Any]:
     """The op and its peers on the same inputs."""
     torch.manual_seed(0)
+    torch.compiler.reset()  # after a few recompilations for other sizes, what was compiled would quietly run eagerly
     call = prepare(spec, case, instruments.device)
     cotangents = cotangents_for(call.forward(spec.reference))
     least = _least_milliseconds(spec, case, ceilings)
@@ -89,7 +91,7 @@ def _times(
     if cotangents:
         times["both"] = instruments.milliseconds(in_turn([lambda c=c: both(c) for c in copies]))
         # One graph a copy, kept: torch.compile must not reuse the memory of what its backward reads.
-        with torch._functorch.config.patch(donated_buffer=False):
+        with functorch.patch(donated_buffer=False):
             graphs = [(copy, copy.forward(function)) for copy in copies]
             backwards = [lambda c=c, outputs=y: c.backward(outputs, cotangents, again=True) for c, y in graphs]
             times["backward"] = instruments.milliseconds(in_turn(backwards))

@@ -30,9 +30,10 @@ class Call:
         return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
     def backward(self, outputs: list[Tensor], cotangents: list[Tensor], again: bool = False) -> list[Tensor]:
-        """Gradients of the leaves; `again` keeps the graph for another backward."""
-        outputs = differentiable(outputs)
-        return list(torch.autograd.grad(outputs, self.leaves, cotangents, retain_graph=again)) if outputs else []
+        """Gradients of the leaves, none where there are no cotangents; `again` keeps the graph for another backward."""
+        if not cotangents:
+            return []
+        return list(torch.autograd.grad(differentiable(outputs), self.leaves, cotangents, retain_graph=again))
 
     def copy(self, dtype: torch.dtype | None = None) -> Call:
         """The same values in memory of their own, floating-point ones in `dtype`."""

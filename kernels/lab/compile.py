@@ -76,6 +76,19 @@ class Build:
     problems: tuple[str, ...]
 
 
+def can_build_for(target: Target) -> bool:
+    """Whether this Triton was made with a compiler for the target."""
+    from triton.backends import backends
+
+    return any(backend.compiler.supports_target(_gpu(target)) for backend in backends.values())
+
+
+def _gpu(target: Target) -> Any:
+    from triton.backends.compiler import GPUTarget
+
+    return GPUTarget(target.backend, target.arch, target.warp_size)
+
+
 class StandInDriver:
     """What Triton asks of a GPU's driver while it compiles, answered for a GPU that is not here."""
 
@@ -83,9 +96,7 @@ class StandInDriver:
         self.target = target
 
     def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget(self.target.backend, self.target.arch, self.target.warp_size)
+        return _gpu(self.target)
 
     def get_current_device(self) -> int | str:
         return self.target.arch  # Triton keeps what it has compiled apart by device
@@ -243,13 +254,17 @@ def _cells(build: Build) -> list[str]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_kernel_argument(parser)
     archs = [name.removeprefix("sm_") for name in TARGETS]
-    parser.add_argument("--arch", nargs="+", choices=archs, default=archs, metavar="ARCH", help=", ".join(archs))
+    helping = f"{', '.join(archs)} (default: all that this Triton can build for)"
+    parser.add_argument("--arch", nargs="+", choices=archs, metavar="ARCH", help=helping)
     parser.add_argument("--first", action="store_true", help="only the first of a kernel's builds")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    targets = [target for name, target in TARGETS.items() if name.removeprefix("sm_") in options.arch]
+    if options.arch is None:
+        targets = [target for target in TARGETS.values() if can_build_for(target)]
+    else:
+        targets = [target for name, target in TARGETS.items() if name.removeprefix("sm_") in options.arch]
     results = {}
     for spec in [kernel.spec for kernel in find(options.kernel)]:
         if not spec.builds:
@@ -258,5 +273,6 @@ def run(options: argparse.Namespace) -> int:
         if not options.json:
             print(report(spec, results[spec.name]), end="\n\n", flush=True)
     if options.json:
-        print(json.dumps({name: [asdict(build) for build in builds] for name, builds in results.items()}, indent=2))
+        as_lists = {name: [asdict(build) for build in builds] for name, builds in results.items()}
+        print(json.dumps(as_lists, indent=2, default=str))
     return int(any(build.problems for builds in results.values() for build in builds))

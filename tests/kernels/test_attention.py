@@ -2,13 +2,24 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels import attention_reference
+from kernels import attention, attention_reference
+from kernels.attention import key_intervals
+from kernels.attention_backward import query_intervals
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def heads(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Random leaves on the device that kernels run on here."""
+    torch.manual_seed(0)
+    return [torch.randn(*shape, device=DEVICE).to(dtype).requires_grad_() for shape in shapes]
 
 
 def attention_by_hand(q: Tensor, k: Tensor, v: Tensor, may_attend: Tensor, scale: float) -> Tensor:
@@ -81,3 +92,136 @@ def test_gradient_of_the_docstring() -> None:
     torch.testing.assert_close(q.grad, scale * ds @ keys)
     torch.testing.assert_close(k.grad, per_kv_head(scale * ds.mT @ q))
     torch.testing.assert_close(v.grad, per_kv_head(p.mT @ do))
+
+
+def test_documents_and_window_by_hand() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 1, 6, 4, dtype=torch.float64)
+    documents = torch.tensor([[0, 0, 0, 1, 1, -1]])
+    allowed = torch.tensor([
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [0, 1, 1, 0, 0, 0],  # the window of 2 has left the first key behind
+        [0, 0, 0, 1, 0, 0],
+        [0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 0],  # padding
+    ]).bool()  # fmt: skip
+    expected = attention_by_hand(q, k, v, allowed[None], 0.5)
+    torch.testing.assert_close(attention_reference(q, k, v, causal=True, documents=documents, window=2), expected)
+
+
+def test_soft_cap_and_log_sum_exp_of_the_reference() -> None:
+    torch.manual_seed(0)
+    q, k, v = 10 * torch.randn(3, 1, 2, 5, 4, dtype=torch.float64)
+    scores = 3.0 * torch.tanh(q @ k.mT / 2 / 3.0)
+    o, lse = attention_reference(q, k, v, soft_cap=3.0, return_lse=True)
+    torch.testing.assert_close(o, torch.softmax(scores, -1) @ v)
+    torch.testing.assert_close(lse, torch.logsumexp(scores, -1))
+
+
+@given(
+    keys=st.integers(1, 12), missing=st.integers(-3, 11), causal=st.booleans(), window=st.integers(0, 5),
+    documents=st.integers(0, 3), padding=st.integers(0, 4), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_intervals_say_what_the_reference_masks(
+    keys: int, missing: int, causal: bool, window: int, documents: int, padding: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    queries = max(1, keys - (max(missing, 0) if documents else missing))
+    number = None
+    if documents:
+        number = torch.randint(documents, (2, keys)).sort(1).values
+        number[0, keys - min(padding, keys) :] = -1
+    by_query = key_intervals(queries, keys, torch.device("cpu"), causal, number, window)  # (B or 1, queries, 2)
+    by_key = query_intervals(by_query, keys)  # (B or 1, keys, 2)
+    first, end = by_query.expand(2, -1, -1)[..., None].unbind(2)
+    reached = (torch.arange(keys) >= first) & (torch.arange(keys) < end)  # (2, queries, keys)
+    # With one-hot values a row of o is what its query gives each key.
+    q, k = torch.zeros(2, 1, queries, 1), torch.zeros(2, 1, keys, 1)
+    weights = attention_reference(
+        q, k, torch.eye(keys).expand(2, 1, -1, -1), causal=causal, documents=number, window=window
+    )
+    assert torch.equal(reached, weights[:, 0] > 0)
+    first, end = by_key.expand(2, -1, -1)[..., None].unbind(2)
+    assert torch.equal(reached.mT, (torch.arange(queries) >= first) & (torch.arange(queries) < end))
+
+
+def test_other_documents_are_never_loaded() -> None:
+    """NaN times a weight of 0 would be NaN: neither direction may touch what belongs to another document."""
+    q, k, v = heads((1, 1, 64, 16), (1, 1, 64, 16), (1, 1, 64, 16))
+    documents = torch.tensor([[0] * 32 + [1] * 32], device=DEVICE)
+    do = torch.randn(1, 1, 64, 16, device=DEVICE)
+    for tensor in (q, k, v, do):
+        tensor.data[:, :, 32:] = torch.nan
+    o = attention(q, k, v, documents=documents)
+    assert o[:, :, :32].isfinite().all() and o[:, :, 32:].isnan().all()
+    for gradient in torch.autograd.grad(o, (q, k, v), do):
+        assert gradient[:, :, :32].isfinite().all()
+
+
+def test_offsets_pass_two_to_the_31() -> None:
+    """Rows so far apart that the last one's offset needs 64 bits; the memory between is never touched."""
+    rows, step = 34, 2**26
+    memory = torch.empty((rows - 1) * step + 16, dtype=torch.float16, device=DEVICE)
+    x = memory.as_strided((1, 1, rows, 16), (0, 0, step, 1))
+    near = torch.randn(1, 1, rows, 16, device=DEVICE).half()
+    x.copy_(near)
+    do = torch.randn(1, 1, rows, 16, device=DEVICE).half()
+    results = []
+    for leaf in (x.detach().requires_grad_(), near.requires_grad_()):
+        o = attention(leaf, leaf, leaf, causal=True)
+        results.append((o, *torch.autograd.grad(o, leaf, do)))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results))
+
+
+def test_nothing_to_compute() -> None:
+    for shape in ((0, 2, 3, 8), (1, 2, 0, 8)):
+        q, k, v = heads(shape, shape, shape)
+        o, lse = attention(q, k, v, return_lse=True)
+        assert o.shape == shape and lse.shape == shape[:3]
+        assert [g.shape for g in torch.autograd.grad(o.sum(), (q, k, v))] == [shape] * 3
+    q, k, v = heads((1, 1, 3, 8), (1, 1, 0, 8), (1, 1, 0, 8))
+    o, lse = attention(q, k, v, return_lse=True)
+    assert o.eq(0).all() and lse.eq(-math.inf).all()
+
+
+def test_wrong_input_is_told_with_its_numbers() -> None:
+    q, k, v = heads((1, 3, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8))
+    with pytest.raises(ValueError, match="3 query heads are no multiple of 2"):
+        attention(q, k, v)
+    q = q[:, :2]
+    with pytest.raises(ValueError, match=r"shapes \(1, 2, 4, 8\), \(1, 2, 4, 8\), \(1, 2, 3, 8\)"):
+        attention(q, k, v[:, :, :3])
+    with pytest.raises(TypeError, match="must be of one dtype"):
+        attention(q, k, v.half())
+    with pytest.raises(TypeError, match="q is float64"):
+        attention(q.double(), k, v)
+    with pytest.raises(ValueError, match="head_dim is 257"):
+        attention(*heads(*[(1, 1, 2, 257)] * 3))
+    with pytest.raises(ValueError, match="window -1"):
+        attention(q, k, v, window=-1)
+    with pytest.raises(ValueError, match=r"scale 0\.0"):
+        attention(q, k, v, scale=0.0)
+    with pytest.raises(ValueError, match="one for each key"):
+        attention(q, k, v, documents=torch.zeros(1, 3, dtype=torch.int64, device=DEVICE))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device")
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_realistic_sizes_are_right_and_the_same_each_time(head_dim: int) -> None:
+    q, k, v, do = heads(*[(2, 2048, H, head_dim) for H in (8, 2, 2, 8)], dtype=torch.bfloat16)
+    q, k, v, do = (x.detach().transpose(1, 2).requires_grad_() for x in (q, k, v, do))
+    documents = torch.arange(2048, device=DEVICE).div(700, rounding_mode="floor").expand(2, -1)
+
+    def run(function: object, *tensors: Tensor) -> list[Tensor]:
+        assert callable(function)
+        o = function(*tensors, causal=True, documents=documents)
+        return [o, *torch.autograd.grad(o, tensors, do.to(o.dtype))]
+
+    first, exact = run(attention, q, k, v), run(attention_reference, q.double(), k.double(), v.double())
+    naive = run(attention_reference, q, k, v)
+    for ours, theirs, truth in zip(first, naive, exact):
+        assert (ours - truth).norm() <= 2 * (theirs - truth).norm() + 0.01 * truth.norm()
+    for _ in range(20):
+        assert all(torch.equal(a, b) for a, b in zip(first, run(attention, q, k, v)))

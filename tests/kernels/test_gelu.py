@@ -55,7 +55,7 @@ def test_far_from_zero(form: str) -> None:
 
 @needs_kernels
 def test_the_far_left_is_not_cancelled() -> None:
-    # 1 + tanh u is a difference of numbers near 1; the logistic form keeps the digits of y down to where exp underflows.
+    # 1 + tanh u is a difference of numbers near 1; the logistic form keeps all digits of what little passes.
     x = torch.linspace(-6, -3, 50, device=DEVICE)
     torch.testing.assert_close(gelu(x), gelu_reference(x.double()).float(), rtol=2e-5, atol=0.0)
 

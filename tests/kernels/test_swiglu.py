@@ -82,7 +82,7 @@ def test_refuses_what_it_cannot_compute() -> None:
     x = torch.ones(2, 4, device=DEVICE)
     with pytest.raises(ValueError, match=r"swiglu: gate is \(2, 4\) and up \(2, 3\); they must be of one shape"):
         swiglu(x, x[:, :3])
-    with pytest.raises(TypeError, match="swiglu: gate is torch.float32 and up torch.float16"):
+    with pytest.raises(TypeError, match=r"swiglu: gate is torch\.float32 and up torch\.float16"):
         swiglu(x, x.half())
     with pytest.raises(TypeError, match="swiglu: gate is float64"):
         swiglu(x.double(), x)

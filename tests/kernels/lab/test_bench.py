@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from argparse import Namespace
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kernels.lab import Inputs, Spec, Work, bench
+from kernels.lab.find import Kernel, op_name, package_kernels
 from kernels.lab.instruments import Ceilings, Instruments, cuda_instruments, in_turn, measure_ceilings
 
 pytest.importorskip("triton")
@@ -85,12 +87,10 @@ def test_inputs_are_rotated_past_the_cache() -> None:
         return 1.0
 
     input_bytes = (4 * 8 + 8) * 4
-    case = {}
-    bench_it = instruments(ten_calls, cache_bytes=2 * input_bytes)
     call = bench.prepare(declare(op), CASE, torch.device("cpu"))
-    bench._times(op, call, [], bench_it, case)
+    bench._times(op, call, [], instruments(ten_calls, cache_bytes=2 * input_bytes), least={})
     assert len(set(seen)) == 4  # twice the cache
-    assert all(a != b for a, b in zip(seen, seen[1:]))
+    assert all(a != b for a, b in itertools.pairwise(seen))
 
 
 def test_the_backward_is_timed_alone() -> None:
@@ -119,9 +119,8 @@ def test_errors_are_told_over_the_eager_version() -> None:
     def wrong(x: Tensor, weight: Tensor) -> Tensor:
         return 1.001 * x * weight
 
-    case = bench.measure_case(
-        declare(scaled_reference, {"wrong": wrong}), CASE, instruments(four_milliseconds), CEILINGS
-    )
+    spec = declare(scaled_reference, {"wrong": wrong})
+    case = bench.measure_case(spec, CASE, instruments(four_milliseconds), CEILINGS)
     found = case["implementations"]
     assert found["scaled"]["error_over_naive"] == found["eager"]["error_over_naive"] <= 1.5
     assert found["wrong"]["error_over_naive"] > 1000
@@ -131,9 +130,8 @@ def test_a_peer_may_fail_but_the_op_may_not() -> None:
     def fails(x: Tensor, weight: Tensor) -> Tensor:
         raise RuntimeError("takes no rows of 8\nand more lines")
 
-    case = bench.measure_case(
-        declare(scaled_reference, {"peer": fails}), CASE, instruments(four_milliseconds), CEILINGS
-    )
+    spec = declare(scaled_reference, {"peer": fails})
+    case = bench.measure_case(spec, CASE, instruments(four_milliseconds), CEILINGS)
     assert case["implementations"]["peer"] == {"failed": "RuntimeError: takes no rows of 8"}
     with pytest.raises(RuntimeError, match="takes no rows"):
         bench.measure_case(declare(fails), CASE, instruments(four_milliseconds), CEILINGS)
@@ -174,6 +172,18 @@ def test_without_a_device_nothing_is_written(
     assert bench.run(Namespace(kernel="swiglu", json=json_file, plot=plot_file)) == 0
     assert capsys.readouterr().out == "no CUDA device here: nothing measured, nothing written\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kernel", [pytest.param(kernel, id=op_name(kernel)) for kernel in package_kernels()])
+def test_peers_compute_the_same(kernel: Kernel) -> None:
+    """As far as they run on a CPU."""
+    spec = kernel.spec
+    if spec.peers is None or spec.needs_tensor_cores:
+        pytest.skip("no peers that run on a CPU in a moment")
+    call = bench.prepare(spec, {**spec.builds[0], "dtype": "float32"}, torch.device("cpu"))
+    for peer in spec.peers().values():
+        for got, expected in zip(call.forward(peer), call.forward(spec.reference)):
+            torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.gpu
