@@ -207,8 +207,8 @@ def linear_cross_entropy(
 ) -> Tensor:
     """hidden (N, C), weight (V, C), targets (N,) int64 -> (N,) loss of each row in nats, float32.
 
-    A row whose target is `ignore_index` has loss 0 and no gradient. Under autocast the product is computed as a matrix
-    product would be. Errors: TypeError for dtypes, ValueError for shapes and devices.
+    A row whose target is `ignore_index` has loss 0 and no gradient. Autocast changes nothing: hidden and weight come in
+    the dtype to multiply in. Errors: TypeError for dtypes, ValueError for shapes and devices.
     """
     _check("linear_cross_entropy", hidden, weight, targets)
     return losses_of(_fused, hidden, weight, targets, label_smoothing, z_loss, ignore_index)
@@ -227,7 +227,7 @@ def _check(op: str, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
     require(op, {"hidden": hidden, "weight": weight})
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.size(1) != weight.size(1) or hidden.size(1) == 0:
         raise ValueError(f"{op}: hidden is {tuple(hidden.shape)}, weight {tuple(weight.shape)}; not (N, C) and (V, C)")
-    if hidden.dtype != weight.dtype and not torch.is_autocast_enabled(hidden.device.type):
+    if hidden.dtype != weight.dtype:
         raise TypeError(f"{op}: hidden is {hidden.dtype} and weight {weight.dtype}; they must be of one dtype")
     if targets.shape != hidden.shape[:1] or targets.device != hidden.device or targets.dtype != torch.int64:
         given = f"{targets.dtype} {tuple(targets.shape)} on {targets.device}"

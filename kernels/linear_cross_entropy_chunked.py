@@ -8,7 +8,7 @@ products on top. In return nothing is saved but three numbers a row, and sums ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -63,15 +63,22 @@ _CHUNK = 256
 """Most rows whose logits the chunked version holds: a product of so many is as fast on a CPU as a larger one."""
 
 
+def _logits(hidden: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Some rows after the other, with their logits (rows, V), at least float32; the next ones take their memory."""
+    step = rows_at_once(hidden.size(0), _CHUNK)
+    product = hidden.new_empty(step, weight.size(0))
+    for start in range(0, hidden.size(0), step):
+        rows = slice(start, min(start + step, hidden.size(0)))
+        logits = torch.mm(hidden[rows], weight.mT, out=product[: rows.stop - start])
+        yield rows, logits.to(torch.promote_types(hidden.dtype, torch.float32))
+
+
 @torch.library.custom_op("kernels::head_statistics_chunked", mutates_args=())
 def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, with_expected: bool) -> tuple[Tensor, Tensor, Tensor]:
     """lse, the target's logit and, if asked for, the expected logit E of each row, (N,) each, at least float32."""
     wide = torch.promote_types(hidden.dtype, torch.float32)
     lse, target, expected = (torch.zeros(hidden.size(0), dtype=wide, device=hidden.device) for _ in range(3))
-    step = rows_at_once(hidden.size(0), _CHUNK)
-    for start in range(0, hidden.size(0), step):
-        rows = slice(start, start + step)
-        logits = F.linear(hidden[rows], weight).to(wide)  # (rows, V)
+    for rows, logits in _logits(hidden, weight):
         lse[rows] = torch.logsumexp(logits, dim=-1)
         target[rows] = logits.gather(-1, targets[rows, None]).squeeze(-1)
         if with_expected:
@@ -87,10 +94,7 @@ def _chunked_backward(
     """dhidden and dweight. The gradients of the rows are known only now, so the logits are computed again."""
     wide = lse.dtype
     dhidden, dweight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=wide)
-    step = rows_at_once(hidden.size(0), _CHUNK)
-    for start in range(0, hidden.size(0), step):
-        rows = slice(start, start + step)
-        logits = F.linear(hidden[rows], weight).to(wide)  # (rows, V)
+    for rows, logits in _logits(hidden, weight):
         dlogits = (logits - lse[rows, None]).exp_()  # p so far
         slope = dlse[rows, None]
         if with_expected:
@@ -159,7 +163,6 @@ def losses_of(
     ignore_index: int,
 ) -> Tensor:
     """The losses (N,) of `linear_cross_entropy`."""
-    hidden, weight = _under_autocast(hidden, weight)
     is_counted = targets != ignore_index
     lse, target, _ = statistics(hidden, weight, targets * is_counted, False)
     losses = lse - (1 - label_smoothing) * target  # (N,)
@@ -175,17 +178,8 @@ def logprobs_of(
     statistics: Statistics, hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The log-probabilities (N,), and entropies (N,), of `linear_logprobs`."""
-    lse, target, expected = statistics(*_under_autocast(hidden, weight), targets, with_entropy)
+    lse, target, expected = statistics(hidden, weight, targets, with_entropy)
     return (target - lse, lse - expected) if with_entropy else target - lse
-
-
-def _under_autocast(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """In the format that a matrix product would take here."""
-    device = hidden.device.type
-    if not torch.is_autocast_enabled(device) or hidden.dtype == torch.float64:  # which autocast leaves alone
-        return hidden, weight
-    dtype = torch.get_autocast_dtype(device)
-    return hidden.to(dtype), weight.to(dtype)
 
 
 def linear_cross_entropy_chunked(

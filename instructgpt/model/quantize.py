@@ -6,12 +6,11 @@ as they are: the one is looked up, and errors of the other go into the logits un
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 import kernels
 from instructgpt.errors import UserError, suggestion
-from instructgpt.model.backend import Backend
+from instructgpt.model.backend import Backend, under_autocast
 from instructgpt.model.transformer import Transformer
 
 FORMATS = {"int8": 8, "int4": 4}
@@ -30,8 +29,7 @@ class QuantizedLinear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type):  # which knows PyTorch's own products only
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        (x,) = under_autocast(x)
         y = self.backend.quantized_linear(x, self.packed, self.scales, self.bits)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
