@@ -50,7 +50,7 @@ class ModelChoice:
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto: bfloat16 where the hardware multiplies it fast enough to pay."""
     backend: str = "auto"
-    """naive, sdpa, triton (our kernels; on CUDA) or auto."""
+    """naive, sdpa, triton (our kernels, on CUDA) or auto."""
     quantize: Literal["none", "int8", "int4"] = "none"
     """Bits of the blocks' weights: int8 costs next to no quality, int4 some; both make a token cheaper on a GPU."""
 

@@ -203,14 +203,14 @@ def test_many_rows_are_held_by_a_constant_number() -> None:
         (
             lambda h, w, t: (h[:, :5], w, t),
             ValueError,
-            r"hidden is \(9, 5\), weight \(11, 6\); not \(N, C\) and \(V, C\)",
+            r"hidden is \(9, 5\), weight \(11, 6\)",
         ),
         (lambda h, w, t: (h.half(), w, t), TypeError, r"hidden is torch.float16 and weight torch.float32"),
         (lambda h, w, t: (h.double(), w.double(), t), TypeError, "hidden is float64; it must be one of float32"),
         (
             lambda h, w, t: (h, w, t[:3]),
             ValueError,
-            r"targets are torch.int64 \(3,\) on cpu; there must be int64 \(9,\)",
+            r"targets are torch\.int64 \(3,\) on cpu.* \(9,\)",
         ),
         (lambda h, w, t: (h, w, t.int()), ValueError, "targets are torch.int32"),
     ],

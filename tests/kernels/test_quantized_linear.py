@@ -69,7 +69,7 @@ def test_unknown_bits_and_groups_are_refused() -> None:
 @pytest.mark.skipif(not INTERPRETED, reason="without a CUDA device or the interpreter, everything is refused")
 def test_what_does_not_fit_is_refused() -> None:
     packed, scales = quantize(torch.randn(5, 64), 8, 32)
-    with pytest.raises(TypeError, match="packed is torch.int8 for 4 bits"):
+    with pytest.raises(TypeError, match=r"packed is torch\.int8 for 4 bits"):
         quantized_linear(torch.randn(2, 64), packed, scales, 4)
     with pytest.raises(ValueError, match=r"x is \(2, 65\), packed \(5, 64\), scales \(5, 2\)"):
         quantized_linear(torch.randn(2, 65), packed, scales, 8)
