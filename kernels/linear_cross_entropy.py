@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kernels.launch import Launch, cdiv, generation, jit, require, tl
+from kernels.launch import Launch, cdiv, generation, jit, require, tl, tuned
 from kernels.linear_cross_entropy_chunked import (
     linear_cross_entropy_chunked,
     linear_cross_entropy_reference,
@@ -123,16 +123,22 @@ def _backward_kernel(
     tl.store(place, dx, mask=(row[:, None] < N) & (column[None, :] < V))
 
 
-def _launch(hidden: Tensor) -> Launch:
+def _tile(rows: int, columns: int, depth: int, num_warps: int, num_stages: int) -> Launch:
+    return Launch({"ROWS": rows, "COLUMNS": columns, "DEPTH": depth}, num_warps, num_stages)
+
+
+def _launch(kernel: str, hidden: Tensor) -> Launch:
     """Tiles of logits: 8 warps hold 128 × 256 of them, which is what feeds Hopper's tensor cores."""
     target = generation(hidden.device)
     if target == 0:  # the interpreter: small tiles, so that small inputs have several
-        return Launch({"ROWS": 16, "COLUMNS": 32, "DEPTH": 32})
+        return _tile(16, 32, 32, 4, 2)
     if hidden.dtype == torch.float32:  # twice the bytes, and no tensor cores
-        return Launch({"ROWS": 64, "COLUMNS": 64, "DEPTH": 32}, num_warps=4, num_stages=2)
-    if target >= 90:
-        return Launch({"ROWS": 128, "COLUMNS": 256, "DEPTH": 64}, num_warps=8, num_stages=3)
-    return Launch({"ROWS": 128, "COLUMNS": 128, "DEPTH": 32}, num_warps=8, num_stages=4)
+        default, others = _tile(64, 64, 32, 4, 2), [_tile(128, 64, 32, 8, 2)]
+    elif target >= 90:
+        default, others = _tile(128, 256, 64, 8, 3), [_tile(128, 128, 64, 8, 4), _tile(256, 128, 64, 8, 3)]
+    else:
+        default, others = _tile(128, 128, 32, 8, 4), [_tile(128, 128, 64, 8, 3), _tile(128, 256, 32, 8, 3)]
+    return tuned(kernel, f"{hidden.dtype} {hidden.size(1)}", default, others)
 
 
 def _tiles_a_program(row_tiles: int, column_tiles: int, device: torch.device) -> int:
@@ -147,7 +153,7 @@ def _fused(hidden: Tensor, weight: Tensor, targets: Tensor, with_expected: bool)
     """As `_chunked`; the logits stay in the registers of the program that computes them."""
     hidden, weight, targets = _rows(hidden), _rows(weight), targets.contiguous()
     (N, C), V = hidden.shape, weight.size(0)
-    launch = _launch(hidden)
+    launch = _launch("head_statistics", hidden)
     row_tiles, column_tiles = cdiv(N, launch.blocks["ROWS"]), cdiv(V, launch.blocks["COLUMNS"])
     tiles = _tiles_a_program(row_tiles, column_tiles, hidden.device)
     parts = cdiv(column_tiles, tiles)
@@ -175,7 +181,7 @@ def _fused_backward(
     dhidden, dweight = hidden.new_empty(N, C), weight.new_zeros(V, C, dtype=torch.float32)
     step = rows_at_once(N, _CHUNK)
     dlogits = hidden.new_empty(step, 64 * cdiv(V, 64))  # rows that begin at whole cache lines
-    launch = _launch(hidden)
+    launch = _launch("head_statistics_backward", hidden)
     row_numbers = [t.contiguous() for t in (targets, lse, expected, dlse, dtarget, dexpected)]
     for start in range(0, N, step):
         some = hidden[start : start + step]

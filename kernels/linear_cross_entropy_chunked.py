@@ -93,7 +93,7 @@ def _chunked_backward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """dhidden and dweight. The gradients of the rows are known only now, so the logits are computed again."""
     wide = lse.dtype
-    dhidden, dweight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=wide)
+    dhidden, dweight = hidden.new_empty(hidden.shape), weight.new_zeros(weight.shape, dtype=wide)
     for rows, logits in _logits(hidden, weight):
         dlogits = (logits - lse[rows, None]).exp_()  # p so far
         slope = dlse[rows, None]
@@ -123,7 +123,7 @@ def _fake(hidden: Tensor, weight: Tensor, targets: Tensor, with_expected: bool) 
 
 
 def _fake_backward(hidden: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(hidden), torch.empty_like(weight)
+    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.launch import Launch, cdiv, generation, jit, require, tl
+from kernels.launch import Launch, cdiv, generation, jit, next_power_of_2, require, tl, tuned
 
 if TYPE_CHECKING:
     from kernels.lab import Inputs, Spec
@@ -101,11 +101,18 @@ def _kernel(
     tl.store(place, total, mask=is_row & (column[None, :] < M))
 
 
-def _launch(rows: int, x: Tensor) -> Launch:
+def _launch(x: Tensor, rows: int, bits: int) -> Launch:
     """Few rows: narrow tiles, so that many programs wait for memory at once. Many: tiles that read x less often."""
-    if generation(x.device) == 0 or rows <= 16:
-        return Launch({"ROWS": 16, "COLUMNS": 16 if generation(x.device) else 32}, num_warps=4, num_stages=4)
-    return Launch({"ROWS": 64, "COLUMNS": 64}, num_warps=4, num_stages=3)
+
+    def tile(rows: int, columns: int, num_warps: int, num_stages: int) -> Launch:
+        return Launch({"ROWS": rows, "COLUMNS": columns}, num_warps, num_stages)
+
+    if generation(x.device) == 0:  # the interpreter
+        return tile(16, 32, 4, 2)
+    default, others = tile(64, 64, 4, 3), [tile(64, 128, 8, 3), tile(128, 128, 8, 3)]
+    if rows <= 16:
+        default, others = tile(16, 16, 4, 4), [tile(16, 32, 4, 4), tile(16, 32, 2, 5), tile(16, 64, 4, 4)]
+    return tuned("quantized_linear", f"{x.dtype} {bits} {next_power_of_2(rows)}", default, others)
 
 
 @torch.library.custom_op("kernels::quantized_linear", mutates_args=())
@@ -116,7 +123,7 @@ def _quantized_linear(x: Tensor, packed: Tensor, scales: Tensor, bits: int) -> T
     N, K = rows.shape
     y = x.new_empty(*x.shape[:-1], M)
     group = packed.size(1) * 8 // bits // groups
-    launch = _launch(N, x)
+    launch = _launch(x, N, bits)
     grid = (cdiv(M, launch.blocks["COLUMNS"]), cdiv(N, launch.blocks["ROWS"]))
     if N:
         _kernel[grid](
