@@ -20,6 +20,9 @@ FORMATS = {"int8": 8, "int4": 4}
 class QuantizedLinear(nn.Module):
     """What `linear` computes, from integers and a scale for each group of them. No gradient reaches the weights."""
 
+    packed: Tensor
+    scales: Tensor
+
     def __init__(self, linear: nn.Linear, backend: Backend, bits: int, group: int):
         super().__init__()
         self.backend, self.bits = backend, bits

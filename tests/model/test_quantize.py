@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,14 +15,17 @@ CONFIG = ModelConfig(vocab_size=32, context=32, layers=2, width=64, heads=4, kv_
 
 
 def text(rows: int, seed: int) -> Tensor:
-    """Arithmetic progressions modulo 32: the first two tokens tell the rest."""
+    """(rows, 16) tokens of a Markov chain with some 2 nats of entropy a token."""
+    transitions = torch.softmax(2 * torch.randn(32, 32, generator=torch.Generator().manual_seed(0)), dim=-1)
     generator = torch.Generator().manual_seed(seed)
-    start, step = torch.randint(32, (2, rows, 1), generator=generator)
-    return (start + step * torch.arange(16)) % 32  # (rows, 16)
+    tokens = [torch.randint(32, (rows,), generator=generator)]
+    for _ in range(15):
+        tokens.append(torch.multinomial(transitions[tokens[-1]], 1, generator=generator).squeeze(1))
+    return torch.stack(tokens, dim=1)
 
 
 def loss(model: Transformer, ids: Tensor) -> Tensor:
-    return model.token_losses(model.hidden(ids[:, :-1])[:, 1:].flatten(0, 1), ids[:, 2:].flatten()).mean()
+    return model.token_losses(model.hidden(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).mean()
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +33,7 @@ def trained() -> Transformer:
     torch.manual_seed(0)
     model = Transformer(CONFIG)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(150):
+    for step in range(100):
         loss(model, text(32, step)).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -46,7 +51,7 @@ def test_perplexity_hardly_rises_and_bytes_fall(trained: Transformer, to: str, r
     validation = text(64, 10**6)
     with torch.no_grad():
         before = loss(trained, validation)
-        assert before < 2.0 < torch.log(torch.tensor(32.0))  # it has learned something that can be lost
+        assert before < 2.8 < math.log(32)  # it has learned something that can be lost
         quantized = quantize(copy_of(trained), to, group=32)
         after = loss(quantized, validation)
     assert 1 / ratio < torch.exp(after - before) < ratio
