@@ -13,7 +13,7 @@ from kernels.decode_attention import (
     paged_decode_attention_reference,
 )
 from kernels.gelu import gelu, gelu_reference
-from kernels.layer_norm import layer_norm, layer_norm_reference
+from kernels.layer_norm import add_layer_norm, add_layer_norm_reference, layer_norm, layer_norm_reference
 from kernels.linear_cross_entropy import linear_cross_entropy, linear_logprobs
 from kernels.linear_cross_entropy_chunked import (
     linear_cross_entropy_chunked,
@@ -22,8 +22,8 @@ from kernels.linear_cross_entropy_chunked import (
     linear_logprobs_reference,
 )
 from kernels.quantized_linear import dequantize, quantize, quantized_linear, quantized_linear_reference
-from kernels.rms_norm import rms_norm, rms_norm_reference
-from kernels.rope import rope, rope_reference, rope_table
+from kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
+from kernels.rope import rope, rope_, rope_reference, rope_table
 from kernels.softmax import softmax, softmax_reference
 from kernels.swiglu import swiglu, swiglu_reference
 
@@ -31,6 +31,10 @@ from kernels.swiglu import swiglu, swiglu_reference
 __version__ = "0.1.0"
 
 __all__ = [
+    "add_layer_norm",
+    "add_layer_norm_reference",
+    "add_rms_norm",
+    "add_rms_norm_reference",
     "attention",
     "attention_reference",
     "causal_mask",
@@ -58,6 +62,7 @@ __all__ = [
     "rms_norm",
     "rms_norm_reference",
     "rope",
+    "rope_",
     "rope_reference",
     "rope_table",
     "softmax",

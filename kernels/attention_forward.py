@@ -38,12 +38,13 @@ def by_row_bytes(table: dict[int, tuple[int, int, int, int]]) -> Launches:
 
 # By generation, then by the bytes of one head's row (head_dim padded to a power of two, times the element's size):
 # BLOCK_Q, BLOCK_K, warps, stages. 0 is the interpreter, where a program is dear, and where 16 keys a block give small
-# inputs a middle and edges. In fp16 and bf16, no launch spills registers but at head_dim 256.
+# inputs a middle and edges; 120, Blackwell for desktops, has the shared memory and the instructions of 80.
 LAUNCHES = {
     0: by_row_bytes({1024: (32, 16, 4, 1)}),
     80: by_row_bytes({128: (128, 64, 8, 3), 256: (128, 32, 8, 3), 512: (64, 32, 8, 2), 1024: (32, 16, 4, 2)}),
     90: by_row_bytes({128: (128, 64, 4, 3), 256: (128, 64, 8, 3), 512: (64, 32, 4, 2), 1024: (32, 16, 4, 2)}),
     100: by_row_bytes({128: (128, 64, 4, 3), 256: (128, 64, 8, 3), 512: (64, 32, 4, 2), 1024: (32, 16, 4, 2)}),
+    120: by_row_bytes({128: (128, 64, 8, 3), 256: (128, 32, 8, 3), 512: (64, 32, 8, 2), 1024: (32, 16, 4, 2)}),
 }
 
 

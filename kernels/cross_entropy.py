@@ -207,7 +207,7 @@ def spec() -> Spec:
         generator: torch.Generator, rows: int, vocabulary: int, size: float = 1.0, label_smoothing: float = 0.0,
         z_loss: float = 0.0, ignore_index: int = -100, special: str = "",
     ) -> Inputs:  # fmt: skip
-        """`special`: "ignored", a third of the targets; "masked", a third of the logits is -inf, and the first block."""
+        """`special`: "ignored", a third of the targets; "masked", a third of the logits is -inf, and a whole block."""
         logits = size * torch.randn(rows, vocabulary, generator=generator, dtype=torch.float64)
         targets = torch.randint(vocabulary, (rows,), generator=generator)
         if special == "masked" and not label_smoothing:  # with smoothing the loss is inf
@@ -304,9 +304,9 @@ def spec() -> Spec:
             Mutant("gradient of z·lse", "(1.0 + 2.0 * z_loss * lse) *", "(1.0 + 2.0 * z_loss) *"),
             Mutant("ignore index not honoured", "if target == ignore_index:", "if target == -100:"),
             Mutant(
-                "ignored rows not written",
-                "range(0, V, BLOCK):\n                column = start + tl.arange(0, BLOCK)\n                tl.store(",
-                "range(BLOCK, V, BLOCK):\n                column = start + tl.arange(0, BLOCK)\n                tl.store(",
+                "ignored rows keep what was there",
+                "tl.zeros((BLOCK,), tl.float32), column < V)\n    else",
+                "tl.zeros((BLOCK,), tl.float32), column < 0)\n    else",
             ),
             Mutant(
                 "target's share of the smoothing",

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kernels.attention import MAX_HEAD_DIM, attention_reference
 from kernels.attention_forward import capped_scores, load_rows, padded_head_dim, score_unit
-from kernels.launch import Launch, cdiv, generation, jit, next_power_of_2, require, tl
+from kernels.launch import Launch, cdiv, generation, jit, next_power_of_2, require, tl, tuned
 
 if TYPE_CHECKING:
     from kernels.lab import Inputs, Spec
@@ -35,6 +35,7 @@ LAUNCHES: dict[int, tuple[Launch, int]] = {
     90: (Launch({"BLOCK_K": 64}, num_warps=4, num_stages=3), 264),
     100: (Launch({"BLOCK_K": 64}, num_warps=4, num_stages=3), 296),
 }
+OTHERS = [Launch({"BLOCK_K": keys}, warps, stages) for keys in (32, 64, 128) for warps in (2, 4) for stages in (2, 4)]
 MAX_SPLITS = 64
 
 
@@ -145,7 +146,8 @@ def _decode_attention(
     if o.numel() == 0:
         return o
     device = generation(q.device)
-    launch, programs = LAUNCHES[max(known for known in LAUNCHES if known <= device)]
+    default, programs = LAUNCHES[max(known for known in LAUNCHES if known <= device)]
+    launch = tuned("decode_attention", f"{q.dtype} {padded_head_dim(D)}", default, OTHERS)
     most = max(1, cdiv(table.size(1) * page, launch.blocks["BLOCK_K"]))
     splits = min(cdiv(programs, B * kv_heads), most, MAX_SPLITS)
     partial = q.new_empty((B, H, splits, D), dtype=torch.float32)

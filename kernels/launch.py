@@ -107,17 +107,18 @@ class Launch:
 Chooser = Callable[[str, str, Launch, Sequence[Launch]], Launch]
 """(op, key, default, others) -> the launch to use."""
 
-_chooser: ContextVar[Chooser | None] = ContextVar("chooser", default=None)
+_choosers: list[Chooser] = []
+"""The last one is asked. No ContextVar: on a GPU, autograd runs the backward in a thread of its own."""
 
 
 @contextmanager
 def choosing(chooser: Chooser) -> Iterator[None]:
     """`tuned` asks `chooser` inside: this is how launches are tried."""
-    token = _chooser.set(chooser)
+    _choosers.append(chooser)
     try:
         yield
     finally:
-        _chooser.reset(token)
+        _choosers.pop()
 
 
 def tuned(op: str, key: str, default: Launch, others: Sequence[Launch] = ()) -> Launch:
@@ -126,8 +127,8 @@ def tuned(op: str, key: str, default: Launch, others: Sequence[Launch] = ()) -> 
     `key` holds the dtype and sizes that decide, coarsely, since each key is measured by itself; `others` are the
     launches that are tried besides `default`.
     """
-    if (chooser := _chooser.get()) is not None:
-        return chooser(op, key, default, others)
+    if _choosers:
+        return _choosers[-1](op, key, default, others)
     if _generation.get() is not None or INTERPRETED or not (measured := read_tuned(tuned_file())):
         return default
     found = measured.get(torch.cuda.get_device_name(), {}).get(op, {}).get(key)

@@ -140,10 +140,8 @@ def layer_norm_backward_kernel(
         row = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)[:, None]
         inside = (row < rows) & (column < N)
         inverse = tl.load(r + row, row < rows, 0.0)
-        centred = tl.load(x + row * stride_x + column, inside, 0.0).to(tl.float32) - tl.load(
-            mean + row, row < rows, 0.0
-        )
-        normed = centred * inverse
+        centre = tl.load(mean + row, row < rows, 0.0)
+        normed = (tl.load(x + row * stride_x + column, inside, 0.0).to(tl.float32) - centre) * inverse
         grad = tl.load(dy + row * stride_dy + column, inside, 0.0).to(tl.float32)  # 0 past the end, as all that follows
         dw += grad * normed
         db += grad
@@ -209,7 +207,7 @@ def layer_norm_forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, the sum (empty without a residual), μ and r."""
-    N = x.shape[-1]
+    N, weight, bias = x.shape[-1], weight.contiguous(), None if bias is None else bias.contiguous()
     rows, added = rows_of(x), None if residual is None else rows_of(residual)  # (R, N)
     y, total = results_like(x, residual)
     mean, r = (x.new_empty(len(rows), dtype=torch.float32) for _ in range(2))
@@ -239,7 +237,7 @@ def layer_norm_backward(
     dx, weight_sums = x.new_empty(x.shape), x.new_empty((programs, N), dtype=torch.float32)
     bias_sums = None if bias is None else torch.empty_like(weight_sums)
     outputs = (added, dx, weight_sums, bias_sums, len(rows), N)
-    saved = (grads, rows, weight, mean, r)
+    saved = (grads, rows, weight.contiguous(), mean, r)
     if fits:
         layer_norm_backward_kernel[(programs,)](*saved, *outputs, *strides, **launch.options)
     else:
@@ -315,9 +313,9 @@ def layer_norm_spec() -> Spec:
         eps: float = 1e-6, wide: str = "", has_bias: bool = True, added: bool = False,
     ) -> Inputs:  # fmt: skip
         """`wide` names a tensor that stays float32, as under autocast; `added`: with a residual."""
-        x, residual = size * (offset + torch.randn(2, *rows, columns, generator=generator, dtype=torch.float64))
+        parts = size * (offset + torch.randn(1 + added, *rows, columns, generator=generator, dtype=torch.float64))
         weight, bias = torch.randn(2, columns, generator=generator, dtype=torch.float64)
-        tensors = {"x": x, **({"residual": residual} if added else {}), "weight": weight}
+        tensors = {**dict(zip(("x", "residual"), parts)), "weight": weight}
         tensors |= {"bias": bias} if has_bias else {}
         options = {"eps": eps} if has_bias else {"eps": eps, "bias": None}
         return Inputs(tensors, options, gradients=tuple(tensors), float32=(wide,))
@@ -375,8 +373,8 @@ def layer_norm_spec() -> Spec:
         inputs=inputs,
         tolerance=Tolerance(naive=1.0, rounding=0.5, floor=floor),
         builds=(
-            *({"rows": [4096], "columns": columns} for columns in (768, 4096, 16384, 32768)),
-            {"rows": [4096], "columns": 4096, "has_bias": False},
+            *({"rows": [256], "columns": columns} for columns in (768, 4096, 16384, 32768)),
+            {"rows": [256], "columns": 4096, "has_bias": False},
         ),
         # A row of 16,384 in the backward: x̂, g, w and the sums are 5 · 64 KiB, more than all the registers there are.
         max_spill_bytes=256,
@@ -404,11 +402,7 @@ def layer_norm_spec() -> Spec:
             ),
             Mutant("mean of g left out", "(grad - tl.sum(grad, 1)[:, None] / N - normed", "(grad - normed"),
             Mutant("tiles left out", "tl.cdiv(rows, ROWS), tl.num_programs(0)", "rows // ROWS, tl.num_programs(0)"),
-            Mutant(
-                "mean of x over dy's rows",
-                "column, inside, 0.0).to(tl.float32) - tl.load(\n            mean + row",
-                "column, inside, 0.0).to(tl.float32) - tl.load(\n            mean + 0 * row",
-            ),
+            Mutant("mean of the first row", "tl.load(mean + row, row < rows", "tl.load(mean + 0 * row, row < rows"),
             Mutant("bias summed after the weight", "db += grad\n        grad *= w", "grad *= w\n        db += grad"),
             Mutant(
                 "long rows: bias gradient of one row",
@@ -442,7 +436,9 @@ def add_layer_norm_spec() -> Spec:
         reference=add_layer_norm_reference,
         inputs=lambda generator, **case: plain.inputs(generator, **case, added=True),
         outputs=("y", "total"),
-        builds=({"rows": [4096], "columns": 4096},),
+        # The naive version rounds the gradient of the sum twice, and may be lucky.
+        tolerance=replace(plain.tolerance, rounding=1.0),
+        builds=({"rows": [256], "columns": 4096},),
         benchmarks=({"rows": [4096], "columns": 4096},),
         work=lambda element_size, **case: work(element_size, **case, added=True),
         peers=lambda: {"torch": unfused},
@@ -468,9 +464,9 @@ def add_layer_norm_spec() -> Spec:
                 "column < 0, 0.0).to(tl.float32)\n            rounded = value.to(total",
             ),
             Mutant(
-                "gradient of the sum twice",
-                "result += tl.load(dtotal + row * stride_dtotal + column, inside, 0.0).to(tl.float32)\n        tl.store(dx + row * N + column, result, inside)\n    offset = tl.program_id(0)",
-                "result += 2.0 * tl.load(dtotal + row * stride_dtotal + column, inside, 0.0).to(tl.float32)\n        tl.store(dx + row * N + column, result, inside)\n    offset = tl.program_id(0)",
+                "gradient of the sum subtracted",
+                "[:, None] / N))\n        if dtotal is not None:\n            result += tl",
+                "[:, None] / N))\n        if dtotal is not None:\n            result -= tl",
             ),
             Mutant(
                 "gradient of the sum alone lost",

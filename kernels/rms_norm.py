@@ -172,7 +172,7 @@ def rms_norm_forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: fl
     rows, added = rows_of(x), None if residual is None else rows_of(residual)  # (R, N)
     y, total = results_like(x, residual)
     r = x.new_empty(len(rows), dtype=torch.float32)
-    operands = (rows, added, weight, y, None if residual is None else total, r)
+    operands = (rows, added, weight.contiguous(), y, None if residual is None else total, r)
     strides = (rows.stride(0), 0 if added is None else added.stride(0))
     if N <= longest_block(x.device):
         launch = forward_launch(N, x.device)
@@ -194,14 +194,14 @@ def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, r: Tensor, dtotal: 
     launch = backward_launch(N, operands * x.element_size(), device) if fits else long_launch(device)
     programs = persistent_programs(device, cdiv(len(rows), launch.blocks["ROWS"]) if fits else len(rows))
     dx, partials = x.new_empty(x.shape), x.new_empty((programs, N), dtype=torch.float32)
-    outputs = (added, dx, partials, len(rows), N)
+    saved, outputs = (grads, rows, weight.contiguous(), r), (added, dx, partials, len(rows), N)
     if fits:
-        rms_norm_backward_kernel[(programs,)](grads, rows, weight, r, *outputs, *strides, **launch.options)
+        rms_norm_backward_kernel[(programs,)](*saved, *outputs, *strides, **launch.options)
     else:
         means = torch.empty_like(r)
-        rms_norm_long_mean_kernel[(len(rows),)](grads, rows, weight, r, means, N, *strides[:2], **launch.options)
+        rms_norm_long_mean_kernel[(len(rows),)](*saved, means, N, *strides[:2], **launch.options)
         grid = (cdiv(N, launch.blocks["BLOCK"]), programs)
-        rms_norm_long_backward_kernel[grid](grads, rows, weight, r, means, *outputs, *strides, **launch.options)
+        rms_norm_long_backward_kernel[grid](*saved, means, *outputs, *strides, **launch.options)
     return dx, partials.sum(0).to(weight.dtype)
 
 
@@ -263,9 +263,9 @@ def rms_norm_spec() -> Spec:
         wide: str = "", added: bool = False,
     ) -> Inputs:  # fmt: skip
         """`wide` names a tensor that stays float32, as under autocast; `added`: with a residual."""
-        x, residual = size * torch.randn(2, *rows, columns, generator=generator, dtype=torch.float64)
+        parts = size * torch.randn(1 + added, *rows, columns, generator=generator, dtype=torch.float64)
         weight = 1 + 0.5 * torch.randn(columns, generator=generator, dtype=torch.float64)
-        tensors = {"x": x, **({"residual": residual} if added else {}), "weight": weight}
+        tensors = {**dict(zip(("x", "residual"), parts)), "weight": weight}
         return Inputs(tensors, {"eps": eps}, gradients=tuple(tensors), float32=(wide,))
 
     def floor(quantity: str, inputs: Inputs, results: Mapping[str, Tensor], eps: float) -> float:
@@ -316,8 +316,8 @@ def rms_norm_spec() -> Spec:
         inputs=inputs,
         tolerance=Tolerance(naive=1.0, rounding=0.5, floor=floor),
         builds=(
-            *({"rows": [4096], "columns": columns} for columns in (128, 4096, 16384, 32768)),
-            {"rows": [4096], "columns": 16384, "dtype": "float32"},
+            *({"rows": [256], "columns": columns} for columns in (128, 4096, 16384, 32768)),
+            {"rows": [256], "columns": 16384, "dtype": "float32"},
         ),
         # A row of 16,384 in the backward: x̂, g, w and the sum of dw are 4 · 64 KiB, all the registers that there are.
         max_spill_bytes=128,
@@ -340,13 +340,7 @@ def rms_norm_spec() -> Spec:
                 "tl.store(y + row * N + column, value * inverse * w, inside)",
                 "tl.store(y + row * N + column, value * inverse * w, column < N)",
             ),
-            Mutant(
-                "stride of x for dy",
-                "grad = tl.load(dy + row * stride_dy + column, inside, 0.0).to(tl.float32)\n        dw += grad * normed\n"
-                "        grad *= w",
-                "grad = tl.load(dy + row * stride_x + column, inside, 0.0).to(tl.float32)\n        dw += grad * normed\n"
-                "        grad *= w",
-            ),
+            Mutant("stride of x for dy", "strides = (grads.stride(0), rows", "strides = (rows.stride(0), rows"),
             Mutant(
                 "mean over the block",
                 "mean = tl.sum(grad * normed, 1)[:, None] / N",
@@ -389,7 +383,9 @@ def add_rms_norm_spec() -> Spec:
         reference=add_rms_norm_reference,
         inputs=lambda generator, **case: plain.inputs(generator, **case, added=True),
         outputs=("y", "total"),
-        builds=({"rows": [4096], "columns": 4096}, {"rows": [4096], "columns": 16384}),
+        # The naive version rounds the gradient of the sum twice, and may be lucky.
+        tolerance=replace(plain.tolerance, rounding=1.0),
+        builds=({"rows": [256], "columns": 4096}, {"rows": [256], "columns": 16384}),
         benchmarks=({"rows": [4096], "columns": 4096}, {"rows": [4096], "columns": 16384}),
         work=lambda element_size, **case: work(element_size, **case, added=True),
         peers=lambda: {"torch": unfused},
@@ -426,8 +422,8 @@ def add_rms_norm_spec() -> Spec:
             ),
             Mutant(
                 "long rows: wrong row of the sum's gradient",
-                "(grad * w - normed * mean)\n        if dtotal is not None:\n            result += tl.load(dtotal + row *",
-                "(grad * w - normed * mean)\n        if dtotal is not None:\n            result += tl.load(dtotal + 0 *",
+                "w - normed * mean)\n        if dtotal is not None:\n            result += tl.load(dtotal + row *",
+                "w - normed * mean)\n        if dtotal is not None:\n            result += tl.load(dtotal + 0 *",
             ),
             Mutant("gradient of the sum alone lost", "(dtotal, None) if dy is None", "(None, None) if dy is None"),
         ),

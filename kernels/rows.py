@@ -2,8 +2,8 @@
 
 The gradient of a weight is a sum over every row. Atomic additions would make its last digits depend on the order in
 which programs finish. Here each of a few persistent programs, one for each multiprocessor, takes many rows, sums them
-in registers, and writes one partial row. The partial rows are a few percent of what is read;
-torch sums them, always in the same order.
+in registers, and writes one partial row. The partial rows are a few percent of what is read; torch
+sums them, always in the same order.
 """
 
 from __future__ import annotations

@@ -291,7 +291,7 @@ def spec() -> Spec:
                 "columns": st.integers(1, 66) | st.sampled_from([128, 129, 300]),
                 "scale": st.sampled_from([1.0, 0.125, -2.0, 0.0]),
                 "causal": st.booleans(),
-                "size": st.sampled_from([1.0, 30.0, 1000.0]),
+                "size": st.sampled_from([1.0, 1.0, 1.0, 30.0, 1000.0]),
                 "special": st.sampled_from(["", "", "", "", "-inf", "-inf", "inf", "nan"]),
             }
         ),

@@ -12,6 +12,7 @@ import hypothesis
 import torch
 from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
+from hypothesis.errors import Flaky
 
 from kernels.lab.example import Raised, Wrong, judge
 from kernels.lab.find import UsageError, add_kernel_argument, find
@@ -117,7 +118,7 @@ def check(
         database=None,
         report_multiple_bugs=False,
         phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
     )
     drawn = hypothesis.given(
         case=spec.cases,
@@ -128,7 +129,7 @@ def check(
     try:
         hypothesis.seed(seed)(settings(drawn(example)))()
     # Flaky: a failure that did not come again, which a kernel with a race can do; it is one all the same.
-    except (Wrong, hypothesis.errors.Flaky):
+    except (Wrong, Flaky):
         assert report.failure is not None
     return report
 

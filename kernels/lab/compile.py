@@ -236,7 +236,8 @@ def report(spec: Spec, builds: Sequence[Build]) -> str:
     heads = ["target", "kernel", "case", "launch", "registers", "spills", "shared memory", "tensor"]
     heads += ["wide loads", "wide stores", "code", ""]
     lines = [spec.name, table(heads, rows)]
-    lines += [f"case {i + 1}: {describe(case)}" for i, case in enumerate(spec.builds)]
+    shown = {i for build in builds for i in build.cases}
+    lines += [f"case {i + 1}: {describe(case)}" for i, case in enumerate(spec.builds) if i in shown]
     lines += [f"{b.kernel} on {b.target}: {problem}" for b in builds for problem in b.problems]
     return "\n".join(lines)
 

@@ -59,7 +59,7 @@ def judge(spec: Spec, case: Case, dtype: torch.dtype, layout: str) -> dict[str, 
     outputs = call(spec, spec.reference, leaves, wide)
     exact = Results(outputs, gradients_of(outputs, in_float64(cotangents), leaves, wide))
 
-    got = run_op(spec, narrow, cotangents, layout)
+    got = run_op(spec, narrow, naive.outputs, cotangents, layout)
     known = {name: t.detach() for name, t in exact.all.items() if t is not None}
     known |= {f"d{name}": t for name, t in in_float64(cotangents).items()}
     return {name: compare(spec, name, got.all[name], naive.all[name], known, wide) for name in naive.all}
@@ -103,11 +103,11 @@ def gradients_of(outputs: Tensors, cotangents: Tensors, leaves: Tensors, inputs:
     return {f"d{name}": gradient for name, gradient in zip(inputs.gradients, gradients)}
 
 
-def run_op(spec: Spec, inputs: Inputs, cotangents: Tensors, layout: str) -> Results:
+def run_op(spec: Spec, inputs: Inputs, right: Tensors, cotangents: Tensors, layout: str) -> Results:
     """The op's results, the same bits twice: in the interpreter with its programs in reversed order, else repeated."""
-    first = run_once(spec, inputs, cotangents, layout)
+    first = run_once(spec, inputs, right, cotangents, layout)
     with reversed_programs() if INTERPRETED else nullcontext():
-        second = run_once(spec, inputs, cotangents, layout)
+        second = run_once(spec, inputs, right, cotangents, layout)
     for name, one, other in ((name, one, second.all[name]) for name, one in first.all.items()):
         if one is not None and other is not None and not torch.equal(bits(one), bits(other)):
             order = "in reversed order" if INTERPRETED else "once more"
@@ -120,7 +120,8 @@ def bits(t: Tensor) -> Tensor:
     return t.detach().view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()])
 
 
-def run_once(spec: Spec, inputs: Inputs, cotangents: Tensors, layout: str) -> Results:
+def run_once(spec: Spec, inputs: Inputs, right: Tensors, cotangents: Tensors, layout: str) -> Results:
+    """The op's results on tensors in one layout; `right` are outputs of the right shape and dtype."""
     device = torch.device("cpu" if INTERPRETED else "cuda")
     laid = {
         name: lay_out(t, "contiguous" if name in inputs.contiguous else layout, index, device)
@@ -136,6 +137,8 @@ def run_once(spec: Spec, inputs: Inputs, cotangents: Tensors, layout: str) -> Re
         try:
             outputs = call(spec, spec.op, leaves, inputs)
             require_bands(allocated, "forward")
+            for name, y in outputs.items():
+                require_like(name, y, right[name])
             delivered = {name: region.tensor for name, region in laid_cotangents.items()}
             gradients = gradients_of(outputs, delivered, leaves, inputs)
             require_bands(allocated, "backward")
@@ -164,9 +167,7 @@ def compare(spec: Spec, name: str, got: Tensor | None, naive: Tensor | None, kno
         return 0.0
     if got is None:
         raise Wrong(f"{name}: autograd gave no gradient (None)")
-    if (got.shape, got.dtype) != (naive.shape, naive.dtype):
-        found, right = (f"{tuple(t.shape)} {t.dtype}" for t in (got, naive))
-        raise Wrong(f"{name}: is {found}; the reference gives {right}")
+    require_like(name, got, naive)
     got, naive, exact = got.detach().cpu(), naive.detach(), known[name]
     if not got.is_floating_point():
         require_each(name, got, exact, got == exact)
@@ -192,6 +193,12 @@ def compare(spec: Spec, name: str, got: Tensor | None, naive: Tensor | None, kno
             f"(the naive version's error {naive_error:.3g}, norm {size:.3g}, floor {floor:.3g})"
         )
     return error / limit if limit else 0.0
+
+
+def require_like(name: str, got: Tensor, right: Tensor) -> None:
+    if (got.shape, got.dtype) != (right.shape, right.dtype):
+        found, wanted = (f"{tuple(t.shape)} {t.dtype}" for t in (got, right))
+        raise Wrong(f"{name}: is {found}; the reference gives {wanted}")
 
 
 def only_finite(tensors: Tensors) -> dict[str, Tensor]:

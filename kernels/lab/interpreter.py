@@ -93,7 +93,9 @@ def faithful_bfloat16() -> Iterator[None]:
     import triton.runtime.interpreter as interpreter
 
     builder, reduction = interpreter.InterpreterBuilder, interpreter.ReduceScanOpInterface
-    replaced = {name: computing_in_float32(getattr(builder, name)) for name in ARITHMETIC if hasattr(builder, name)}
+    replaced: dict[str, Any] = {
+        name: computing_in_float32(getattr(builder, name)) for name in ARITHMETIC if hasattr(builder, name)
+    }
     one = interpreter.TensorHandle(np.ones(1, np.float32), tl.float32)
     replaced["get_bf16"] = lambda self, value: rounded(replace(one, data=one.data * value))  # 3.9 has it already
     replaced["cast_impl"] = casting_through_float32(builder.cast_impl)

@@ -20,6 +20,7 @@ from kernels.launch import INTERPRETED
 
 KERNELS = [pytest.param(kernel, id=op_name(kernel)) for kernel in package_kernels()]
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of overflow in the interpreter
 
 
 def few(examples: int) -> Callable[[Any], Any]:

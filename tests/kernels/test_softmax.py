@@ -10,6 +10,7 @@ from kernels.launch import INTERPRETED
 from kernels.softmax import softmax_launch
 
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of NaN in the interpreter
 needs_kernels = pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="kernels cannot run here")
 
 

@@ -70,14 +70,6 @@ def test_a_row_begins_beyond_two_to_the_31() -> None:
 
 
 @needs_kernels
-def test_is_an_operator_for_torch_compile() -> None:
-    gate, up = (half.requires_grad_() for half in torch.randn(3, 10, device=DEVICE).chunk(2, dim=-1))
-    torch.library.opcheck(torch.ops.kernels.swiglu_forward.default, (gate, up))
-    compiled = torch.compile(lambda gate, up: 2 * swiglu(gate, up), backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(gate, up), 2 * swiglu(gate, up))
-
-
-@needs_kernels
 def test_refuses_what_it_cannot_compute() -> None:
     x = torch.ones(2, 4, device=DEVICE)
     with pytest.raises(ValueError, match=r"swiglu: gate is \(2, 4\) and up \(2, 3\); they must be of one shape"):

@@ -89,8 +89,9 @@ def test_inputs_are_rotated_past_the_cache() -> None:
     input_bytes = (4 * 8 + 8) * 4
     call = bench.prepare(declare(op), CASE, torch.device("cpu"))
     bench._times(op, call, [], instruments(ten_calls, cache_bytes=2 * input_bytes), least={})
-    assert len(set(seen)) == 4  # twice the cache
-    assert all(a != b for a, b in itertools.pairwise(seen))
+    timed = seen[:10]  # memory is measured after that
+    assert len(set(timed)) == 4  # twice the cache
+    assert all(a != b for a, b in itertools.pairwise(timed))
 
 
 def test_the_backward_is_timed_alone() -> None:

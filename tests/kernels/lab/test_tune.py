@@ -6,6 +6,7 @@ import json
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any, ClassVar
 
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor
 from kernels import launch as launching
 from kernels.lab import Inputs, Spec, tune
 from kernels.lab.instruments import Instruments
-from kernels.launch import Launch, building_for, read_tuned, tuned
+from kernels.launch import Launch, building_for, choosing, read_tuned, tuned
 
 DEFAULT = Launch({"BLOCK": 128})
 OTHERS = tuple(Launch({"BLOCK": block}) for block in (64, 256, 512, 1024, 128))
@@ -82,6 +83,17 @@ def test_the_fastest_launch_that_is_right_wins() -> None:
     assert forward == tune.Tuned("twice_forward", "n=6", Launch({"BLOCK": 256}), 3.0, 4.0, tried=5, refused=2)
     assert backward == tune.Tuned("twice_backward", "n=6", Launch({"BLOCK": 256}), 3.0, 4.0, tried=5, refused=2)
     assert "BLOCK=256" in tune.report([forward])
+
+
+def test_a_chooser_is_asked_from_every_thread(file: Path) -> None:
+    """On a GPU, autograd runs the backward in a thread of its own."""
+    found: list[Launch] = []
+    thread = Thread(target=lambda: found.append(tuned("twice_backward", "n=6", DEFAULT, OTHERS)))
+    with choosing(lambda op, key, default, others: others[1]):
+        thread.start()
+        thread.join()
+    assert found == [OTHERS[1]]
+    assert tuned("twice_backward", "n=6", DEFAULT, OTHERS) == DEFAULT
 
 
 def test_a_default_that_fails_is_an_error() -> None:
