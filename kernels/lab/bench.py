@@ -173,27 +173,30 @@ def plot(measured: dict[str, Any], path: Path) -> None:
 
         matplotlib.use("agg")
         import matplotlib.pyplot as plt
+        from matplotlib.patches import Patch
     except ImportError:
         raise UsageError("--plot needs matplotlib: install the extra `plot`") from None
     cases = [case for case in measured["cases"] if case["least_ms"]]
     names = list(dict.fromkeys(_role(case, name) for case in cases for name in case["implementations"]))
     height = 1 + 0.25 * len(cases) * (len(names) + 1)
     figure, axes = plt.subplots(1, 2, figsize=(14, height), sharey=True, layout="constrained")
+    bars = [
+        (row, names.index(_role(case, name)), found["roofline_percent"])
+        for row, case in enumerate(cases)
+        for name, found in case["implementations"].items()
+        if "failed" not in found
+    ]
+    width = 1 / (len(names) + 1)
     for axis, phase in zip(axes, PHASES):
-        for number, wanted in enumerate(names):
-            for row, case in enumerate(cases):
-                for name, found in case["implementations"].items():
-                    percent = found.get("roofline_percent", {}).get(phase)
-                    if _role(case, name) == wanted and percent is not None:
-                        place = row + number / (len(names) + 1)
-                        axis.barh(place, percent, 1 / (len(names) + 1), align="edge", color=f"C{number}")
+        for row, number, percent in bars:
+            axis.barh(row + number * width, percent.get(phase, 0), width, align="edge", color=f"C{number}")
         axis.axvline(100, color="black", linewidth=0.8)
         axis.set(xlabel=f"{phase}: % of the measured roofline", xlim=(0, None))
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks([row + 0.4 for row in range(len(cases))])
     axes[0].set_yticklabels([f"{case['op']}\n{describe(case['case'])}" for case in cases], fontsize=7)
     axes[0].invert_yaxis()
-    handles = [plt.Rectangle((0, 0), 1, 1, color=f"C{number}") for number in range(len(names))]
+    handles = [Patch(color=f"C{number}") for number in range(len(names))]
     axes[1].legend(handles, names, fontsize=8)
     figure.suptitle(measured["device"])
     path.parent.mkdir(parents=True, exist_ok=True)
