@@ -436,8 +436,8 @@ def add_layer_norm_spec() -> Spec:
         reference=add_layer_norm_reference,
         inputs=lambda generator, **case: plain.inputs(generator, **case, added=True),
         outputs=("y", "total"),
-        # The naive version rounds the gradient of the sum twice, and may be lucky.
-        tolerance=replace(plain.tolerance, rounding=1.0),
+        # Both round the sum, which often is the whole error; the naive version rounds its gradient twice, with luck.
+        tolerance=replace(plain.tolerance, naive=1.5, rounding=1.0),
         builds=({"rows": [256], "columns": 4096},),
         benchmarks=({"rows": [4096], "columns": 4096},),
         work=lambda element_size, **case: work(element_size, **case, added=True),
