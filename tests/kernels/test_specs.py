@@ -9,6 +9,7 @@ from hypothesis import settings
 from kernels.lab.check import check, check_case
 from kernels.lab.find import Kernel, op_name, package_kernels
 from kernels.lab.mutants import run_mutants
+from kernels.lab.spec import DTYPES
 
 KERNELS = [pytest.param(kernel, id=op_name(kernel)) for kernel in package_kernels()]
 
@@ -21,7 +22,7 @@ def test_there_are_kernels():
 def test_values_and_gradients(kernel: Kernel):
     report = check(kernel.spec, settings().max_examples, every_dtype=False, target=kernel.target)
     assert report.failure is None, str(report)
-    assert {dtype for row in report.worst.values() for dtype in row} == {"float32", "float16", "bfloat16"}
+    assert {DTYPES[name] for row in report.worst.values() for name in row} == set(kernel.spec.dtypes)
 
 
 @pytest.mark.slow
