@@ -159,6 +159,7 @@ def attention(
     window: int = 0,
     soft_cap: float = 0.0,
     return_lse: bool = False,
+    intervals: Tensor | None = None,
 ) -> Any:
     """q (B, Hq, Tq, D), k and v (B, Hkv, Tk, D), any strides, D up to 256 -> (B, Hq, Tq, D), laid out like q.
 
@@ -169,12 +170,14 @@ def attention(
     window: only to keys less than this many places away; 0 for all.
     soft_cap: scores become soft_cap·tanh(score/soft_cap); 0 for none.
     return_lse: also (B, Hq, Tq) float32, the natural log-sum-exp of each query's scores; differentiable.
+    intervals: from `key_intervals`, instead of causal, documents and window: layers that see alike share them.
 
     A query that may attend to nothing gives 0, and a log-sum-exp of -inf. The backward is deterministic, and cannot
     be differentiated again. Autocast changes nothing. Errors: ValueError, TypeError.
     """
     _check(q, k, v, scale, documents, window, soft_cap)
-    intervals = key_intervals(q.size(2), k.size(2), q.device, causal, documents, window)
+    if intervals is None:
+        intervals = key_intervals(q.size(2), k.size(2), q.device, causal, documents, window)
     scale = 1 / math.sqrt(q.size(-1)) if scale is None else scale
     o, lse = _attention(q, k, v, intervals, float(scale), float(soft_cap))
     return (o, lse) if return_lse else o

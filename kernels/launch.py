@@ -26,6 +26,9 @@ except ImportError:  # no Triton for this platform
     triton: Any = None
     tl: Any = None
 
+AVAILABLE = triton is not None
+"""Triton is installed."""
+
 jit: Any = triton.jit if triton is not None else lambda function: function
 
 

@@ -17,6 +17,7 @@ from instructgpt.cli import run_command
 from instructgpt.config import ModelConfig
 from instructgpt.flags import run_main
 from instructgpt.generation.engine import generate
+from instructgpt.model.quantize import QuantizedLinear
 from instructgpt.model.transformer import Transformer
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import RunDirectory
@@ -70,6 +71,14 @@ F32 = ("--dtype", "float32", "--device", "cpu")
 def test_generate_streams_what_the_engine_generates(run: str, call: Call):
     code, out, err = call("generate", "--model", run, "--prompt", "Hello!", "--max-new-tokens", "6", *F32)
     assert (code, out, err) == (0, answer(run, "Hello!", max_new_tokens=6)[0] + "\n", "")
+
+
+def test_generate_with_quantized_weights(run: str, call: Call):
+    flags = ("--max-new-tokens", "6", "--quantize", "int8")
+    code, out, err = call("generate", "--model", run, "--prompt", "Hello!", *flags, *F32)
+    model, tokenizer = ig.load(run, "cpu", quantized="int8")
+    assert isinstance(model.blocks[0].mlp.down, QuantizedLinear)
+    assert (code, out, err) == (0, generate(model, tokenizer, ["Hello!"], max_new_tokens=6)[0] + "\n", "")
 
 
 def test_generate_reads_standard_input(run: str, call: Call):

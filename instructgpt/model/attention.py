@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,10 +16,8 @@ from instructgpt.model.cache import KVCache
 class Scope:
     """What every block's attention needs besides its input: computed once a forward, the same in all layers."""
 
-    may_attend: Tensor | None
-    """(B, 1, T, keys) bool, True where a query may attend to a key; None where `causal` says it all."""
-    causal: bool
-    """Each position attends to itself and what came before."""
+    visibility: Any
+    """Which keys each query may attend to, as the backend's attention takes it."""
     rotation: tuple[Tensor, Tensor] | None
     """RoPE's cos and sin, each (B, T, head_dim/2); None with learned positions."""
     cache: KVCache | None
@@ -50,5 +49,5 @@ class Attention(nn.Module):
             q, k = self.backend.rope(q, *scope.rotation), self.backend.rope(k, *scope.rotation)
         if scope.cache is not None:
             k, v = scope.cache.append(self.layer, k, v)  # (B, K, keys, D)
-        y = self.backend.attention(q, k, v, scope.may_attend, scope.causal)  # (B, H, T, D)
+        y = self.backend.attention(q, k, v, scope.visibility)  # (B, H, T, D)
         return self.output(y.transpose(1, 2).reshape(B, T, H * D))

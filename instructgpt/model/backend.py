@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,17 +13,28 @@ from torch import Tensor
 import kernels
 from instructgpt.errors import UserError, suggestion
 from instructgpt.model import cpu_ops
+from kernels import launch
 
 BACKENDS = ("auto", "naive", "sdpa", "triton")
+
+_LOGITS_AT_ONCE = 1 << 26
+"""Elements: from here on the logits of a loss are not held all at once. Computing them twice costs a third more of the
+head's time, and keeping them three times their memory."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """The operators, each with the signature of its reference in `kernels`."""
+    """The operators; where nothing else is said, each with the signature of its reference in `kernels`."""
 
     name: str
-    attention: Callable[..., Tensor]
-    """(q, k, v, may_attend=None, causal=False, scale=None)"""
+    visibility: Callable[[int, int, Tensor | None, torch.device], Any]
+    """(queries, keys, documents (B, keys) or None, device) -> which keys each query may attend to, in the form that
+    this backend's attention takes. Made once a forward, used by every layer.
+
+    Attention is causal, the last query standing at the last key, and stays within keys of one document number, which
+    never falls along a row. Numbers below 0 are padding at a row's end, whose results nobody reads."""
+    attention: Callable[[Tensor, Tensor, Tensor, Any], Tensor]
+    """(q (B, H, queries, D), k and v (B, K, keys, D), visibility) -> (B, H, queries, D)"""
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     layer_norm: Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
     rope: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -30,36 +42,99 @@ class Backend:
     gelu: Callable[[Tensor], Tensor]
     cross_entropy: Callable[..., Tensor]
     """(logits, targets, label_smoothing=0.0, z_loss=0.0)"""
+    linear_cross_entropy: Callable[..., Tensor]
+    """(hidden, weight, targets, label_smoothing=0.0): head and loss in one"""
+    linear_logprobs: Callable[..., Any]
+    """(hidden, weight, targets, with_entropy=False): log-probabilities, or a pair of them and the entropy"""
+    quantized_linear: Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 def resolve_backend(name: str, device: torch.device) -> Backend:
     """The backend of this name, `auto` being the fastest that runs on `device`. Errors: `UserError`."""
     if name not in BACKENDS:
         raise UserError(f"--backend {name} is unknown{suggestion(name, BACKENDS)}")
-    if name == "triton":
-        where = "" if device.type == "cuda" else f", and they need a CUDA device, not {device.type}"
-        raise UserError(f"--backend triton: this version has no Triton kernels for the model{where}; use sdpa")
-    return naive() if name == "naive" else sdpa()
+    if name == "triton" and (obstacle := _obstacle_to_triton(device)):
+        raise UserError(f"--backend triton: {obstacle}; use sdpa")
+    if name == "auto":
+        name = "triton" if device.type == "cuda" and not _obstacle_to_triton(device) else "sdpa"
+    return {"naive": naive, "sdpa": sdpa, "triton": triton}[name]()
+
+
+def _obstacle_to_triton(device: torch.device) -> str:
+    """Why the kernels cannot run on `device`; empty where they can."""
+    if not launch.AVAILABLE:
+        return "Triton is not installed here"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return "" if major >= 8 else f"the kernels need compute capability 8.0, this GPU has {major}.{minor}"
+    if device.type == "cpu" and launch.INTERPRETED:
+        return ""
+    return f"the kernels need a CUDA device, not {device.type} (TRITON_INTERPRET=1 runs them on a CPU, very slowly)"
+
+
+def under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in the format that autocast, where it is on, gives to PyTorch's own products; it knows no others."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(t if t.dtype == torch.float64 else t.to(torch.get_autocast_dtype(device)) for t in tensors)
 
 
 def naive() -> Backend:
     """The references, operator by operator: slow, and the judge of the others."""
     return Backend(
         name="naive",
-        attention=kernels.attention_reference,
+        visibility=lambda queries, keys, documents, device: documents,
+        attention=lambda q, k, v, documents: kernels.attention_reference(q, k, v, causal=True, documents=documents),
         rms_norm=kernels.rms_norm_reference,
         layer_norm=kernels.layer_norm_reference,
         rope=kernels.rope_reference,
         swiglu=kernels.swiglu_reference,
         gelu=kernels.gelu_reference,
         cross_entropy=kernels.cross_entropy_reference,
+        linear_cross_entropy=kernels.linear_cross_entropy_reference,
+        linear_logprobs=kernels.linear_logprobs_reference,
+        quantized_linear=kernels.quantized_linear_reference,
     )
+
+
+def triton() -> Backend:
+    """Our kernels."""
+    return Backend(
+        name="triton",
+        visibility=lambda queries, keys, documents, device: kernels.key_intervals(
+            queries, keys, device, causal=True, documents=documents
+        ),
+        attention=_triton_attention,
+        rms_norm=kernels.rms_norm,
+        layer_norm=kernels.layer_norm,
+        rope=kernels.rope,
+        swiglu=kernels.swiglu,
+        gelu=kernels.gelu,
+        cross_entropy=kernels.cross_entropy,
+        linear_cross_entropy=lambda hidden, weight, targets, label_smoothing=0.0: kernels.linear_cross_entropy(
+            *under_autocast(hidden, weight), targets, label_smoothing
+        ),
+        linear_logprobs=lambda hidden, weight, targets, with_entropy=False: kernels.linear_logprobs(
+            *under_autocast(hidden, weight), targets, with_entropy
+        ),
+        quantized_linear=kernels.quantized_linear,
+    )
+
+
+def _triton_attention(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor) -> Tensor:
+    if q.size(2) > 1 or torch.is_grad_enabled():
+        return kernels.attention(q, k, v, intervals=intervals)
+    # The next token of a sequence: one query is too few to keep a GPU busy, so this kernel splits the keys.
+    starts, ends = intervals[:, 0].expand(q.size(0), -1).unbind(-1)  # (B,) each
+    return kernels.decode_attention(q[:, :, 0], k, v, starts, ends)[:, :, None]
 
 
 def sdpa() -> Backend:
     """PyTorch's own fused operators."""
     return Backend(
         name="sdpa",
+        visibility=_sdpa_visibility,
         attention=_sdpa_attention,
         rms_norm=_rms_norm,
         layer_norm=lambda x, weight, bias, eps: F.layer_norm(x, weight.shape, weight, bias, eps),
@@ -67,28 +142,28 @@ def sdpa() -> Backend:
         swiglu=lambda gate, up: F.silu(gate) * up,
         gelu=lambda x: F.gelu(x, approximate="tanh"),
         cross_entropy=_cross_entropy,
+        linear_cross_entropy=_linear_cross_entropy,
+        linear_logprobs=_linear_logprobs,
+        quantized_linear=kernels.quantized_linear_reference,
     )
 
 
-def _sdpa_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    may_attend: Tensor | None = None,
-    causal: bool = False,
-    scale: float | None = None,
-) -> Tensor:
-    queries, keys = q.size(-2), k.size(-2)
-    # PyTorch's `is_causal` aligns the first query with the first key, ours the last with the last, and it takes no
-    # mask besides: it serves plain square attention only. A single last query sees everything anyway.
-    square = causal and may_attend is None and queries == keys
-    if causal and not square and queries > 1:
-        past = kernels.causal_mask(queries, keys, q.device)
-        may_attend = past if may_attend is None else may_attend & past
+def _sdpa_visibility(queries: int, keys: int, documents: Tensor | None, device: torch.device) -> Tensor | None:
+    """(1 or B, 1, queries, keys) bool, True where a query may attend; None where plain causality says it all."""
+    # PyTorch's own causality aligns the first query with the first key, ours the last with the last: only a square is
+    # the same, and a single query, which sees everything.
+    if documents is None:
+        return None if queries in (1, keys) else kernels.causal_mask(queries, keys, device)[None, None]
+    is_same = documents[:, keys - queries :, None] == documents[:, None, :]  # (B, queries, keys)
+    return (is_same & kernels.causal_mask(queries, keys, device))[:, None]
+
+
+def _sdpa_attention(q: Tensor, k: Tensor, v: Tensor, may_attend: Tensor | None) -> Tensor:
+    is_causal = may_attend is None and q.size(-2) > 1
     if q.device.type == "cpu":
-        return cpu_ops.attention(q, k, v, may_attend, square, scale)
+        return cpu_ops.attention(q, k, v, may_attend, is_causal)
     grouped = q.size(1) != k.size(1)
-    return F.scaled_dot_product_attention(q, k, v, may_attend, is_causal=square, scale=scale, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(q, k, v, may_attend, is_causal=is_causal, enable_gqa=grouped)
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -105,3 +180,24 @@ def _cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
     return losses + z_loss * torch.logsumexp(logits, dim=-1).square() if z_loss else losses
+
+
+def _are_many_logits(hidden: Tensor, weight: Tensor) -> bool:
+    return hidden.size(0) * weight.size(0) > _LOGITS_AT_ONCE
+
+
+def _linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    if _are_many_logits(hidden, weight):
+        return kernels.linear_cross_entropy_chunked(*under_autocast(hidden, weight), targets, label_smoothing)
+    return _cross_entropy(F.linear(hidden, weight), targets, label_smoothing)
+
+
+def _linear_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    if _are_many_logits(hidden, weight):
+        return kernels.linear_logprobs_chunked(*under_autocast(hidden, weight), targets, with_entropy)
+    logits = F.linear(hidden, weight)
+    logprobs = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)  # (N, V)
+    chosen = logprobs.gather(-1, targets[:, None]).squeeze(-1)  # (N,)
+    return (chosen, -(logprobs.exp() * logprobs).sum(-1)) if with_entropy else chosen

@@ -73,15 +73,15 @@ class KVCache:
         slots = torch.arange(self.length, self.length + tokens, device=self.keys.device).expand(self.batch, -1)
         return slots if self.pad_lengths is None else (slots - self.pad_lengths[:, None]).clamp(min=0)
 
-    def may_attend(self, tokens: int) -> Tensor | None:
-        """(B, 1, tokens, length + tokens) for the next `tokens` tokens; None when plain causal attention is right."""
+    def documents(self, tokens: int) -> Tensor | None:
+        """(B, length + tokens) with the next `tokens` tokens: 0 for padding, 1 for the sequence; None without padding.
+
+        So padding attends to padding, for a softmax over nothing is no number; nobody reads the result.
+        """
         if self.pad_lengths is None:
             return None
-        keys = torch.arange(self.length + tokens, device=self.keys.device)
-        queries = keys[self.length :, None]  # (tokens, 1)
-        is_token = keys >= self.pad_lengths[:, None, None]  # (B, 1, keys)
-        # A padding query attends to itself, for a softmax over nothing is no number; nobody reads the result.
-        return ((keys <= queries) & is_token | (keys == queries))[:, None]
+        slots = torch.arange(self.length + tokens, device=self.keys.device)
+        return (slots >= self.pad_lengths[:, None]).long()
 
     def select(self, rows: Tensor) -> None:
         """Keeps the rows of these indices, in this order; an index may occur several times, to branch a sequence."""

@@ -79,7 +79,7 @@ class Memory:
     optimizer: int
     """Moments, float32: two a parameter for AdamW, one for each matrix that Muon updates."""
     logits: int
-    """What the loss keeps of the logits until the backward, float32."""
+    """What the loss keeps of the logits until the backward, float32, where the backend holds them all."""
 
     @property
     def total(self) -> int:

@@ -22,18 +22,14 @@ LONGEST_MATRIX = 512
 """Keys up to which the whole (T, T) matrix of attention weights is the fast way; it grows with T² in memory."""
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, may_attend: Tensor | None, is_causal: bool, scale: float | None
-) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, may_attend: Tensor | None, is_causal: bool) -> Tensor:
     """As PyTorch's `scaled_dot_product_attention` defines it, heads of k and v as many as q's or a divisor of them."""
     group = q.size(1) // k.size(1)
     if q.dtype != torch.bfloat16 or k.size(-2) > LONGEST_MATRIX:
-        return F.scaled_dot_product_attention(
-            q, k, v, may_attend, is_causal=is_causal, scale=scale, enable_gqa=group > 1
-        )
+        return F.scaled_dot_product_attention(q, k, v, may_attend, is_causal=is_causal, enable_gqa=group > 1)
     if group > 1:
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)  # (B, Hq, Tk, D)
-    scores = (q * (1 / math.sqrt(q.size(-1)) if scale is None else scale)) @ k.transpose(-2, -1)  # (B, H, Tq, Tk)
+    scores = (q * (1 / math.sqrt(q.size(-1)))) @ k.transpose(-2, -1)  # (B, H, Tq, Tk)
     if is_causal:
         may_attend = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if may_attend is not None:

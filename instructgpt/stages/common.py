@@ -48,7 +48,8 @@ class StageConfig:
     dtype: str = "auto"
     """float32; bfloat16 or float16 (autocast); bfloat16-master (bfloat16 weights, float32 masters); auto picks."""
     backend: str = "auto"
-    """Which operations run the model: naive (readable references), sdpa (PyTorch's fused ones), or auto."""
+    """Which operations run the model: naive (readable references), sdpa (PyTorch's fused ones), triton (our kernels, on
+    CUDA), or auto: triton on CUDA, sdpa elsewhere."""
     resume: bool = False
     """Go on with the run in --out from its last checkpoint."""
     overwrite: bool = False

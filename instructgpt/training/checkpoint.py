@@ -26,6 +26,7 @@ from instructgpt.atomic import replacing, write_text
 from instructgpt.config import ModelConfig
 from instructgpt.errors import UserError
 from instructgpt.model.backend import resolve_backend
+from instructgpt.model.quantize import quantize
 from instructgpt.model.transformer import Transformer
 from instructgpt.runtime import resolve_device
 from instructgpt.text.tokenizer import Tokenizer
@@ -162,10 +163,11 @@ def model_config(values: dict[str, Any], where: Path) -> ModelConfig:
 
 
 def load(
-    directory: str | Path, device: str | torch.device = "auto", backend: str = "auto"
+    directory: str | Path, device: str | torch.device = "auto", backend: str = "auto", quantized: str = ""
 ) -> tuple[Transformer, Tokenizer]:
     """Model (in eval mode, on `device`) and tokenizer of a run directory.
 
+    quantized: int8 or int4 keeps the blocks' weights in so few bits, for generation; the model cannot be trained then.
     Raises UserError when a file is missing, damaged, or does not belong with the others.
     """
     run = RunDirectory(directory)
@@ -195,4 +197,6 @@ def load(
             run.model_file,
         )
     model.load_state_dict(tensors)
+    if quantized:
+        quantize(model, quantized)
     return model.to(where).eval(), tokenizer

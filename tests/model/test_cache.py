@@ -36,23 +36,20 @@ def test_a_full_cache_refuses_with_both_numbers() -> None:
         filled(cache, 1)
 
 
-def test_positions_and_masks_leave_padding_out() -> None:
+def test_positions_and_documents_tell_padding() -> None:
     cache = KVCache(CONFIG, batch=2, capacity=8, pad_lengths=[0, 2])
     assert cache.positions(4).tolist() == [[0, 1, 2, 3], [0, 0, 0, 1]]
-    may_attend = cache.may_attend(4)
-    assert may_attend is not None and may_attend.shape == (2, 1, 4, 4)
-    assert torch.equal(may_attend[0, 0], torch.ones(4, 4).bool().tril())
-    assert may_attend[1, 0, 2:].tolist() == [[False, False, True, False], [False, False, True, True]]
-    assert may_attend.any(-1).all()  # padding's own rows are not empty, which would be NaN
+    documents = cache.documents(4)
+    assert documents is not None and documents.tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
     filled(cache, 4)
     assert cache.positions(1).tolist() == [[4], [2]]
-    later = cache.may_attend(1)
-    assert later is not None and later[1, 0].tolist() == [[False, False, True, True, True]]
+    documents = cache.documents(1)
+    assert documents is not None and documents.tolist() == [[1] * 5, [0, 0, 1, 1, 1]]
 
 
-def test_without_padding_there_is_no_mask() -> None:
-    assert KVCache(CONFIG, batch=2, capacity=8).may_attend(3) is None
-    assert KVCache(CONFIG, batch=2, capacity=8, pad_lengths=[0, 0]).may_attend(3) is None
+def test_without_padding_there_are_no_documents() -> None:
+    assert KVCache(CONFIG, batch=2, capacity=8).documents(3) is None
+    assert KVCache(CONFIG, batch=2, capacity=8, pad_lengths=[0, 0]).documents(3) is None
 
 
 def test_pad_lengths_must_be_one_a_row() -> None:

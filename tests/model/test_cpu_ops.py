@@ -36,20 +36,19 @@ def test_bfloat16_attention_is_as_accurate_as_the_reference(mask: str) -> None:
     documents = (torch.arange(40) // 13).expand(2, 40)
     may_attend = (documents[:, :, None] == documents[:, None, :])[:, None] & torch.ones(40, 40).bool().tril()
     masks = {"none": (None, False), "causal": (None, True), "documents": (may_attend, False)}
-    for scale in (None, 2.0):
-        assert_as_accurate(
-            lambda q, k, v, scale=scale: cpu_ops.attention(q, k, v, *masks[mask], scale),
-            lambda q, k, v, scale=scale: attention_reference(q, k, v, *masks[mask], scale),
-            [torch.randn(2, heads, 40, 16) for heads in (4, 2, 2)],
-        )
+    assert_as_accurate(
+        lambda q, k, v: cpu_ops.attention(q, k, v, *masks[mask]),
+        lambda q, k, v: attention_reference(q, k, v, *masks[mask]),
+        [torch.randn(2, heads, 40, 16) for heads in (4, 2, 2)],
+    )
 
 
 def test_a_long_row_is_not_held_as_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = torch.randn(3, 1, 1, 9, 4).bfloat16()
-    matrix = cpu_ops.attention(q, k, v, None, True, None)
+    matrix = cpu_ops.attention(q, k, v, None, True)
     monkeypatch.setattr(cpu_ops, "LONGEST_MATRIX", 8)
     monkeypatch.setattr(torch, "softmax", None)  # would fail if it were
-    torch.testing.assert_close(cpu_ops.attention(q, k, v, None, True, None), matrix, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(cpu_ops.attention(q, k, v, None, True), matrix, rtol=0.02, atol=0.02)
 
 
 @given(shape=st.sampled_from([(1,), (5,), (2, 3, 5), (2, 1, 3, 8)]), strided=st.booleans(), seed=st.integers(0, 99))

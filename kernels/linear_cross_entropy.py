@@ -1,0 +1,388 @@
+"""The head and its loss together, without ever holding the logits of all tokens.
+
+    x = h Wᵀ,   ℓ = lse - (1-ε)·x_t - ε·mean_j x_j + z·lse²,   lse = log Σ_j exp(x_j),   t the target
+
+Of a row's V logits the loss needs lse and x_t; the log-probability is x_t - lse, and the entropy lse - E with
+E = Σ_j p_j·x_j, p = softmax(x). So one op gives those three numbers of each row, and all else is arithmetic on them.
+The mean logit of label smoothing needs no logits at all: mean_j x_j = h · mean_j w_j. Gradient:
+
+    dx_j = p_j·[dlse + dE·(1 + x_j - E)] + dx_t·[j = t],   dh = dx W,   dW = dxᵀ h
+
+The forward multiplies tile by tile, as Cut Cross-Entropy does (Wijmans et al. 2024, algorithms 1 and 2), with the
+online softmax over the tiles of a part of the vocabulary; the parts are put together afterwards, without atomics. It
+saves lse and E. The backward needs each row's own gradient, which comes only then (Liger's chunks, Hsu et al. 2024,
+differentiate in the forward, and so the mean loss alone): it computes the logits once more, 8·N·V·C FLOPs in all where
+keeping them takes 6. Cut Cross-Entropy adds dh and dW up with atomics, in an order that changes from run to run. Here a
+kernel writes dx of some rows, in the inputs' dtype, and two matrix products read it, always in the same order:
+deterministic, at the speed of the vendor's products, and never more than `_CHUNK` rows, or a quarter of all, in memory.
+
+On Hopper the tiles of 128 × 256 logits spill up to 152 bytes a thread, once a tile, outside the product's loop. Smaller
+tiles do not, but read h and W half again as often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kernels.launch import Launch, cdiv, generation, jit, require, tl, tuned
+from kernels.linear_cross_entropy_chunked import (
+    linear_cross_entropy_chunked,
+    linear_cross_entropy_reference,
+    linear_logprobs_chunked,
+    linear_logprobs_reference,
+    logprobs_of,
+    losses_of,
+    matrix_products,
+    register,
+    rows_at_once,
+)
+
+if TYPE_CHECKING:
+    from kernels.lab import Inputs, Spec
+
+
+_CHUNK = 2048
+"""Most rows whose dx the backward holds. Each chunk reads and writes all of dW, for 4·rows FLOPs an element."""
+
+
+@jit
+def _logits(
+    hidden, weight, row, column, N, V, C, hidden_stride, weight_stride,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """x = h Wᵀ of some rows and columns, (ROWS, COLUMNS) float32; it never leaves the registers."""
+    x = tl.zeros((ROWS, COLUMNS), tl.float32)
+    h_rows = hidden + row.to(tl.int64)[:, None] * hidden_stride
+    w_rows = weight + column.to(tl.int64)[:, None] * weight_stride
+    for start in range(0, C, DEPTH):
+        c = start + tl.arange(0, DEPTH)[None, :]
+        h = tl.load(h_rows + c, mask=(row[:, None] < N) & (c < C), other=0.0)  # (ROWS, DEPTH)
+        w = tl.load(w_rows + c, mask=(column[:, None] < V) & (c < C), other=0.0)  # (COLUMNS, DEPTH)
+        x = tl.dot(h, w.T, x, input_precision="ieee")
+    return x
+
+
+@jit
+def _forward_kernel(
+    hidden, weight, targets, lse, target, expected, N, V, C, tiles, hidden_stride, weight_stride,
+    WITH_EXPECTED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """ROWS rows against one part of the vocabulary, `tiles` tiles of it, by the online softmax (Milakov & Gimelshein
+    2018, algorithm 3). lse and expected (parts, N) are of that part alone; the target stands in one part only."""
+    # Programs that run at the same time share a part of the weight, which is then read from the L2 cache.
+    row_tiles = tl.cdiv(N, ROWS)
+    part = tl.program_id(0) // row_tiles
+    row = (tl.program_id(0) % row_tiles) * ROWS + tl.arange(0, ROWS)
+    t = tl.load(targets + row, mask=row < N, other=-1)
+    highest = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)  # Σ exp(x - highest)
+    weighted = tl.zeros((ROWS,), tl.float32)  # Σ exp(x - highest) · x
+    at_target = tl.zeros((ROWS,), tl.float32)
+    for tile in range(part * tiles, tl.minimum((part + 1) * tiles, tl.cdiv(V, COLUMNS))):
+        column = tile * COLUMNS + tl.arange(0, COLUMNS)
+        x = _logits(hidden, weight, row, column, N, V, C, hidden_stride, weight_stride, ROWS, COLUMNS, DEPTH)
+        at_target += tl.sum(tl.where(column[None, :] == t[:, None], x, 0.0), 1)
+        new_highest = tl.maximum(highest, tl.max(tl.where(column[None, :] < V, x, float("-inf")), 1))
+        shrink = tl.exp(highest - new_highest)
+        p = tl.where(column[None, :] < V, tl.exp(x - new_highest[:, None]), 0.0)
+        total = total * shrink + tl.sum(p, 1)
+        if WITH_EXPECTED:
+            weighted = weighted * shrink + tl.sum(p * x, 1)
+        highest = new_highest
+    place = part.to(tl.int64) * N + row
+    tl.store(lse + place, highest + tl.log(total), mask=row < N)
+    if WITH_EXPECTED:
+        tl.store(expected + place, weighted / total, mask=row < N)
+    is_here = (t >= part * tiles * COLUMNS) & (t < (part + 1) * tiles * COLUMNS)
+    tl.store(target + row, at_target, mask=(row < N) & is_here)
+
+
+@jit
+def _backward_kernel(
+    hidden, weight, targets, lse, expected, dlse, dtarget, dexpected, dlogits, N, V, C,
+    hidden_stride, weight_stride, dlogits_stride,
+    WITH_EXPECTED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """dx of one tile, from logits that are computed once more."""
+    row_tiles = tl.cdiv(N, ROWS)
+    row = (tl.program_id(0) % row_tiles) * ROWS + tl.arange(0, ROWS)
+    column = (tl.program_id(0) // row_tiles) * COLUMNS + tl.arange(0, COLUMNS)
+    x = _logits(hidden, weight, row, column, N, V, C, hidden_stride, weight_stride, ROWS, COLUMNS, DEPTH)
+    p = tl.exp(x - tl.load(lse + row, mask=row < N, other=0.0)[:, None])
+    slope = tl.load(dlse + row, mask=row < N, other=0.0)[:, None]
+    if WITH_EXPECTED:
+        mean = tl.load(expected + row, mask=row < N, other=0.0)[:, None]
+        slope = slope + tl.load(dexpected + row, mask=row < N, other=0.0)[:, None] * (1 + x - mean)
+    is_target = column[None, :] == tl.load(targets + row, mask=row < N, other=-1)[:, None]
+    dx = p * slope + tl.where(is_target, tl.load(dtarget + row, mask=row < N, other=0.0)[:, None], 0.0)
+    place = dlogits + row.to(tl.int64)[:, None] * dlogits_stride + column[None, :]
+    tl.store(place, dx, mask=(row[:, None] < N) & (column[None, :] < V))
+
+
+def _tile(rows: int, columns: int, depth: int, num_warps: int, num_stages: int) -> Launch:
+    return Launch({"ROWS": rows, "COLUMNS": columns, "DEPTH": depth}, num_warps, num_stages)
+
+
+def _launch(kernel: str, hidden: Tensor) -> Launch:
+    """Tiles of logits: 8 warps hold 128 × 256 of them, which is what feeds Hopper's tensor cores."""
+    target = generation(hidden.device)
+    if target == 0:  # the interpreter: small tiles, so that small inputs have several
+        return _tile(16, 32, 32, 4, 2)
+    if hidden.dtype == torch.float32:  # twice the bytes, and no tensor cores
+        default, others = _tile(64, 64, 32, 4, 2), [_tile(128, 64, 32, 8, 2)]
+    elif target >= 90:
+        default, others = _tile(128, 256, 64, 8, 3), [_tile(128, 128, 64, 8, 4), _tile(256, 128, 64, 8, 3)]
+    else:
+        default, others = _tile(128, 128, 32, 8, 4), [_tile(128, 128, 64, 8, 3), _tile(128, 256, 32, 8, 3)]
+    return tuned(kernel, f"{hidden.dtype} {hidden.size(1)}", default, others)
+
+
+def _tiles_a_program(row_tiles: int, column_tiles: int, device: torch.device) -> int:
+    """Tiles of columns that one program of the forward goes through, so that there are some 2,000 programs, enough for
+    every multiprocessor to have its share whatever the number of rows."""
+    programs = 2048 if generation(device) else 8
+    return max(1, row_tiles * column_tiles // programs)
+
+
+@torch.library.custom_op("kernels::head_statistics", mutates_args=())
+def _fused(hidden: Tensor, weight: Tensor, targets: Tensor, with_expected: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_chunked`; the logits stay in the registers of the program that computes them."""
+    hidden, weight, targets = _rows(hidden), _rows(weight), targets.contiguous()
+    (N, C), V = hidden.shape, weight.size(0)
+    launch = _launch("head_statistics", hidden)
+    row_tiles, column_tiles = cdiv(N, launch.blocks["ROWS"]), cdiv(V, launch.blocks["COLUMNS"])
+    tiles = _tiles_a_program(row_tiles, column_tiles, hidden.device)
+    parts = cdiv(column_tiles, tiles)
+    lse, expected = hidden.new_empty((2, parts, N), dtype=torch.float32)
+    target = hidden.new_empty(N, dtype=torch.float32)
+    if N:
+        _forward_kernel[(row_tiles * parts,)](
+            hidden, weight, targets, lse, target, expected, N, V, C, tiles, hidden.stride(0), weight.stride(0),
+            with_expected, **launch.options,
+        )  # fmt: skip
+    if not with_expected:
+        return torch.logsumexp(lse, 0), target, torch.zeros_like(target)
+    # A part's share of the probability is its share of Σ exp(x).
+    return torch.logsumexp(lse, 0), target, (torch.softmax(lse, 0) * expected).sum(0)
+
+
+@torch.library.custom_op("kernels::head_statistics_backward", mutates_args=())
+def _fused_backward(
+    hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, expected: Tensor,
+    dlse: Tensor, dtarget: Tensor, dexpected: Tensor, with_expected: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """As `_chunked_backward`, with dx from a kernel, rounded to the inputs' dtype for the two products that follow."""
+    hidden, weight, targets = _rows(hidden), _rows(weight), targets.contiguous()
+    (N, C), V = hidden.shape, weight.size(0)
+    dhidden, dweight = hidden.new_empty(N, C), weight.new_zeros(V, C, dtype=torch.float32)
+    step = rows_at_once(N, _CHUNK)
+    dlogits = hidden.new_empty(step, 64 * cdiv(V, 64))  # rows that begin at whole cache lines
+    launch = _launch("head_statistics_backward", hidden)
+    row_numbers = [t.contiguous() for t in (targets, lse, expected, dlse, dtarget, dexpected)]
+    for start in range(0, N, step):
+        some = hidden[start : start + step]
+        numbers = [t[start : start + step] for t in row_numbers]
+        grid = (cdiv(len(some), launch.blocks["ROWS"]) * cdiv(V, launch.blocks["COLUMNS"]),)
+        _backward_kernel[grid](
+            some, weight, *numbers, dlogits, len(some), V, C, some.stride(0), weight.stride(0), dlogits.stride(0),
+            with_expected, **launch.options,
+        )  # fmt: skip
+        matrix_products(dlogits[: len(some), :V], some, weight, dhidden[start : start + step], dweight)
+    return dhidden, dweight.to(weight.dtype)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """The same, each row contiguous."""
+    return tensor if tensor.stride(1) == 1 else tensor.contiguous()
+
+
+register(_fused, _fused_backward)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    ignore_index: int = -100,
+) -> Tensor:
+    """hidden (N, C), weight (V, C), targets (N,) int64 -> (N,) loss of each row in nats, float32.
+
+    A row whose target is `ignore_index` has loss 0 and no gradient. Autocast changes nothing: hidden and weight come in
+    the dtype to multiply in. Errors: TypeError for dtypes, ValueError for shapes and devices.
+    """
+    _check("linear_cross_entropy", hidden, weight, targets)
+    return losses_of(_fused, hidden, weight, targets, label_smoothing, z_loss, ignore_index)
+
+
+def linear_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """hidden (N, C), weight (V, C), targets (N,) int64 -> (N,) log-probability of each target, float32; with the
+    entropy (N,) of each row's distribution, in nats, if asked for. Otherwise as `linear_cross_entropy`."""
+    _check("linear_logprobs", hidden, weight, targets)
+    return logprobs_of(_fused, hidden, weight, targets, with_entropy)
+
+
+def _check(op: str, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
+    require(op, {"hidden": hidden, "weight": weight})
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.size(1) != weight.size(1) or hidden.size(1) == 0:
+        raise ValueError(f"{op}: hidden is {tuple(hidden.shape)}, weight {tuple(weight.shape)}; not (N, C) and (V, C)")
+    if hidden.dtype != weight.dtype:
+        raise TypeError(f"{op}: hidden is {hidden.dtype} and weight {weight.dtype}; they must be of one dtype")
+    if targets.shape != hidden.shape[:1] or targets.device != hidden.device or targets.dtype != torch.int64:
+        given = f"{targets.dtype} {tuple(targets.shape)} on {targets.device}"
+        raise ValueError(f"{op}: targets are {given}; there must be int64 ({hidden.size(0)},) on {hidden.device}")
+
+
+# ---- what the lab knows of the two
+
+
+def _tensors(
+    generator: torch.Generator, rows: int = 1, width: int = 1, vocabulary: int = 1, size: float = 1.0, ignored: int = 0
+) -> dict[str, Tensor]:
+    """Logits have a standard deviation of `size`. The first `ignored` rows have no target."""
+    hidden = size * torch.randn(rows, width, generator=generator, dtype=torch.float64)
+    weight = torch.randn(vocabulary, width, generator=generator, dtype=torch.float64) / width**0.5
+    targets = torch.randint(vocabulary, (rows,), generator=generator)
+    targets[:ignored] = -100
+    return {"hidden": hidden, "weight": weight, "targets": targets}
+
+
+def _floor(quantity: str, inputs: Inputs, results: Mapping[str, Tensor], eps: float) -> float:
+    """What float32 logits allow, and the rounding of dx to the inputs' dtype."""
+    hidden, weight, targets = (inputs.tensors[name] for name in ("hidden", "weight", "targets"))
+    x = hidden @ weight.mT  # (N, V)
+    p, lse = torch.softmax(x, -1), torch.logsumexp(x, -1, keepdim=True)
+    spread = (x - (p * x).sum(-1, keepdim=True)).abs()  # |x - E|
+    roundoff = 1.2e-7 * (1 + float(x.abs().max()))  # of a logit
+    z_loss = inputs.options.get("z_loss", 0.0)
+    if not quantity.startswith("d"):
+        slope = (p * spread).sum(-1) if quantity == "entropy" else 2 * z_loss * lse.abs()
+        return roundoff * float((1 + slope).norm())
+    is_target = torch.nn.functional.one_hot(targets.clamp(min=0), len(weight))
+    # Cotangents (N, 1), 0 for a result that the example does not differentiate; dx with its terms' signs left out.
+    dlosses, dlogprobs, dentropy = (
+        results.get(f"d{name}", x.new_zeros(len(x))).abs()[:, None] for name in ("losses", "logprobs", "entropy")
+    )
+    smoothing = inputs.options.get("label_smoothing", 0.0)
+    dx = dlosses * (targets[:, None] >= 0) * ((1 + 2 * z_loss * lse.abs()) * p + is_target + smoothing / len(weight))
+    dx += dlogprobs * (p + is_target) + dentropy * p * (2 + spread)
+    error = ((roundoff + eps) * dx).square()  # each element's own, so that they add up like random numbers
+    return float(((error @ weight.square()) if quantity == "dhidden" else (error.mT @ hidden.square())).sum().sqrt())
+
+
+def _work(element_size: int, rows: int, width: int, vocabulary: int, **_: Any) -> Any:
+    from kernels.lab import Work
+
+    operands = (rows + vocabulary) * width * element_size
+    product = 2.0 * rows * width * vocabulary
+    return Work(operands, product), Work(2 * operands, 3 * product)
+
+
+def _cases(**options: Any) -> dict[str, Any]:
+    from hypothesis import strategies as st
+
+    # Both sides of the tiles' borders: 16 rows, 32 columns, 32 deep.
+    shape = st.fixed_dictionaries({
+        "rows": st.integers(1, 18) | st.just(35), "width": st.integers(1, 40) | st.just(65),
+        "vocabulary": st.integers(1, 70) | st.just(300), "size": st.sampled_from([0.0, 1.0, 8.0]), **options,
+    })  # fmt: skip
+    sizes = ({"width": 768, "vocabulary": 50304}, {"width": 1024, "vocabulary": 50257})
+    large = ({"width": 2048, "vocabulary": 128256}, {"width": 4096, "vocabulary": 128256})
+    return {
+        "cases": shape,
+        "dtypes": (torch.float32, torch.float16, torch.bfloat16),
+        "builds": tuple({"rows": 128, **size} for size in sizes),
+        "benchmarks": tuple({"rows": 8192, **size} for size in (*sizes, *large)),
+        "work": _work,
+        "needs_tensor_cores": True,
+        "max_spill_bytes": 152,
+    }
+
+
+def linear_cross_entropy_spec() -> Spec:
+    from hypothesis import strategies as st
+
+    from kernels.lab import Inputs, Mutant, Spec, Tolerance
+
+    def inputs(generator: torch.Generator, label_smoothing: float = 0.0, z_loss: float = 0.0, **shape: Any) -> Inputs:
+        options = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+        return Inputs(_tensors(generator, **shape), options, gradients=("hidden", "weight"))
+
+    def peers() -> dict[str, Callable[..., Any]]:
+        try:
+            from liger_kernel.ops.fused_linear_cross_entropy import (  # pyright: ignore[reportMissingImports]
+                LigerFusedLinearCrossEntropyFunction,
+            )
+        except ImportError:
+            return {"chunked": linear_cross_entropy_chunked}
+
+        def liger(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0):
+            """The sum, as a scalar: Liger's op has no gradient for each row."""
+            return LigerFusedLinearCrossEntropyFunction.apply(
+                hidden, weight, targets, None, None, -100, z_loss, label_smoothing, "sum"
+            )[0]  # pyright: ignore
+
+        return {"chunked": linear_cross_entropy_chunked, "liger": liger}
+
+    options = {
+        "label_smoothing": st.sampled_from([0.0, 0.1]), "z_loss": st.sampled_from([0.0, 0.01]),
+        "ignored": st.integers(0, 1),
+    }  # fmt: skip
+    return Spec(
+        name="linear_cross_entropy",
+        op=linear_cross_entropy,
+        reference=linear_cross_entropy_reference,
+        inputs=inputs,
+        outputs=("losses",),
+        tolerance=Tolerance(naive=1.0, rounding=1.0, floor=_floor),
+        peers=peers,
+        mutants=(
+            Mutant("padding counted", "p = tl.where(column[None, :] < V, ", "p = tl.where(column[None, :] < V + 1, "),
+            Mutant("sum not rescaled", "total = total * shrink", "total = total"),
+            Mutant("no maximum subtracted", "tl.exp(x - new_highest[:, None])", "tl.exp(x)"),
+            Mutant("last tile skipped", "tiles, tl.cdiv(V, COLUMNS))", "tiles, V // COLUMNS)"),
+            Mutant("every part stores the target", "mask=(row < N) & is_here)", "mask=row < N)"),
+            Mutant(
+                "bfloat16 logits", "    return x\n\n\n@jit", "    return x.to(tl.bfloat16).to(tl.float32)\n\n\n@jit"
+            ),
+            Mutant("no stride", "column.to(tl.int64)[:, None] * weight_stride", "column.to(tl.int64)[:, None] * C"),
+            Mutant("dx without target", "dx = p * slope + tl.where(is_target", "dx = p * slope + tl.where(False"),
+            Mutant("chunks of dh in one place", "dhidden[start : start + step]", "dhidden[: len(some)]"),
+            Mutant("the first chunk's numbers", "numbers = [t[start : start + step]", "numbers = [t[: len(some)]"),
+        ),
+        **_cases(**options),
+    )
+
+
+def linear_logprobs_spec() -> Spec:
+    from kernels.lab import Inputs, Mutant, Spec, Tolerance
+
+    def inputs(generator: torch.Generator, **shape: Any) -> Inputs:
+        return Inputs(_tensors(generator, **shape), {"with_entropy": True}, gradients=("hidden", "weight"))
+
+    return Spec(
+        name="linear_logprobs",
+        op=linear_logprobs,
+        reference=linear_logprobs_reference,
+        inputs=inputs,
+        outputs=("logprobs", "entropy"),
+        tolerance=Tolerance(naive=1.0, rounding=1.0, floor=_floor),
+        peers=lambda: {"chunked": linear_logprobs_chunked},
+        mutants=(
+            Mutant("expectation not rescaled", "weighted = weighted * shrink", "weighted = weighted"),
+            Mutant("expectation not normalised", "weighted / total, mask", "weighted, mask"),
+            Mutant("parts weigh the same", "(torch.softmax(lse, 0) * expected).sum(0)", "expected.mean(0)"),
+            Mutant("entropy's slope without 1", "* (1 + x - mean)", "* (x - mean)"),
+            Mutant("logit without its mean", "(1 + x - mean)", "(1 + x)"),
+            Mutant("parts added up", "torch.logsumexp(lse, 0), target, (", "lse.sum(0), target, ("),
+            Mutant("tiles overlap", "range(part * tiles, ", "range(part * tiles - (part > 0), "),
+        ),
+        **_cases(),
+    )

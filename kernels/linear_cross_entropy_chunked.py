@@ -1,0 +1,201 @@
+"""Head and loss in plain PyTorch, for any device: the references of `linear_cross_entropy.py`, and the same in chunks.
+
+The chunked version holds the logits of a few hundred rows at a time. A gradient arrives for each row, so in the forward
+it is not known how much each row is to count in dW = dxᵀ h, and dx cannot be summed up there (as one can who
+differentiates the mean of all losses alone): the backward computes each chunk's logits once more, a third of the head's
+products on top. In return nothing is saved but three numbers a row, and sums are always added up in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.cross_entropy import cross_entropy_reference
+from kernels.launch import cdiv
+
+# ---- the references
+
+
+def linear_cross_entropy_reference(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    ignore_index: int = -100,
+) -> Tensor:
+    """hidden (N, C), weight (V, C), targets (N,) int64 -> (N,) loss of each row in nats, float32 (float64 for float64).
+
+    A row whose target is `ignore_index` has loss 0 and no gradient.
+    """
+    return cross_entropy_reference(_reference_logits(hidden, weight), targets, label_smoothing, z_loss, ignore_index)
+
+
+def linear_logprobs_reference(
+    hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """hidden (N, C), weight (V, C), targets (N,) int64 -> (N,) log-probability of each target, float32 (float64 for
+    float64); with the entropy (N,) of each row's distribution, in nats, if asked for."""
+    logprobs = torch.log_softmax(_reference_logits(hidden, weight), dim=-1)  # (N, V)
+    chosen = logprobs.gather(-1, targets[:, None]).squeeze(-1)  # (N,)
+    return (chosen, -(logprobs.exp() * logprobs).sum(-1)) if with_entropy else chosen
+
+
+def _reference_logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    return F.linear(hidden.to(wide), weight.to(wide)).to(wide)  # autocast may have made it narrow
+
+
+# ---- a row's three numbers
+
+
+def rows_at_once(rows: int, most: int) -> int:
+    """Rows whose logits are held at a time: never more than a quarter of all."""
+    return max(1, min(most, cdiv(rows, 4)))
+
+
+_CHUNK = 256
+"""Most rows whose logits the chunked version holds: a product of so many is as fast on a CPU as a larger one."""
+
+
+def _logits(hidden: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Some rows after the other, with their logits (rows, V), at least float32; the next ones take their memory."""
+    step = rows_at_once(hidden.size(0), _CHUNK)
+    product = hidden.new_empty(step, weight.size(0))
+    for start in range(0, hidden.size(0), step):
+        rows = slice(start, min(start + step, hidden.size(0)))
+        logits = torch.mm(hidden[rows], weight.mT, out=product[: rows.stop - start])
+        yield rows, logits.to(torch.promote_types(hidden.dtype, torch.float32))
+
+
+@torch.library.custom_op("kernels::head_statistics_chunked", mutates_args=())
+def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, with_expected: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """lse, the target's logit and, if asked for, the expected logit E of each row, (N,) each, at least float32."""
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    lse, target, expected = (torch.zeros(hidden.size(0), dtype=wide, device=hidden.device) for _ in range(3))
+    for rows, logits in _logits(hidden, weight):
+        lse[rows] = torch.logsumexp(logits, dim=-1)
+        target[rows] = logits.gather(-1, targets[rows, None]).squeeze(-1)
+        if with_expected:
+            expected[rows] = (logits - lse[rows, None]).exp_().mul_(logits).sum(-1)
+    return lse, target, expected
+
+
+@torch.library.custom_op("kernels::head_statistics_chunked_backward", mutates_args=())
+def _chunked_backward(
+    hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, expected: Tensor,
+    dlse: Tensor, dtarget: Tensor, dexpected: Tensor, with_expected: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """dhidden and dweight. The gradients of the rows are known only now, so the logits are computed again."""
+    wide = lse.dtype
+    dhidden, dweight = hidden.new_empty(hidden.shape), weight.new_zeros(weight.shape, dtype=wide)
+    for rows, logits in _logits(hidden, weight):
+        dlogits = (logits - lse[rows, None]).exp_()  # p so far
+        slope = dlse[rows, None]
+        if with_expected:
+            slope = (logits.sub_(expected[rows, None]).add_(1)).mul_(dexpected[rows, None]).add_(slope)
+        dlogits.mul_(slope).scatter_add_(1, targets[rows, None], dtarget[rows, None])
+        matrix_products(dlogits.to(weight.dtype), hidden[rows], weight, dhidden[rows], dweight)
+    return dhidden, dweight.to(weight.dtype)
+
+
+def matrix_products(dlogits: Tensor, hidden: Tensor, weight: Tensor, dhidden: Tensor, dweight: Tensor) -> None:
+    """Writes dhidden = dx W of some rows, and adds their dxᵀ h to dweight, which is float32 for half precision."""
+    torch.mm(dlogits, weight, out=dhidden)
+    if dweight.dtype == hidden.dtype:
+        dweight.addmm_(dlogits.mT, hidden)
+    else:
+        dweight += dlogits.mT @ hidden
+
+
+# ---- autograd
+
+
+def _fake(hidden: Tensor, weight: Tensor, targets: Tensor, with_expected: bool) -> tuple[Tensor, Tensor, Tensor]:
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    lse, target, expected = (hidden.new_empty(hidden.size(0), dtype=wide) for _ in range(3))
+    return lse, target, expected
+
+
+def _fake_backward(hidden: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, targets, ctx.with_expected = inputs
+    lse, _, expected = output
+    ctx.save_for_backward(hidden, weight, targets, lse, expected)
+
+
+def register(op: Any, backward_op: Any) -> None:
+    """Makes `op` differentiable by `backward_op`, and both known to torch.compile."""
+
+    def backward(ctx: Any, dlse: Tensor, dtarget: Tensor, dexpected: Tensor) -> tuple[Tensor | None, ...]:
+        dhidden, dweight = backward_op(*ctx.saved_tensors, dlse, dtarget, dexpected, ctx.with_expected)
+        return dhidden, dweight, None, None
+
+    op.register_fake(_fake)
+    backward_op.register_fake(_fake_backward)
+    op.register_autograd(backward, setup_context=_setup)
+
+
+register(_chunked, _chunked_backward)
+
+
+# ---- losses and log-probabilities: arithmetic on three numbers a row
+
+Statistics = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor]]
+"""An op with the signature of `_chunked`."""
+
+
+def losses_of(
+    statistics: Statistics,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    label_smoothing: float,
+    z_loss: float,
+    ignore_index: int,
+) -> Tensor:
+    """The losses (N,) of `linear_cross_entropy`."""
+    is_counted = targets != ignore_index
+    lse, target, _ = statistics(hidden, weight, targets * is_counted, False)
+    losses = lse - (1 - label_smoothing) * target  # (N,)
+    if label_smoothing:
+        mean_logit = (hidden.to(lse.dtype) * weight.mean(0, dtype=lse.dtype)).sum(-1)  # h · mean_j w_j
+        losses = losses - label_smoothing * mean_logit
+    if z_loss:
+        losses = losses + z_loss * lse.square()
+    return losses.masked_fill(~is_counted, 0.0)
+
+
+def logprobs_of(
+    statistics: Statistics, hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The log-probabilities (N,), and entropies (N,), of `linear_logprobs`."""
+    lse, target, expected = statistics(hidden, weight, targets, with_entropy)
+    return (target - lse, lse - expected) if with_entropy else target - lse
+
+
+def linear_cross_entropy_chunked(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    ignore_index: int = -100,
+) -> Tensor:
+    """As `linear_cross_entropy`, in plain PyTorch for any device: the logits of a few hundred rows at a time."""
+    return losses_of(_chunked, hidden, weight, targets, label_smoothing, z_loss, ignore_index)
+
+
+def linear_logprobs_chunked(
+    hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """As `linear_logprobs`, in plain PyTorch for any device: the logits of a few hundred rows at a time."""
+    return logprobs_of(_chunked, hidden, weight, targets, with_entropy)

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from instructgpt.config import ModelConfig
+from instructgpt.errors import UserError
+from instructgpt.model import Transformer
+from instructgpt.model.quantize import QuantizedLinear, quantize
+
+CONFIG = ModelConfig(vocab_size=32, context=32, layers=2, width=64, heads=4, kv_heads=2, bias=True)
+
+
+def text(rows: int, seed: int) -> Tensor:
+    """(rows, 16) tokens of a Markov chain with some 2 nats of entropy a token."""
+    transitions = torch.softmax(2 * torch.randn(32, 32, generator=torch.Generator().manual_seed(0)), dim=-1)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = [torch.randint(32, (rows,), generator=generator)]
+    for _ in range(15):
+        tokens.append(torch.multinomial(transitions[tokens[-1]], 1, generator=generator).squeeze(1))
+    return torch.stack(tokens, dim=1)
+
+
+def loss(model: Transformer, ids: Tensor) -> Tensor:
+    return model.token_losses(model.hidden(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).mean()
+
+
+@pytest.fixture(scope="module")
+def trained() -> Transformer:
+    torch.manual_seed(0)
+    model = Transformer(CONFIG)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(100):
+        loss(model, text(32, step)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+def copy_of(model: Transformer) -> Transformer:
+    copy = Transformer(CONFIG)
+    copy.load_state_dict(model.state_dict())
+    return copy.eval()
+
+
+@pytest.mark.parametrize(("to", "ratio", "share"), [("int8", 1.01, 0.30), ("int4", 1.25, 0.18)])
+def test_perplexity_hardly_rises_and_bytes_fall(trained: Transformer, to: str, ratio: float, share: float) -> None:
+    validation = text(64, 10**6)
+    with torch.no_grad():
+        before = loss(trained, validation)
+        assert before < 2.8 < math.log(32)  # it has learned something that can be lost
+        quantized = quantize(copy_of(trained), to, group=32)
+        after = loss(quantized, validation)
+    assert 1 / ratio < torch.exp(after - before) < ratio
+    linears = [m for m in trained.blocks.modules() if isinstance(m, nn.Linear)]
+    exchanged = [m for m in quantized.blocks.modules() if isinstance(m, QuantizedLinear)]
+    assert len(exchanged) == len(linears) == 8
+    assert not any(isinstance(m, nn.Linear) for m in quantized.blocks.modules())
+    bytes_of = [sum(t.numel() * t.element_size() for t in (m.packed, m.scales)) for m in exchanged]
+    assert sum(bytes_of) < share * sum(4 * m.weight.numel() for m in linears)
+
+
+def test_under_autocast_it_computes_in_its_format(trained: Transformer) -> None:
+    layer = quantize(copy_of(trained), "int8").blocks[0].mlp.down
+    x = torch.randn(2, 3, layer.packed.size(1))[..., : CONFIG.resolved().mlp_width]
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert layer(x).dtype == torch.bfloat16
+    assert layer(x).dtype == torch.float32
+
+
+def test_weights_are_no_longer_parameters(trained: Transformer) -> None:
+    names = {name for name, _ in quantize(copy_of(trained), "int4").blocks.named_parameters()}
+    assert names and not any(name.endswith("weight") and "norm" not in name for name in names)
+
+
+def test_unknown_format_suggests_the_near_one(trained: Transformer) -> None:
+    with pytest.raises(UserError, match="--quantize int7 is unknown"):
+        quantize(copy_of(trained), "int7")
