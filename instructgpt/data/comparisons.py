@@ -29,7 +29,7 @@ from instructgpt.text.tokenizer import Tokenizer
 class Ranked:
     """The answers to one prompt as tokens, the best first: each is the prompt, the answer and its `end` token.
 
-    Only the answer and its `end` are targets.
+    Only the answer and its `end` are targets. One answer alone is compared with nothing, but can be scored.
     """
 
     answers: tuple[Tokens, ...]
@@ -196,11 +196,15 @@ def _pairs(counts: Sequence[int]) -> Pairs:
     found: list[tuple[int, int, float]] = []
     first = 0
     for count in counts:
-        share = 2 / (count * (count - 1))
-        found += [(first + better, first + worse, share) for better, worse in combinations(range(count), 2)]
+        found += [
+            (first + better, first + worse, 2 / (count * (count - 1)))
+            for better, worse in combinations(range(count), 2)
+        ]
         first += count
-    better, worse, weight = zip(*found)
-    return Pairs(torch.tensor(better), torch.tensor(worse), torch.tensor(weight))
+    better, worse, weight = zip(*found) if found else ((), (), ())
+    return Pairs(
+        torch.tensor(better, dtype=torch.int64), torch.tensor(worse, dtype=torch.int64), torch.tensor(weight)
+    )  # fmt: skip
 
 
 class ComparisonStream:

@@ -16,11 +16,13 @@ answer faster than the chosen one serves it as well as raising the chosen one, a
 words, so a gradient that pushes the rejected one down drags the chosen one along (Razin et al. 2024, "Unintentional
 unalignment"; Pal et al. 2024). It is no failure as long as the margin grows and generated answers get better: look at
 those. Where they get worse, the probability went to a third kind of answer: raise `beta`, which holds the policy closer
-to its reference, train for fewer steps, or choose `orpo`, whose first term holds the chosen answer up.
+to its reference, train more gently, or add the loss of SFT on the chosen answers, which holds them up
+(`plus_chosen_loss`; `orpo` has it built in).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -89,6 +91,15 @@ def orpo_loss(policy: Tensor, lengths: Tensor, pairs: Pairs, ratio_weight: float
     margins = _difference(log_odds, pairs)  # (P,)
     losses = -means[pairs.better] - ratio_weight * F.logsigmoid(margins)
     return _loss(losses, margins, pairs, policy)
+
+
+def plus_chosen_loss(loss: Loss, policy: Tensor, lengths: Tensor, pairs: Pairs, weight: float) -> Loss:
+    """`loss` with `weight` times the better answers' mean negative log-likelihood added (RPO, Pang et al. 2024, eq. 1).
+
+    What plain DPO lacks: something that holds the better answers up, in the units of SFT.
+    """
+    means = policy[pairs.better] / lengths[pairs.better]  # (P,)
+    return replace(loss, total=loss.total - weight * (pairs.weight * means).sum())
 
 
 def answer_logprobs(model: Transformer, batch: ComparisonBatch) -> Tensor:

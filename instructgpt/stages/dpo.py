@@ -22,6 +22,7 @@ from instructgpt.objectives.preference import (
     dpo_loss,
     ipo_loss,
     orpo_loss,
+    plus_chosen_loss,
     simpo_loss,
 )
 from instructgpt.stages.common import Machine, build_model, fitting_row_length, require, train
@@ -40,6 +41,8 @@ class DPOConfig(ComparisonConfig):
     """How dear it is to leave the reference model: lower lets the policy go further. For simpo, the reward's scale."""
     label_noise: float = 0.0
     """dpo: share of comparisons taken to be the wrong way round (conservative DPO)."""
+    chosen_weight: float = 0.0
+    """Weight of the loss of SFT on the chosen answers beside the one that --loss names; holds those up (RPO)."""
     length_normalised: bool = False
     """dpo and ipo: divide an answer's log-probabilities by its tokens, so that length earns nothing (Tülu 3)."""
     target_margin: float = 0.5
@@ -71,7 +74,9 @@ def run(config: DPOConfig) -> FitResult:
     # 3. Minimise the loss on the comparisons: equation 7, or another one.
     def loss(batch: ComparisonBatch) -> Loss:
         policy.eval()  # dropout would tell the two models apart where they are the same
-        return preference_loss(config, batch, answer_logprobs(policy, batch), reference)
+        logprobs = answer_logprobs(policy, batch)
+        found = preference_loss(config, batch, logprobs, reference)
+        return plus_chosen_loss(found, logprobs, batch.lengths, batch.pairs, config.chosen_weight)
 
     batches = held_out.batches(context, config.prompts)
     stream = ComparisonStream(source, context, config.prompts)

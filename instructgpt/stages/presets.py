@@ -22,6 +22,8 @@ class Recipe:
     tokenizer: TokenizerConfig
     pretrain: PretrainConfig
     sft: SFTConfig
+    flawed_sft: SFTConfig
+    """SFT on the road of RLHF, on demonstrations with faults: shorter, for what follows is to be seen."""
     reward: RewardConfig
     dpo: DPOConfig
 
@@ -42,6 +44,7 @@ def _tiny() -> Recipe:
             fit=replace(_MUON, max_steps=1400, max_minutes=6.7, cooldown=0.2, eval_every=700),
         ),
         SFTConfig(rows=6, fit=replace(_MUON, max_steps=1350, max_minutes=5.7, cooldown=0.7, eval_every=675)),
+        SFTConfig(rows=6, fit=replace(_MUON, max_steps=1000, max_minutes=3.5, cooldown=0.7)),
         RewardConfig(prompts=16, fit=replace(_GENTLE_MUON, max_steps=300, max_minutes=2.0)),
         DPOConfig(prompts=16, fit=replace(_GENTLE_MUON, max_steps=200, max_minutes=2.0)),
     )
@@ -56,6 +59,7 @@ def _small() -> Recipe:
             preset="small", model=model_preset("small"), rows=32, fit=replace(fit, max_steps=2_000, eval_every=250)
         ),
         SFTConfig(preset="small", rows=32, fit=replace(fit, max_steps=3_000, cooldown=0.5, eval_every=500)),
+        SFTConfig(preset="small", rows=32, fit=replace(fit, max_steps=1_500, cooldown=0.5, eval_every=500)),
         RewardConfig(preset="small", prompts=64, fit=replace(_GENTLE_MUON, max_steps=1_000, eval_every=250)),
         DPOConfig(preset="small", prompts=64, fit=replace(_GENTLE_MUON, max_steps=600, eval_every=200)),
     )
@@ -73,6 +77,7 @@ def _large(name: str, rows: int, micro_batches: int) -> Recipe:
     return Recipe(
         TokenizerConfig(preset=name, vocab_size=32_000),
         PretrainConfig(preset=name, model=model_preset(name), rows=rows, fit=fit),
+        SFTConfig(preset=name, rows=rows, fit=tuned),
         SFTConfig(preset=name, rows=rows, fit=tuned),
         # One epoch of compared answers at rates of 9e-6 and 5e-7 (Ouyang et al. 2022, C.2; Rafailov et al. 2023, B).
         RewardConfig(preset=name, prompts=64, fit=replace(tuned, max_steps=1_000, learning_rate=9e-6)),

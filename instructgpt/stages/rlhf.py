@@ -1,0 +1,153 @@
+"""InstructGPT's road (Ouyang et al. 2022, figure 2) and what came after it, from one base model to one ledger.
+
+    base ── SFT on demonstrations, a share of them flawed ──┬── reward model ──┬── PPO
+                                                            │                  └── GRPO
+                                                            └── DPO
+
+Real demonstrations are not all good, and imitation cannot tell: a model tuned on them is as often wrong, badly
+formatted or rambling as they are. Comparisons can. Reward model, DPO, PPO and GRPO run once a seed, all from the same
+SFT model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from instructgpt.atomic import write_text
+from instructgpt.errors import UserError
+from instructgpt.evaluation.ledger import Entry
+from instructgpt.stages import assess, dpo, grpo, ppo, pretrain, reward, sft, tokenizer
+from instructgpt.stages.assess import LedgerConfig, Task, measure
+from instructgpt.stages.common import require, write_json
+from instructgpt.stages.presets import recipe
+from instructgpt.stages.processes import Job, cores, run_jobs
+from instructgpt.training.checkpoint import RunDirectory
+
+_STAGES: dict[str, Callable[[Any], Any]] = {"reward": reward.run, "dpo": dpo.run, "ppo": ppo.run, "grpo": grpo.run}
+
+
+@dataclass(frozen=True)
+class RLHFConfig:
+    """SFT on demonstrations with faults, then a reward model, DPO, PPO and GRPO for each seed, and the ledger."""
+
+    out: str = ""
+    """The directory to write: sft/, then reward-0/, dpo-0/, ppo-0/, grpo-0/ for seed 0, and so on, and the ledger."""
+    preset: str = "auto"
+    """Size of model and length of training; auto is `small` on a GPU and `tiny` without."""
+    base: str = ""
+    """A pretrain run to start from; without it, --out/pretrain, which is trained first where it does not exist."""
+    base_minutes: float = 4.0
+    """Most minutes for training a base model where there is none."""
+    seeds: int = 3
+    """Runs of each stage after SFT."""
+    flawed_share: float = 0.45
+    """Share of the demonstrations that are wrong, badly formatted or rambling."""
+    n: int = 12
+    """Prompts of each family of the world in the ledger."""
+    workers: int = 0
+    """Stages run at once, each in a process of its own; 0 is one a core on a CPU (at most 8), one on a GPU."""
+    max_steps: int = 0
+    """Most updates of each stage; 0 leaves the preset's number."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    dtype: str = "auto"
+    """float32, bfloat16, float16, bfloat16-master or auto."""
+    backend: str = "auto"
+    """naive, sdpa or auto."""
+    resume: bool = False
+    """Go on where an interrupted run stopped; finished stages are not run again."""
+    overwrite: bool = False
+    """Replace what is in --out."""
+
+
+def run(config: RLHFConfig) -> None:
+    """Runs the stages that are not done yet, measures all models and prints the ledger."""
+    require(config.out, "--out", "name the directory to write")
+    if config.seeds < 1:
+        raise UserError(f"--seeds is {config.seeds}; it must be at least 1")
+    out = Path(config.out)
+    marker = out / "rlhf.json"
+    if marker.exists() and not (config.resume or config.overwrite):
+        raise UserError("holds a run already; go on with --resume, replace it with --overwrite", out)
+    base = Path(config.base) if config.base else out / "pretrain"
+    if config.base:
+        RunDirectory(base).read_eval()  # a base model that is not there, or not done, is told before hours of work
+    write_json(marker, {"preset": config.preset, "base": str(base), "seeds": config.seeds})
+    jobs = [job for job in plan(config, base) if not _is_done(job, config)]
+    run_jobs(jobs, config.workers or _workers())
+    runs = [out / "sft", *(out / f"{stage}-{seed}" for stage in _STAGES for seed in range(config.seeds))]
+    ledger = LedgerConfig(
+        tuple(map(str, runs)), n=config.n, json=str(out / "ledger.json"), plot=str(out / "ledger.png"),
+        device=config.device, dtype=config.dtype, backend=config.backend,
+    )  # fmt: skip
+    assess.run(ledger, partial(measure_in_processes, config=ledger, out=out, workers=config.workers or _workers()))
+
+
+def plan(config: RLHFConfig, base: Path) -> list[Job]:
+    """All jobs, each with what it needs: names are those of the directories."""
+    out, stages = Path(config.out), recipe(config.preset)
+    shared: dict[str, Any] = {
+        name: getattr(config, name) for name in ("device", "dtype", "backend", "resume", "overwrite")
+    }
+
+    def job(name: str, function: Callable[[Any], Any], stage: Any, needs: tuple[str, ...] = (), **settings: Any) -> Job:
+        given = replace(stage, out=str(out / name), **settings)
+        if config.max_steps and hasattr(given, "fit"):
+            given = replace(given, fit=replace(given.fit, max_steps=min(given.fit.max_steps, config.max_steps)))
+        return Job(name, function, (given,), out / "logs" / f"{name}.txt", needs)
+
+    jobs: list[Job] = []
+    if not config.base:
+        fit = replace(stages.pretrain.fit, max_minutes=config.base_minutes)
+        jobs.append(job("tokenizer", tokenizer.run, stages.tokenizer, text=("world",), overwrite=True))
+        base_stage = replace(stages.pretrain, fit=fit, tokenizer=str(out / "tokenizer"))
+        jobs.append(job("pretrain", pretrain.run, base_stage, ("tokenizer",), text=("world",), **shared))
+    # Step 1: demonstrations. The share of flawed ones is what the later steps are to undo.
+    demonstrations = dict(data=("world",), flawed_share=config.flawed_share, init=str(base))
+    jobs.append(job("sft", sft.run, stages.flawed_sft, ("pretrain",), **demonstrations, **shared))
+    for seed in range(config.seeds):
+        # Step 2: comparisons make the reward model. Step 3: the reward model makes the policy; DPO needs none.
+        needs = {
+            "reward": ("sft",),
+            "dpo": ("sft",),
+            "ppo": (f"reward-{seed}",),
+            "grpo": (f"reward-{seed}",),
+        }
+        for stage, function in _STAGES.items():
+            settings: dict[str, Any] = dict(data=("world",), init=str(out / "sft"), seed=seed)
+            if stage in ("ppo", "grpo"):
+                settings["reward"] = (str(out / f"reward-{seed}"),)
+            jobs.append(job(f"{stage}-{seed}", function, getattr(stages, stage), needs[stage], **settings, **shared))
+    return jobs
+
+
+def _is_done(job: Job, config: RLHFConfig) -> bool:
+    return config.resume and (Path(config.out) / job.name / "eval.json").exists()
+
+
+def _workers() -> int:
+    return 1 if torch.cuda.is_available() else min(cores(), 8)
+
+
+def measure_in_processes(tasks: list[Task], config: LedgerConfig, out: Path, workers: int) -> list[Entry]:
+    """The entries of the ledger, each measured in a process of its own."""
+    files = [out / "logs" / f"measure-{Path(task.policy.path).name}.json" for task in tasks]
+    run_jobs(
+        [
+            Job(f"measure {Path(task.policy.path).name}", _measure_into, (task, config, file), file.with_suffix(".txt"))
+            for task, file in zip(tasks, files)
+        ],
+        workers,
+    )
+    return [Entry.from_json(json.loads(file.read_text(encoding="utf-8"))) for file in files]
+
+
+def _measure_into(task: Task, config: LedgerConfig, file: Path) -> None:
+    write_text(file, json.dumps(measure(task, config).to_json()))
