@@ -25,6 +25,7 @@ from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import RunDirectory
 from instructgpt.training.loop import FitConfig, FitResult, Hooks, Snapshot, fit
 from instructgpt.training.metrics import ConsoleLog, JsonLines, Metrics, Sink, Tracker, measure_peak_flops, open_tracker
+from instructgpt.training.optimizer import Parameters
 from instructgpt.training.plot import plot_curves
 
 # Settings that may differ between a run and its resumption: they say where and how long, not what.
@@ -105,8 +106,16 @@ def train(
     batches: BatchStream,
     loss_fn: Callable[[Batch], Loss],
     validation: Callable[[], Iterable[Batch]] | None,
+    *,
+    measure: Callable[[], dict[str, float]] | None = None,
+    beside: Parameters | None = None,
+    may_prefetch: bool = True,
 ) -> FitResult:
-    """Runs `fit` for `stage` in its run directory: checkpoints, metrics, validation, curves, eval.json."""
+    """Runs `fit` for `stage` in its run directory: checkpoints, metrics, validation, curves, eval.json.
+
+    measure: validates in a way of its own, in place of the loss on the batches of `validation`. beside: what is trained
+    and not saved with the model, such as a value head. may_prefetch: False for batches that depend on the weights.
+    """
     run, is_first = RunDirectory(config.out), machine.ranks.is_first
     if is_first:
         run = RunDirectory.open(config.out, overwrite=config.overwrite, resume=config.resume)
@@ -129,9 +138,11 @@ def train(
         return loss_fn(batch.to(device))
 
     def validate() -> dict[str, float]:
-        assert validation is not None
         model.eval()
         with precision.context(device):
+            if measure is not None:
+                return measure()
+            assert validation is not None
             report = evaluate_loss(model, tokenizer, validation())
         return {
             "val_loss": report.loss,
@@ -141,14 +152,15 @@ def train(
 
     hooks = Hooks(
         log=metrics,
-        validate=validate if validation else None,
+        validate=validate if validation or measure else None,
         save=run.save_state,
         save_model=lambda: run.save_model(model),
     )
-    stream = Prefetched(batches) if device.type == "cuda" else batches  # a CPU has no core to spare for it
+    # A CPU has no core to spare for prefetching.
+    stream = Prefetched(batches) if device.type == "cuda" and may_prefetch else batches
     try:
         result = fit(
-            dict(model.named_parameters()), stream, step_loss, config.fit, hooks,
+            {**dict(model.named_parameters()), **(beside or {})}, stream, step_loss, config.fit, hooks,
             device=device, precision=precision, ranks=machine.ranks, resume_from=snapshot,
         )  # fmt: skip
     finally:
