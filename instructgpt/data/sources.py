@@ -66,7 +66,7 @@ class Conversations:
         self._is_target = np.concatenate([item.is_target for item in held])
         self._offsets = np.cumsum([0, *map(len, held)])
         count = len(held)
-        self._epochs = _Epochs(lambda epoch: count, seed, shuffle)
+        self._epochs = Epochs(lambda epoch: count, seed, shuffle)
 
     def __len__(self) -> int:
         """Examples in an epoch."""
@@ -95,7 +95,7 @@ class CorpusWindows:
         if not (self._targets > 0).any():
             raise UserError("the corpus has no text to use")
         self._cuts = lru_cache(_RECENT)(self._draw_cuts)
-        self._epochs = _Epochs(lambda epoch: int(self._cuts(epoch).starts[-1]), seed, shuffle)
+        self._epochs = Epochs(lambda epoch: int(self._cuts(epoch).starts[-1]), seed, shuffle)
 
     def __len__(self) -> int:
         """Stretches in the first epoch; without shuffling, in every one."""
@@ -176,7 +176,7 @@ class _Place(NamedTuple):
     item: int
 
 
-class _Epochs:
+class Epochs:
     """Finds the epoch, and the item within it, that an endless index stands for; epochs may differ in size."""
 
     def __init__(self, size: Callable[[int], int], seed: int, shuffle: bool):
