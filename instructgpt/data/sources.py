@@ -171,7 +171,7 @@ class Mixture:
         return self._sources[order[draw]][int(indices[draw])]
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     epoch: int
     item: int
 
@@ -187,14 +187,14 @@ class Epochs:
     def _draw_order(self, epoch: int) -> np.ndarray:
         return _generator(self._seed, epoch).permutation(self._size(epoch))
 
-    def locate(self, index: int) -> _Place:
+    def locate(self, index: int) -> Place:
         while index >= self._starts[-1]:
             self._starts.append(self._starts[-1] + self._size(len(self._starts) - 1))
         epoch = len(self._starts) - 2
         while index < self._starts[epoch]:
             epoch -= 1
         item = index - self._starts[epoch]
-        return _Place(epoch, int(self._order(epoch)[item]) if self._shuffle else item)
+        return Place(epoch, int(self._order(epoch)[item]) if self._shuffle else item)
 
 
 def _generator(*key: int) -> np.random.Generator:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,9 +18,18 @@ from instructgpt.errors import UserError
 from instructgpt.evaluation.loss import evaluate_loss
 from instructgpt.model.backend import resolve_backend
 from instructgpt.model.counts import training_flops_per_token
+from instructgpt.model.heads import RewardModel
 from instructgpt.model.transformer import Transformer
 from instructgpt.objectives.lm import Loss
-from instructgpt.runtime import Precision, Ranks, join_ranks, resolve_device, resolve_precision, seed_everything
+from instructgpt.runtime import (
+    Precision,
+    Ranks,
+    join_ranks,
+    peak_memory,
+    resolve_device,
+    resolve_precision,
+    seed_everything,
+)
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import RunDirectory
 from instructgpt.training.loop import FitConfig, FitResult, Hooks, Snapshot, fit
@@ -87,7 +96,10 @@ def require(value: Any, flag: str, what: str) -> None:
         raise UserError(f"{flag} is missing: {what}")
 
 
-def build_model(config: StageConfig, machine: Machine, make: Callable[[], Transformer]) -> Transformer:
+Model = TypeVar("Model", Transformer, RewardModel)
+
+
+def build_model(config: StageConfig, machine: Machine, make: Callable[[], Model]) -> Model:
     """The stage's model, its randomness seeded, on its device and in its number format."""
     seed_everything(config.seed)
     return make().to(machine.device, machine.precision.parameters)
@@ -101,20 +113,20 @@ def train(
     stage: str,
     config: StageConfig,
     machine: Machine,
-    model: Transformer,
+    model: Transformer | RewardModel,
     tokenizer: Tokenizer,
     batches: BatchStream,
-    loss_fn: Callable[[Batch], Loss],
-    validation: Callable[[], Iterable[Batch]] | None,
+    loss_fn: Callable[[Any], Loss],
+    validate: Callable[[], dict[str, float]] | None = None,
     *,
-    measure: Callable[[], dict[str, float]] | None = None,
     beside: Parameters | None = None,
     may_prefetch: bool = True,
 ) -> FitResult:
     """Runs `fit` for `stage` in its run directory: checkpoints, metrics, validation, curves, eval.json.
 
-    measure: validates in a way of its own, in place of the loss on the batches of `validation`. beside: what is trained
-    and not saved with the model, such as a value head. may_prefetch: False for batches that depend on the weights.
+    `loss_fn` gets the stream's batches on the device, the model in training mode; `validate` measures the model, in
+    evaluation mode; `val_loss` among its values steers early stopping. `beside` is trained and not saved with the
+    model, such as a value head. Batches that depend on the weights must not be prefetched.
     """
     run, is_first = RunDirectory(config.out), machine.ranks.is_first
     if is_first:
@@ -122,7 +134,8 @@ def train(
     snapshot = _resumable(run, stage, config) if config.resume else None
     machine.ranks.wait()  # all have read what was there before the first writes
     if is_first:
-        run.write_config(stage, model.config, tokenizer, config)
+        head = "reward" if isinstance(model, RewardModel) else "language"
+        run.write_config(stage, model.config, tokenizer, config, head)
     device, precision = machine.device, machine.precision
     flops = training_flops_per_token(model.config, config.row_length or model.config.context)
     first_step = int(snapshot.values["progress"]["step"]) if snapshot else 0
@@ -133,26 +146,19 @@ def train(
         print(_description(stage, machine, model, first_step), flush=True)
     metrics = Metrics(sinks)
 
-    def step_loss(batch: Batch) -> Loss:
+    def step_loss(batch: Any) -> Loss:
         model.train()
         return loss_fn(batch.to(device))
 
-    def validate() -> dict[str, float]:
+    def measure() -> dict[str, float]:
+        assert validate is not None
         model.eval()
-        with precision.context(device):
-            if measure is not None:
-                return measure()
-            assert validation is not None
-            report = evaluate_loss(model, tokenizer, validation())
-        return {
-            "val_loss": report.loss,
-            "val_bits_per_byte": report.bits_per_byte,
-            "val_accuracy": report.token_accuracy,
-        }
+        with precision.context(device), torch.inference_mode():
+            return validate()
 
     hooks = Hooks(
         log=metrics,
-        validate=validate if validation or measure else None,
+        validate=measure if validate else None,
         save=run.save_state,
         save_model=lambda: run.save_model(model),
     )
@@ -168,11 +174,27 @@ def train(
     model.eval()
     if is_first:
         plot_curves({stage: run.metrics_file}, run.path / "curves.png")
-        _write_eval(run, result)
+        _write_eval(run, result, peak_memory(device))
     return result
 
 
-def _write_eval(run: RunDirectory, result: FitResult) -> None:
+def language_validation(
+    model: Transformer, tokenizer: Tokenizer, batches: Callable[[], Iterable[Batch]]
+) -> Callable[[], dict[str, float]]:
+    """The `validate` of a language model: its loss on held-out batches, read anew each time."""
+
+    def validate() -> dict[str, float]:
+        report = evaluate_loss(model, tokenizer, batches())
+        return {
+            "val_loss": report.loss,
+            "val_bits_per_byte": report.bits_per_byte,
+            "val_accuracy": report.token_accuracy,
+        }
+
+    return validate
+
+
+def _write_eval(run: RunDirectory, result: FitResult, memory: int) -> None:
     progress = result.progress
     write_json(
         run.path / "eval.json",
@@ -183,6 +205,7 @@ def _write_eval(run: RunDirectory, result: FitResult) -> None:
             "minutes": progress.seconds / 60,
             "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
             "skipped_steps": progress.skipped_steps,
+            "peak_memory": memory,
         },
     )
 
@@ -197,7 +220,7 @@ def _share(config: FitConfig, record: dict[str, float]) -> float:
     return min(1.0, max(steps, minutes))
 
 
-def _description(stage: str, machine: Machine, model: Transformer, first_step: int) -> str:
+def _description(stage: str, machine: Machine, model: Transformer | RewardModel, first_step: int) -> str:
     """One line that says what is about to run."""
     parameters = sum(p.numel() for p in model.parameters())
     ranks = f" x {machine.ranks.size}" if machine.ranks.size > 1 else ""

@@ -16,7 +16,15 @@ from instructgpt.data.sources import CorpusWindows, ExampleSource, Mixture, Worl
 from instructgpt.errors import UserError
 from instructgpt.model.transformer import Transformer
 from instructgpt.objectives.lm import next_token_loss
-from instructgpt.stages.common import Machine, StageConfig, build_model, new_backend, require, train
+from instructgpt.stages.common import (
+    Machine,
+    StageConfig,
+    build_model,
+    language_validation,
+    new_backend,
+    require,
+    train,
+)
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import load
 from instructgpt.training.loop import FitResult
@@ -61,7 +69,7 @@ def run(config: PretrainConfig) -> FitResult:
         tokenizer,
         PackedStream(source, row_length, config.rows),
         lambda batch: next_token_loss(model, batch, config.label_smoothing),
-        partial(held_out, config.rows, config.val_rows) if held_out else None,
+        language_validation(model, tokenizer, partial(held_out, config.rows, config.val_rows)) if held_out else None,
     )
 
 

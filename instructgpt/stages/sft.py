@@ -15,7 +15,7 @@ from instructgpt.data.sources import Conversations, ExampleSource, Mixture, Worl
 from instructgpt.data.tokens import Tokens
 from instructgpt.errors import UserError
 from instructgpt.objectives.lm import next_token_loss
-from instructgpt.stages.common import Machine, StageConfig, build_model, require, train
+from instructgpt.stages.common import Machine, StageConfig, build_model, language_validation, require, train
 from instructgpt.text.chat import Message, render_conversation
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import load
@@ -70,7 +70,7 @@ def run(config: SFTConfig) -> FitResult:
         tokenizer,
         PackedStream(data.training, row_length, config.rows),
         lambda batch: next_token_loss(model, batch, config.label_smoothing),
-        (lambda: validation) if validation else None,
+        language_validation(model, tokenizer, lambda: validation) if validation else None,
     )
     if data.held_out_records:  # so that `eval --data OUT/val.jsonl` scores what was not trained on
         lines = (json.dumps({"messages": record}, ensure_ascii=False) + "\n" for record in data.held_out_records)
