@@ -156,7 +156,7 @@ def clipped_value_losses(values: Tensor, old_values: Tensor, returns: Tensor, cl
 
 
 @dataclass(frozen=True)
-class PPOConfig:
+class PPOTerms:
     """The terms of PPO's loss."""
 
     clip: float = 0.2
@@ -177,16 +177,16 @@ def ppo_loss(
     old_values: Tensor,
     advantages: Tensor,
     returns: Tensor,
-    config: PPOConfig,
+    terms: PPOTerms,
 ) -> Loss:
     """Clipped surrogate + c_v·value loss - c_e·entropy of N decisions, all (N,) (Schulman et al. 2017, eq. 9).
 
     Gradients flow through the first three. The weight is N: tokens count alike, whatever the answer's length.
     """
-    policy = clipped_surrogate(logprobs, old_logprobs, advantages, config.clip)
-    value = clipped_value_losses(values, old_values, returns, config.value_clip)
-    total = policy + config.value_coefficient * value - config.entropy_coefficient * entropy
-    metrics = {"policy_loss": policy.sum(), "value_loss": value.sum(), **_movement(logprobs, old_logprobs, config.clip)}
+    policy = clipped_surrogate(logprobs, old_logprobs, advantages, terms.clip)
+    value = clipped_value_losses(values, old_values, returns, terms.value_clip)
+    total = policy + terms.value_coefficient * value - terms.entropy_coefficient * entropy
+    metrics = {"policy_loss": policy.sum(), "value_loss": value.sum(), **_movement(logprobs, old_logprobs, terms.clip)}
     return Loss(total.sum(), _count(total), _detached({**metrics, "entropy": entropy.sum()}))
 
 
@@ -194,7 +194,7 @@ LengthCorrection = Literal["answer", "constant", "token"]
 
 
 @dataclass(frozen=True)
-class GRPOConfig:
+class GRPOTerms:
     """The terms of GRPO's loss."""
 
     clip: float = 0.2
@@ -216,24 +216,24 @@ def grpo_loss(
     advantages: Tensor,
     answers: Tensor,
     longest: int,
-    config: GRPOConfig,
+    terms: GRPOTerms,
 ) -> Loss:
-    """The loss of N decisions (Shao et al. 2024, eq. 3): clipped surrogate + β·k3, averaged as `config.length` says.
+    """The loss of N decisions (Shao et al. 2024, eq. 3): clipped surrogate + β·k3, averaged as `terms.length` says.
 
     All are (N,): advantages are those of each token's answer, answers their numbers, from 0 without gaps. longest: what
     Dr. GRPO divides by, the most tokens an answer may have. The weight is the number of answers, or of tokens.
     """
-    policy = clipped_surrogate(logprobs, old_logprobs, advantages, config.clip)
-    losses = policy + config.kl_coefficient * kl_k3(logprobs, reference)
+    policy = clipped_surrogate(logprobs, old_logprobs, advantages, terms.clip)
+    losses = policy + terms.kl_coefficient * kl_k3(logprobs, reference)
     lengths = torch.bincount(answers).clamp(min=1)  # (answers,)
-    if config.length == "token":
+    if terms.length == "token":
         share, weight = torch.ones_like(losses), _count(losses)
     else:
         weight = _count(lengths)
-        share = 1 / lengths[answers] if config.length == "answer" else torch.full_like(losses, 1 / longest)
+        share = 1 / lengths[answers] if terms.length == "answer" else torch.full_like(losses, 1 / longest)
     metrics = {"policy_loss": (policy * share).sum()}
     # The log divides by the weight, and these are means over tokens.
-    tokens = {**_movement(logprobs, old_logprobs, config.clip), "entropy": entropy.sum()}
+    tokens = {**_movement(logprobs, old_logprobs, terms.clip), "entropy": entropy.sum()}
     metrics |= {name: value * weight / max(len(losses), 1) for name, value in tokens.items()}
     return Loss((losses * share).sum(), weight, _detached(metrics))
 

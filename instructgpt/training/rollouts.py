@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from instructgpt.data.tokens import Tokens
 from instructgpt.generation.engine import Completion, generate_ids
 from instructgpt.generation.sampling import SamplingConfig
 from instructgpt.model.transformer import Transformer
+from instructgpt.objectives.lm import Loss
 from instructgpt.text.tokenizer import Tokenizer
 
 
@@ -148,6 +150,11 @@ class Rollout:
         return Rollout(**{k: v.to(device) if isinstance(v, (Tensor, Batch)) else v for k, v in moved.items()})
 
 
+def with_metrics(loss: Loss, means: dict[str, float]) -> Loss:
+    """The loss with these means in its log, which divides by the weight."""
+    return Loss(loss.total, loss.weight, loss.metrics | {name: loss.weight * value for name, value in means.items()})
+
+
 def split_evenly(items: Sequence[Any], parts: int, seed: int) -> list[list[Any]]:
     """`items` in an order drawn from `seed`, in `parts` equal parts."""
     order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -163,8 +170,14 @@ class RolloutStream:
     cannot be made again, for its policy is gone, and is passed over. `kept` is the stage's own state, JSON-able.
     """
 
-    def __init__(self, roll_out: Callable[[int], list[Rollout]], kept: dict[str, Any] | None = None):
-        self._roll_out, self.kept = roll_out, kept if kept is not None else {}
+    def __init__(
+        self,
+        roll_out: Callable[[int], list[Rollout]],
+        context: Callable[[], AbstractContextManager[Any]],
+        kept: dict[str, Any] | None = None,
+    ):
+        """`context`: the run's number format, in which the loss is computed, too."""
+        self._roll_out, self._context, self.kept = roll_out, context, kept if kept is not None else {}
         self._number = 0
         self._waiting: list[Rollout] = []
 
@@ -173,7 +186,8 @@ class RolloutStream:
 
     def __next__(self) -> Rollout:
         if not self._waiting:
-            self._waiting = self._roll_out(self._number)
+            with torch.no_grad(), self._context():
+                self._waiting = self._roll_out(self._number)
             self._number += 1
         return self._waiting.pop(0)
 
