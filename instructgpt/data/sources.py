@@ -30,14 +30,17 @@ class ExampleSource(Protocol):
 
 
 class WorldInstructions:
-    """Conversations of the instruction world."""
+    """Conversations of the instruction world, a share of which may have flawed answers, as real demonstrations do."""
 
-    def __init__(self, split: str, tokenizer: Tokenizer, seed: int = 0):
-        self._split, self._tokenizer, self._seed = split, tokenizer, seed
+    def __init__(self, split: str, tokenizer: Tokenizer, seed: int = 0, flawed_share: float = 0.0):
+        self._split, self._tokenizer, self._seed, self._flawed_share = split, tokenizer, seed, flawed_share
 
     def __getitem__(self, index: int) -> Tokens:
-        example = world.example(self._split, index, self._seed)
-        return Tokens.of(render_conversation(example.conversation, self._tokenizer))  # pyright: ignore[reportArgumentType]
+        if self._flawed_share and _generator(self._seed, index).random() < self._flawed_share:
+            conversation = world.flawed_demonstration(self._split, index, self._seed)
+        else:
+            conversation = world.example(self._split, index, self._seed).conversation
+        return Tokens.of(render_conversation(conversation, self._tokenizer))  # pyright: ignore[reportArgumentType]
 
 
 class WorldText:

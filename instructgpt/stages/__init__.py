@@ -8,7 +8,7 @@ from typing import Any
 
 from instructgpt.errors import UserError, suggestion
 from instructgpt.flags import given_value, parse
-from instructgpt.stages import pipeline, pretrain, sft, tokenizer
+from instructgpt.stages import dpo, pipeline, pretrain, reward, sft, tokenizer
 from instructgpt.stages.presets import recipe
 
 
@@ -37,6 +37,10 @@ STAGES: dict[str, Stage] = {
         pretrain.run, pretrain.PretrainConfig, lambda preset: recipe(preset).pretrain, "raw text to a base model"
     ),
     "sft": Stage(sft.run, sft.SFTConfig, lambda preset: recipe(preset).sft, "instructions to a tuned model"),
+    "reward": Stage(
+        reward.run, reward.RewardConfig, lambda preset: recipe(preset).reward, "compared answers to a reward model"
+    ),
+    "dpo": Stage(dpo.run, dpo.DPOConfig, lambda preset: recipe(preset).dpo, "compared answers to a policy, directly"),
 }
 
 

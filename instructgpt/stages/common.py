@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from instructgpt.atomic import write_text
+from instructgpt.config import ModelConfig
 from instructgpt.data.batch import Batch, BatchStream
 from instructgpt.data.prefetch import Prefetched
 from instructgpt.errors import UserError
@@ -65,13 +66,19 @@ class StageConfig:
     """Replace the run in --out."""
     tracker: Tracker = "none"
     """Also log to tensorboard or wandb (extra `track`)."""
-    rows: int = 16
-    """Rows of a batch, each of --row-length tokens."""
     row_length: int = 0
     """Tokens of a row, into which documents are packed; 0 means the model's context."""
+    fit: FitConfig = field(default_factory=FitConfig)
+
+
+@dataclass(frozen=True)
+class LanguageStageConfig(StageConfig):
+    """Flags of the stages that learn to predict the next token."""
+
+    rows: int = 16
+    """Rows of a batch, each of --row-length tokens."""
     label_smoothing: float = 0.0
     """Share of the target's probability that is spread over the vocabulary; makes a model less sure of itself."""
-    fit: FitConfig = field(default_factory=FitConfig)
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,13 @@ def build_model(config: StageConfig, machine: Machine, make: Callable[[], Model]
     """The stage's model, its randomness seeded, on its device and in its number format."""
     seed_everything(config.seed)
     return make().to(machine.device, machine.precision.parameters)
+
+
+def fitting_row_length(config: StageConfig, model: ModelConfig) -> int:
+    """--row-length, or the context of the model in --init. Raises UserError when it is longer than that."""
+    if config.row_length > model.context:
+        raise UserError(f"--row-length {config.row_length} is longer than the context of --init, {model.context}")
+    return config.row_length or model.context
 
 
 def new_backend(config: StageConfig, machine: Machine):

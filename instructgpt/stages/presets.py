@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from instructgpt.config import MODEL_PRESETS, model_preset
+from instructgpt.stages.dpo import DPOConfig
 from instructgpt.stages.pretrain import PretrainConfig
+from instructgpt.stages.reward import RewardConfig
 from instructgpt.stages.sft import SFTConfig
 from instructgpt.stages.tokenizer import TokenizerConfig
 from instructgpt.training.loop import FitConfig
@@ -20,10 +22,14 @@ class Recipe:
     tokenizer: TokenizerConfig
     pretrain: PretrainConfig
     sft: SFTConfig
+    reward: RewardConfig
+    dpo: DPOConfig
 
 
 # Small models learn about twice as much from the same few million tokens with Muon as with AdamW.
 _MUON = FitConfig(optimizer="muon", muon_learning_rate=0.02, learning_rate=3e-3, weight_decay=0.01, schedule="wsd")
+# For models that know their trade already: a fifth of the rates.
+_GENTLE_MUON = replace(_MUON, muon_learning_rate=0.004, learning_rate=6e-4)
 
 
 def _tiny() -> Recipe:
@@ -36,6 +42,8 @@ def _tiny() -> Recipe:
             fit=replace(_MUON, max_steps=1400, max_minutes=6.7, cooldown=0.2, eval_every=700),
         ),
         SFTConfig(rows=6, fit=replace(_MUON, max_steps=1350, max_minutes=5.7, cooldown=0.7, eval_every=675)),
+        RewardConfig(prompts=16, fit=replace(_GENTLE_MUON, max_steps=300, max_minutes=2.0)),
+        DPOConfig(prompts=16, fit=replace(_GENTLE_MUON, max_steps=200, max_minutes=2.0)),
     )
 
 
@@ -48,6 +56,8 @@ def _small() -> Recipe:
             preset="small", model=model_preset("small"), rows=32, fit=replace(fit, max_steps=2_000, eval_every=250)
         ),
         SFTConfig(preset="small", rows=32, fit=replace(fit, max_steps=3_000, cooldown=0.5, eval_every=500)),
+        RewardConfig(preset="small", prompts=64, fit=replace(_GENTLE_MUON, max_steps=1_000, eval_every=250)),
+        DPOConfig(preset="small", prompts=64, fit=replace(_GENTLE_MUON, max_steps=600, eval_every=200)),
     )
 
 
@@ -64,6 +74,9 @@ def _large(name: str, rows: int, micro_batches: int) -> Recipe:
         TokenizerConfig(preset=name, vocab_size=32_000),
         PretrainConfig(preset=name, model=model_preset(name), rows=rows, fit=fit),
         SFTConfig(preset=name, rows=rows, fit=tuned),
+        # One epoch of compared answers at rates of 9e-6 and 5e-7 (Ouyang et al. 2022, C.2; Rafailov et al. 2023, B).
+        RewardConfig(preset=name, prompts=64, fit=replace(tuned, max_steps=1_000, learning_rate=9e-6)),
+        DPOConfig(preset=name, prompts=64, fit=replace(tuned, max_steps=1_000, learning_rate=5e-7, warmup_steps=150)),
     )
 
 

@@ -17,8 +17,8 @@ from instructgpt.errors import UserError
 from instructgpt.model.transformer import Transformer
 from instructgpt.objectives.lm import next_token_loss
 from instructgpt.stages.common import (
+    LanguageStageConfig,
     Machine,
-    StageConfig,
     build_model,
     language_validation,
     new_backend,
@@ -33,7 +33,7 @@ _HELD_OUT_SEED = 1_000_003
 
 
 @dataclass(frozen=True)
-class PretrainConfig(StageConfig):
+class PretrainConfig(LanguageStageConfig):
     """Trains a model to predict the next token of raw text."""
 
     text: tuple[str, ...] = ()
