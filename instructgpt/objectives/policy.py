@@ -159,7 +159,7 @@ def clipped_value_losses(values: Tensor, old_values: Tensor, returns: Tensor, cl
 class PPOTerms:
     """The terms of PPO's loss."""
 
-    clip: float = 0.2
+    clip_ratio: float = 0.2
     """How far the probability of a token may move, as a ratio, before the objective stops rewarding it."""
     value_clip: float = 0.2
     """How far a value may move on one batch of rollouts; 0 lets it."""
@@ -183,10 +183,14 @@ def ppo_loss(
 
     Gradients flow through the first three. The weight is N: tokens count alike, whatever the answer's length.
     """
-    policy = clipped_surrogate(logprobs, old_logprobs, advantages, terms.clip)
+    policy = clipped_surrogate(logprobs, old_logprobs, advantages, terms.clip_ratio)
     value = clipped_value_losses(values, old_values, returns, terms.value_clip)
     total = policy + terms.value_coefficient * value - terms.entropy_coefficient * entropy
-    metrics = {"policy_loss": policy.sum(), "value_loss": value.sum(), **_movement(logprobs, old_logprobs, terms.clip)}
+    metrics = {
+        "policy_loss": policy.sum(),
+        "value_loss": value.sum(),
+        **_movement(logprobs, old_logprobs, terms.clip_ratio),
+    }
     return Loss(total.sum(), _count(total), _detached({**metrics, "entropy": entropy.sum()}))
 
 
@@ -197,7 +201,7 @@ LengthCorrection = Literal["answer", "constant", "token"]
 class GRPOTerms:
     """The terms of GRPO's loss."""
 
-    clip: float = 0.2
+    clip_ratio: float = 0.2
     """How far the probability of a token may move, as a ratio, before the objective stops rewarding it."""
     kl_coefficient: float = 0.04
     """Weight of the KL to the reference, which is part of the loss and not of the reward."""
@@ -223,7 +227,7 @@ def grpo_loss(
     All are (N,): advantages are those of each token's answer, answers their numbers, from 0 without gaps. longest: what
     Dr. GRPO divides by, the most tokens an answer may have. The weight is the number of answers, or of tokens.
     """
-    policy = clipped_surrogate(logprobs, old_logprobs, advantages, terms.clip)
+    policy = clipped_surrogate(logprobs, old_logprobs, advantages, terms.clip_ratio)
     losses = policy + terms.kl_coefficient * kl_k3(logprobs, reference)
     lengths = torch.bincount(answers).clamp(min=1)  # (answers,)
     if terms.length == "token":
@@ -233,7 +237,7 @@ def grpo_loss(
         share = 1 / lengths[answers] if terms.length == "answer" else torch.full_like(losses, 1 / longest)
     metrics = {"policy_loss": (policy * share).sum()}
     # The log divides by the weight, and these are means over tokens.
-    tokens = {**_movement(logprobs, old_logprobs, terms.clip), "entropy": entropy.sum()}
+    tokens = {**_movement(logprobs, old_logprobs, terms.clip_ratio), "entropy": entropy.sum()}
     metrics |= {name: value * weight / max(len(losses), 1) for name, value in tokens.items()}
     return Loss((losses * share).sum(), weight, _detached(metrics))
 

@@ -42,8 +42,8 @@ class PolicyStageConfig(StageConfig):
     reward: tuple[str, ...] = ()
     """What answers are scored by: the run directory of a reward model, or `world` for the world's own checker."""
     reward_function: tuple[str, ...] = ()
-    """Functions that score answers, as package.module:function or path/file.py:function. Each gets prompts
-    (lists of messages) and answers (texts), and `references` if it has such a parameter; it returns a list of numbers."""
+    """Functions that score answers, as package.module:function or path/file.py:function. Each gets prompts (lists of
+    messages), answers (texts), and `references` if it has such a parameter, and returns a list of numbers."""
     reward_weights: tuple[float, ...] = ()
     """Weights of --reward and then --reward-function in the sum that is the reward; 1 each by default."""
     prompts: int = 64
@@ -143,8 +143,8 @@ def in_whole_rollouts(config: Config, steps: int) -> Config:
     """
     if steps % config.fit.micro_batches:
         raise UserError(
-            f"--micro-batches {config.fit.micro_batches} does not divide the {steps} steps of a rollout (minibatches times "
-            "epochs): an update would mix answers of two policies"
+            f"--micro-batches {config.fit.micro_batches} does not divide a rollout (its {steps} minibatches in all epochs "
+            "together): an update would mix answers of two policies"
         )
     updates = steps // config.fit.micro_batches
     save_every = -(-config.fit.save_every // updates) * updates

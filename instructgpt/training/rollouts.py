@@ -57,6 +57,12 @@ def sample_answers(
     return [Answered(queries[i // n], completion) for i, completion in enumerate(completions)]
 
 
+def as_tokens(each: Answered) -> Tokens:
+    """The prompt with the very tokens that were sampled (encoding their text could give others), which are targets."""
+    ids = np.array([*each.query.ids, *each.answer.ids], dtype=np.int32)
+    return Tokens(ids, np.arange(len(ids)) >= len(each.query.ids))
+
+
 def pack(answered: Sequence[Answered], row_length: int) -> Batch:
     """Prompts with their answers as a packed batch in which the answers are the targets, in the order given.
 
@@ -64,13 +70,12 @@ def pack(answered: Sequence[Answered], row_length: int) -> Batch:
     """
     rows: list[list[Tokens]] = [[]]
     room = row_length
-    for query, answer in answered:
-        ids = np.array([*query.ids, *answer.ids], dtype=np.int32)
-        if len(ids) - 1 > room:
+    for tokens in map(as_tokens, answered):
+        if len(tokens) - 1 > room:
             rows.append([])
             room = row_length
-        rows[-1].append(Tokens(ids, np.arange(len(ids)) >= len(query.ids)))
-        room -= len(ids) - 1
+        rows[-1].append(tokens)
+        room -= len(tokens) - 1
     return collate([row for row in rows if row], row_length)
 
 
