@@ -8,6 +8,12 @@ from kernels.attention import attention_reference, causal_mask
 from kernels.cross_entropy import cross_entropy_reference
 from kernels.gelu import gelu_reference
 from kernels.layer_norm import layer_norm_reference
+from kernels.linear_cross_entropy import (
+    linear_cross_entropy_chunked,
+    linear_cross_entropy_reference,
+    linear_logprobs_chunked,
+    linear_logprobs_reference,
+)
 from kernels.rms_norm import rms_norm_reference
 from kernels.rope import rope_reference, rope_table
 from kernels.softmax import softmax_reference
@@ -22,6 +28,10 @@ __all__ = [
     "cross_entropy_reference",
     "gelu_reference",
     "layer_norm_reference",
+    "linear_cross_entropy_chunked",
+    "linear_cross_entropy_reference",
+    "linear_logprobs_chunked",
+    "linear_logprobs_reference",
     "rms_norm_reference",
     "rope_reference",
     "rope_table",

@@ -71,3 +71,22 @@ class RewardModel(nn.Module):
             rewards[torch.tensor(numbers, device=self.device)] = self(ids.to(self.device), last.to(self.device))
         self.train(was_training)
         return rewards
+
+
+class ValueHead(nn.Module):
+    """The reward that a policy may expect from here on: a linear map of its hidden state, in float32.
+
+    It reads the policy's own trunk, so that a step costs no second Transformer, and begins at 0 everywhere.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.linear = nn.Linear(width, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Values (N,) of hidden states (N, C)."""
+        # bfloat16's three digits are too few for what is subtracted from one another.
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.linear(hidden.float()).squeeze(-1)

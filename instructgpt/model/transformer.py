@@ -9,6 +9,8 @@ Dimensions: B rows, T tokens, C width, H heads, K key/value heads, D head_dim, V
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -165,16 +167,32 @@ class Transformer(nn.Module):
             rotation = rope_table(positions, self.config.head_dim, self.config.rope_theta)
         return Scope(may_attend, causal=may_attend is None, rotation=rotation, cache=cache)
 
+    @property
+    def output_weight(self) -> Tensor:
+        """The head's matrix (V, C)."""
+        return self.embedding.weight if self.head_weight is None else self.head_weight
+
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., C)."""
-        return F.linear(hidden, self.embedding.weight if self.head_weight is None else self.head_weight)
+        return F.linear(hidden, self.output_weight)
+
+    # Where head and loss meet: the logits of a large vocabulary would be the largest tensor of a training step, and a
+    # backend need not hold them all.
 
     def token_losses(self, hidden: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Negative log-likelihood (N,) in nats, float32, of targets (N,) after hidden states (N, C).
+        """Negative log-likelihood (N,) in nats, float32, of targets (N,) after hidden states (N, C)."""
+        return self.backend.linear_cross_entropy(hidden, self.output_weight, targets, label_smoothing)
 
-        The one place where head and loss meet: logits of a large vocabulary are the largest tensor of a step.
-        """
-        return self.backend.cross_entropy(self.head(hidden), targets, label_smoothing)
+    @overload
+    def token_logprobs(self, hidden: Tensor, targets: Tensor, with_entropy: Literal[False] = False) -> Tensor: ...
+    @overload
+    def token_logprobs(self, hidden: Tensor, targets: Tensor, with_entropy: Literal[True]) -> tuple[Tensor, Tensor]: ...
+    def token_logprobs(
+        self, hidden: Tensor, targets: Tensor, with_entropy: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Log-probability (N,) in nats, float32, of targets (N,) after hidden states (N, C); with the entropy (N,) of
+        each next-token distribution if asked for. Both carry gradients."""
+        return self.backend.linear_logprobs(hidden, self.output_weight, targets, with_entropy)
 
 
 def _positions(ids: Tensor, documents: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from instructgpt.errors import UserError, suggestion
 from instructgpt.flags import given_value, parse
-from instructgpt.stages import dpo, pipeline, pretrain, reward, sft, tokenizer
+from instructgpt.stages import best_of_n, dpo, grpo, pipeline, ppo, pretrain, reward, sft, tokenizer
 from instructgpt.stages.presets import recipe
 
 
@@ -41,6 +41,18 @@ STAGES: dict[str, Stage] = {
         reward.run, reward.RewardConfig, lambda preset: recipe(preset).reward, "compared answers to a reward model"
     ),
     "dpo": Stage(dpo.run, dpo.DPOConfig, lambda preset: recipe(preset).dpo, "compared answers to a policy, directly"),
+    "ppo": Stage(
+        ppo.run, ppo.PPOConfig, lambda preset: recipe(preset).ppo, "a reward to a policy, with a value function"
+    ),
+    "grpo": Stage(
+        grpo.run, grpo.GRPOConfig, lambda preset: recipe(preset).grpo, "a reward to a policy, by groups of answers"
+    ),
+    "best_of_n": Stage(
+        best_of_n.run,
+        best_of_n.BestOfNConfig,
+        lambda preset: recipe(preset).best_of_n,
+        "a reward to a policy, by imitating its best answers",
+    ),
 }
 
 

@@ -35,6 +35,7 @@ from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import RunDirectory
 from instructgpt.training.loop import FitConfig, FitResult, Hooks, Snapshot, fit
 from instructgpt.training.metrics import ConsoleLog, JsonLines, Metrics, Sink, Tracker, measure_peak_flops, open_tracker
+from instructgpt.training.optimizer import Parameters
 from instructgpt.training.plot import plot_curves
 
 # Settings that may differ between a run and its resumption: they say where and how long, not what.
@@ -131,11 +132,15 @@ def train(
     batches: BatchStream,
     loss_fn: Callable[[Any], Loss],
     validate: Callable[[], dict[str, float]] | None = None,
+    *,
+    beside: Parameters | None = None,
+    may_prefetch: bool = True,
 ) -> FitResult:
     """Runs `fit` for `stage` in its run directory: checkpoints, metrics, validation, curves, eval.json.
 
     `loss_fn` gets the stream's batches on the device, the model in training mode; `validate` measures the model, in
-    evaluation mode; `val_loss` among its values steers early stopping.
+    evaluation mode; `val_loss` among its values steers early stopping. `beside` is trained and not saved with the
+    model, such as a value head. Batches that depend on the weights must not be prefetched.
     """
     run, is_first = RunDirectory(config.out), machine.ranks.is_first
     if is_first:
@@ -171,10 +176,11 @@ def train(
         save=run.save_state,
         save_model=lambda: run.save_model(model),
     )
-    stream = Prefetched(batches) if device.type == "cuda" else batches  # a CPU has no core to spare for it
+    # A CPU has no core to spare for prefetching.
+    stream = Prefetched(batches) if device.type == "cuda" and may_prefetch else batches
     try:
         result = fit(
-            dict(model.named_parameters()), stream, step_loss, config.fit, hooks,
+            {**dict(model.named_parameters()), **(beside or {})}, stream, step_loss, config.fit, hooks,
             device=device, precision=precision, ranks=machine.ranks, resume_from=snapshot,
         )  # fmt: skip
     finally:
