@@ -19,6 +19,8 @@ from instructgpt.evaluation.assessment import assess
 from instructgpt.evaluation.ledger import Entry, Ledger, Row
 from instructgpt.evaluation.loss import evaluate_loss
 from instructgpt.runtime import resolve_device, resolve_precision
+from instructgpt.text.chat import render_conversation
+from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import RunDirectory, load, load_reward_model
 
 # Settings in which the seeds of one stage differ.
@@ -105,7 +107,9 @@ def measure(task: Task, config: LedgerConfig) -> Entry:
         reward_model, _ = _same_tokenizer(
             load_reward_model(task.reward, device, config.backend), tokenizer, task.reward
         )
-    examples = world.sample(config.split, config.n * len(world.FAMILIES), seed=0)
+    examples = fitting(
+        world.sample(config.split, config.n * len(world.FAMILIES), seed=0), tokenizer, model.config.context
+    )
     requests = world.sample(config.split, _REQUESTS, seed=0, families=("refusal",))
     text = WorldText(tokenizer, _HELD_OUT_SEED)
     with precision.context(device):
@@ -118,13 +122,26 @@ def measure(task: Task, config: LedgerConfig) -> Entry:
     )  # fmt: skip
 
 
-def _same_tokenizer(loaded: tuple[Any, Any], tokenizer: Any, where: str) -> tuple[Any, Any]:
+def fitting(examples: list[world.Example], tokenizer: Tokenizer, context: int) -> list[world.Example]:
+    """Those whose prompt and right answer fit in the context; all of them, but for a very short one."""
+    conversations: list[Any] = [example.conversation for example in examples]
+    kept = [
+        example
+        for example, conversation in zip(examples, conversations)
+        if len(render_conversation(conversation, tokenizer).ids) <= context
+    ]
+    if not kept:
+        raise UserError(f"no prompt of the world fits in a context of {context} tokens")
+    return kept
+
+
+def _same_tokenizer(loaded: tuple[Any, Tokenizer], tokenizer: Tokenizer, where: str) -> tuple[Any, Any]:
     if loaded[1] != tokenizer:
         raise UserError("has another tokenizer than the policies: its figures would mean nothing for them", where)
     return loaded
 
 
-def ledger_of(measured: Iterable[tuple[Task, Entry]], runs: Iterable[str | Path], prompts: int) -> Ledger:
+def ledger_of(measured: Iterable[tuple[Task, Entry]], runs: Iterable[str | Path]) -> Ledger:
     """Entries as rows, the runs of one stage and settings together, in the order of their first."""
     rows: dict[tuple[str, str], list[Entry]] = {}
     for task, entry in measured:
@@ -140,14 +157,14 @@ def ledger_of(measured: Iterable[tuple[Task, Entry]], runs: Iterable[str | Path]
         for path in runs
         if Described.of(path).stage == "reward" and (pairs := RunDirectory(path).read_eval().get("pairs"))
     ]
-    return Ledger(named, prompts, notes)
+    return Ledger(named, len(named[0].entries[0].assessment.true_rewards), notes)
 
 
 def run(config: LedgerConfig, measure_all: Callable[[list[Task]], list[Entry]] | None = None) -> Ledger:
     """Measures --runs, prints the ledger, and writes it where asked. `measure_all` may do it in several processes."""
     todo = tasks(config.runs)
     entries = measure_all(todo) if measure_all else [measure(task, config) for task in todo]
-    ledger = ledger_of(zip(todo, entries), config.runs, config.n * len(world.FAMILIES))
+    ledger = ledger_of(zip(todo, entries), config.runs)
     console = Console()
     Console(width=max(console.width, 170)).print(ledger.table())  # a log file has no width of its own
     if config.json:
