@@ -64,7 +64,7 @@ def run(config: GRPOConfig) -> FitResult:
         scores = actors.score(config, answered)
         # 3. "Compute Â through group relative advantage estimation" (line 9).
         advantages = group_advantages(scores, config.answers, config.terms.normalise)  # (prompts · G,)
-        # A prompt whose answers all score the same has no gradient: left out, it costs nothing (Yu et al. 2025, section 3.2).
+        # A prompt whose answers all score the same has no gradient: it is left out (Yu et al. 2025, section 3.2).
         groups = scores.view(-1, config.answers)
         differ = (groups != groups[:, :1]).any(1).repeat_interleave(config.answers)
         useful = differ.nonzero()[:, 0].tolist() if differ.any() else list(range(len(answered)))
