@@ -64,8 +64,12 @@ def run(config: GRPOConfig) -> FitResult:
         scores = actors.score(config, answered)
         # 3. "Compute Â through group relative advantage estimation" (line 9).
         advantages = group_advantages(scores, config.answers, config.terms.normalise)  # (prompts · G,)
+        # A prompt whose answers all score the same has no gradient: it is left out (Yu et al. 2025, section 3.2).
+        groups = scores.view(-1, config.answers)
+        differ = (groups != groups[:, :1]).any(1).repeat_interleave(config.answers)
+        useful = differ.nonzero()[:, 0].tolist() if differ.any() else list(range(len(answered)))
         parts, log_ratios, entropies = [], [], []
-        for part in split_evenly(range(len(answered)), config.minibatches, seed=number):
+        for part in split_evenly(useful, config.minibatches, seed=number):
             # 4. What old policy and frozen reference make of each token, by the forward that is trained.
             chosen = [answered[i] for i in part]
             batch, is_answer = (
@@ -81,10 +85,9 @@ def run(config: GRPOConfig) -> FitResult:
             parts.append(Rollout(batch, is_answer, logprobs, reference_logprobs, spread, nothing, nothing))
             log_ratios.append((logprobs - reference_logprobs).sum(1))
             entropies.append(own.entropy)
-        metrics = measure(answered, scores, torch.cat(log_ratios)[:, None])
+        metrics = measure(answered, scores, torch.cat(log_ratios)[:, None])  # the KL is of the useful ones
         metrics["entropy_at_sampling"] = float(torch.cat(entropies).mean())
-        groups = scores.view(-1, config.answers)
-        metrics["groups_that_agree"] = float((groups == groups[:, :1]).all(1).float().mean())
+        metrics["groups_that_agree"] = float(1 - differ.float().mean())
         return [replace(part, metrics=metrics) for part in parts] * config.epochs
 
     def loss(rollout: Rollout) -> Loss:

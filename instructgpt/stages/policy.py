@@ -143,8 +143,8 @@ def in_whole_rollouts(config: Config, steps: int) -> Config:
     """
     if steps % config.fit.micro_batches:
         raise UserError(
-            f"--micro-batches {config.fit.micro_batches} does not divide a rollout's {steps} minibatches (of all epochs): "
-            "an update would mix answers of two policies"
+            f"--micro-batches {config.fit.micro_batches} does not divide the {steps} minibatches (of all epochs) of a "
+            "rollout: an update would mix answers of two policies"
         )
     updates = steps // config.fit.micro_batches
     save_every = -(-config.fit.save_every // updates) * updates

@@ -161,10 +161,9 @@ def with_metrics(loss: Loss, means: dict[str, float]) -> Loss:
 
 
 def split_evenly(items: Sequence[Any], parts: int, seed: int) -> list[list[Any]]:
-    """`items` in an order drawn from `seed`, in `parts` equal parts."""
+    """`items` in an order drawn from `seed`, in `parts` parts as equal as can be; none is empty if there are enough."""
     order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed)).tolist()
-    size = len(items) // parts
-    return [[items[i] for i in order[start : start + size]] for start in range(0, size * parts, size)]
+    return [[items[i] for i in order[part::parts]] for part in range(parts)]
 
 
 class RolloutStream:
