@@ -63,7 +63,9 @@ def run(config: GRPOConfig) -> FitResult:
         # A prompt whose answers all score the same has no gradient: it is left out (Yu et al. 2025, section 3.2).
         groups = scores.view(-1, config.answers)
         differ = (groups != groups[:, :1]).any(1).repeat_interleave(config.answers)
-        useful = differ.nonzero()[:, 0].tolist() if differ.any() else list(range(len(answered)))
+        useful = differ.nonzero()[:, 0].tolist()
+        if len(useful) < config.minibatches:
+            useful = range(len(answered))
         parts = []
         for part in split_evenly(useful, config.minibatches, seed=number):
             # 4. What old policy and frozen reference make of each token, by the forward that is trained.

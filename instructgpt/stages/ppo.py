@@ -98,7 +98,7 @@ def run(config: PPOConfig) -> FitResult:
         scores = actors.score(config, answered).to(machine.device)
         # Mean 0 and variance 1 over what the reference answers, which the first rollout is (Ziegler et al. 2019, 2.1).
         if config.normalise_reward and number == 0:
-            kept.update(reward_mean=float(scores.mean()), reward_std=float(scores.std()) or 1.0)
+            kept.update(reward_mean=float(scores.mean()), reward_std=float(scores.std(unbiased=False)) or 1.0)
         normalised = (scores - kept["reward_mean"]) / kept["reward_std"]
         parts = []
         for part in split_evenly(range(len(answered)), config.minibatches, seed=number):
