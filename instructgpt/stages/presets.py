@@ -60,12 +60,12 @@ def _tiny() -> Recipe:
             fit=replace(_MUON, max_steps=1400, max_minutes=6.7, cooldown=0.2, eval_every=700),
         ),
         SFTConfig(rows=6, fit=replace(_MUON, max_steps=1350, max_minutes=5.7, cooldown=0.7, eval_every=675)),
-        SFTConfig(rows=6, fit=replace(_MUON, max_steps=1000, max_minutes=3.5, cooldown=0.7)),
-        RewardConfig(prompts=16, fit=replace(_GENTLE_MUON, max_steps=300, max_minutes=1.8)),
+        SFTConfig(rows=6, fit=replace(_MUON, max_steps=1350, max_minutes=4.0, cooldown=0.7)),
+        RewardConfig(prompts=16, fit=replace(_GENTLE_MUON, max_steps=350, max_minutes=1.6)),
         # Without the chosen answers' own loss both log-probabilities fall, and the policy forgets what it knew.
-        DPOConfig(prompts=16, chosen_weight=1.0, fit=replace(_GENTLE_MUON, max_steps=250, max_minutes=1.7)),
-        PPOConfig(fit=replace(_POLICY, max_steps=400, max_minutes=2.5)),
-        GRPOConfig(fit=replace(_POLICY, max_steps=400, max_minutes=2.5)),
+        DPOConfig(prompts=16, chosen_weight=1.0, fit=replace(_GENTLE_MUON, max_steps=300, max_minutes=1.6)),
+        PPOConfig(fit=replace(_POLICY, max_steps=400, max_minutes=2.0)),
+        GRPOConfig(fit=replace(_POLICY, max_steps=400, max_minutes=2.0)),
         BestOfNConfig(fit=replace(_GENTLE_MUON, max_steps=200, max_minutes=2.0)),
     )
 

@@ -30,7 +30,9 @@ from instructgpt.stages.presets import recipe
 from instructgpt.stages.processes import Job, cores, run_jobs
 from instructgpt.training.checkpoint import RunDirectory
 
-_STAGES: dict[str, Callable[[Any], Any]] = {"reward": reward.run, "dpo": dpo.run, "ppo": ppo.run, "grpo": grpo.run}
+# In the order in which they are begun: what others wait for first, what is short last. DPO waits for SFT alone.
+_STAGES: dict[str, Callable[[Any], Any]] = {"reward": reward.run, "ppo": ppo.run, "grpo": grpo.run, "dpo": dpo.run}
+_POLICIES = ("dpo", "ppo", "grpo")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class RLHFConfig:
     """Size of model and length of training; auto is `small` on a GPU and `tiny` without."""
     base: str = ""
     """A pretrain run to start from; without it, --out/pretrain, which is trained first where it does not exist."""
-    base_minutes: float = 4.0
+    base_minutes: float = 3.0
     """Most minutes for training a base model where there is none."""
     seeds: int = 3
     """Runs of each stage after SFT."""
@@ -82,7 +84,7 @@ def run(config: RLHFConfig) -> None:
     write_json(marker, {"preset": config.preset, "base": str(base), "seeds": config.seeds})
     jobs = [job for job in plan(config, base) if not _is_done(job, config)]
     run_jobs(jobs, config.workers or _workers())
-    runs = [out / "sft", *(out / f"{stage}-{seed}" for stage in _STAGES for seed in range(config.seeds))]
+    runs = [out / "sft", *(out / f"{stage}-{seed}" for stage in ("reward", *_POLICIES) for seed in range(config.seeds))]
     ledger = LedgerConfig(
         tuple(map(str, runs)), n=config.n, json=str(out / "ledger.json"), plot=str(out / "ledger.png"),
         device=config.device, dtype=config.dtype, backend=config.backend,
@@ -112,19 +114,15 @@ def plan(config: RLHFConfig, base: Path) -> list[Job]:
     # Step 1: demonstrations. The share of flawed ones is what the later steps are to undo.
     demonstrations = dict(data=("world",), flawed_share=config.flawed_share, init=str(base))
     jobs.append(job("sft", sft.run, stages.flawed_sft, ("pretrain",), **demonstrations, **shared))
-    for seed in range(config.seeds):
-        # Step 2: comparisons make the reward model. Step 3: the reward model makes the policy; DPO needs none.
-        needs = {
-            "reward": ("sft",),
-            "dpo": ("sft",),
-            "ppo": (f"reward-{seed}",),
-            "grpo": (f"reward-{seed}",),
-        }
-        for stage, function in _STAGES.items():
+    for stage in _STAGES:
+        for seed in range(config.seeds):
             settings: dict[str, Any] = dict(data=("world",), init=str(out / "sft"), seed=seed)
+            needs = "sft"
             if stage in ("ppo", "grpo"):
-                settings["reward"] = (str(out / f"reward-{seed}"),)
-            jobs.append(job(f"{stage}-{seed}", function, getattr(stages, stage), needs[stage], **settings, **shared))
+                # Step 3: the reward model makes the policy.
+                needs = f"reward-{seed}"
+                settings["reward"] = (str(out / needs),)
+            jobs.append(job(f"{stage}-{seed}", _STAGES[stage], getattr(stages, stage), (needs,), **settings, **shared))
     return jobs
 
 
