@@ -23,9 +23,10 @@ import torch
 from instructgpt.atomic import write_text
 from instructgpt.errors import UserError
 from instructgpt.evaluation.ledger import Entry
-from instructgpt.stages import assess, dpo, grpo, ppo, pretrain, reward, sft, tokenizer
+from instructgpt.stages import assess, dpo, grpo, overoptimisation, ppo, pretrain, reward, sft, tokenizer
 from instructgpt.stages.assess import LedgerConfig, Task, measure
 from instructgpt.stages.common import require, write_json
+from instructgpt.stages.overoptimisation import OverOptimisation
 from instructgpt.stages.presets import recipe
 from instructgpt.stages.processes import Job, cores, run_jobs
 from instructgpt.training.checkpoint import RunDirectory
@@ -44,7 +45,7 @@ class RLHFConfig:
     preset: str = "auto"
     """Size of model and length of training; auto is `small` on a GPU and `tiny` without."""
     base: str = ""
-    """A pretrain run to start from; without it, --out/pretrain, which is trained first where it does not exist."""
+    """A pretrain run to start from; without it, --out/pretrain, which is trained first where there is none."""
     base_minutes: float = 3.0
     """Most minutes for training a base model where there is none."""
     seeds: int = 3
@@ -82,14 +83,20 @@ def run(config: RLHFConfig) -> None:
     if config.base:
         RunDirectory(base).read_eval()  # a base model that is not there, or not done, is told before hours of work
     write_json(marker, {"preset": config.preset, "base": str(base), "seeds": config.seeds})
-    jobs = [job for job in plan(config, base) if not _is_done(job, config)]
-    run_jobs(jobs, config.workers or _workers())
+    workers = config.workers or _workers()
+    run_jobs([job for job in plan(config, base) if not _is_done(job, config)], workers)
     runs = [out / "sft", *(out / f"{stage}-{seed}" for stage in ("reward", *_POLICIES) for seed in range(config.seeds))]
     ledger = LedgerConfig(
         tuple(map(str, runs)), n=config.n, json=str(out / "ledger.json"), plot=str(out / "ledger.png"),
         device=config.device, dtype=config.dtype, backend=config.backend,
     )  # fmt: skip
-    assess.run(ledger, partial(measure_in_processes, config=ledger, out=out, workers=config.workers or _workers()))
+    drawing = OverOptimisation(
+        str(out), str(out / "sft"), str(out / "reward-0"), (str(out / "ppo-0"), str(out / "grpo-0")),
+        device=config.device, dtype=config.dtype, backend=config.backend,
+    )  # fmt: skip
+    draw = Job("over-optimisation", overoptimisation.run, (drawing,), out / "logs" / "over-optimisation.txt")
+    assess.run(ledger, partial(measure_in_processes, config=ledger, out=out, beside=draw, workers=workers))
+    print(draw.log.read_text(encoding="utf-8"), end="", flush=True)
 
 
 def plan(config: RLHFConfig, base: Path) -> list[Job]:
@@ -106,7 +113,7 @@ def plan(config: RLHFConfig, base: Path) -> list[Job]:
         return Job(name, function, (given,), out / "logs" / f"{name}.txt", needs)
 
     jobs: list[Job] = []
-    if not config.base:
+    if not config.base and (config.overwrite or not (base / "eval.json").exists()):
         fit = replace(stages.pretrain.fit, max_minutes=config.base_minutes)
         jobs.append(job("tokenizer", tokenizer.run, stages.tokenizer, text=("world",), overwrite=True))
         base_stage = replace(stages.pretrain, fit=fit, tokenizer=str(out / "tokenizer"))
@@ -119,9 +126,10 @@ def plan(config: RLHFConfig, base: Path) -> list[Job]:
             settings: dict[str, Any] = dict(data=("world",), init=str(out / "sft"), seed=seed)
             needs = "sft"
             if stage in ("ppo", "grpo"):
-                # Step 3: the reward model makes the policy.
+                # Step 3: the reward model makes the policy; validated now and then, to be seen on its way.
                 needs = f"reward-{seed}"
                 settings["reward"] = (str(out / needs),)
+                settings["fit"] = replace(getattr(stages, stage).fit, eval_every=64)
             jobs.append(job(f"{stage}-{seed}", _STAGES[stage], getattr(stages, stage), (needs,), **settings, **shared))
     return jobs
 
@@ -134,16 +142,15 @@ def _workers() -> int:
     return 1 if torch.cuda.is_available() else min(cores(), 8)
 
 
-def measure_in_processes(tasks: list[Task], config: LedgerConfig, out: Path, workers: int) -> list[Entry]:
-    """The entries of the ledger, each measured in a process of its own."""
-    files = [out / "logs" / f"measure-{Path(task.policy.path).name}.json" for task in tasks]
-    run_jobs(
-        [
-            Job(f"measure {Path(task.policy.path).name}", _measure_into, (task, config, file), file.with_suffix(".txt"))
-            for task, file in zip(tasks, files)
-        ],
-        workers,
-    )
+def measure_in_processes(tasks: list[Task], config: LedgerConfig, out: Path, beside: Job, workers: int) -> list[Entry]:
+    """The entries of the ledger, each measured in a process of its own, and `beside` done beside them."""
+    names = [Path(task.policy.path).name for task in tasks]
+    files = [out / "logs" / f"measure-{name}.json" for name in names]
+    jobs = [
+        Job(f"measure {name}", _measure_into, (task, config, file), file.with_suffix(".txt"))
+        for name, task, file in zip(names, tasks, files)
+    ]
+    run_jobs([beside, *jobs], workers)
     return [Entry.from_json(json.loads(file.read_text(encoding="utf-8"))) for file in files]
 
 
