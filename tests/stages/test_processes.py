@@ -33,7 +33,7 @@ def test_jobs_run_in_order_and_alone(tmp_path: Path, capsys: pytest.CaptureFixtu
     a, b = ((tmp_path / name).read_text().split(" at ") for name in "ab")
     assert float(a[1]) < float(b[1])
     assert (logs / "b.txt").read_text() == "writing b\n"
-    lines = [line.split("  ", 1)[1] for line in capsys.readouterr().out.splitlines()]
+    lines = [line.strip().split("  ", 1)[1] for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == "first begins" and lines[1].startswith("first done in") and lines[2] == "second begins"
 
 
