@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from instructgpt.errors import UserError
 from instructgpt.objectives.lm import Loss
 from instructgpt.objectives.policy import GRPOTerms, group_advantages, grpo_loss
@@ -23,10 +21,8 @@ from instructgpt.training.loop import FitResult
 from instructgpt.training.rollouts import (
     Rollout,
     RolloutStream,
-    answer_mask,
     answer_tokens,
-    by_answer,
-    pack,
+    examine,
     split_evenly,
     with_metrics,
 )
@@ -61,39 +57,29 @@ def run(config: GRPOConfig) -> FitResult:
         # 1. "Sample a batch of questions; sample G outputs for each from the old policy" (algorithm 1, lines 5 to 7).
         answered = actors.answer(config, number)
         # 2. "Compute rewards by running the reward model" (line 8).
-        scores = actors.score(config, answered)
+        scores = actors.score(config, answered).to(machine.device)
         # 3. "Compute Â through group relative advantage estimation" (line 9).
         advantages = group_advantages(scores, config.answers, config.terms.normalise)  # (prompts · G,)
         # A prompt whose answers all score the same has no gradient: it is left out (Yu et al. 2025, section 3.2).
         groups = scores.view(-1, config.answers)
         differ = (groups != groups[:, :1]).any(1).repeat_interleave(config.answers)
-        useful = differ.nonzero()[:, 0].tolist() if differ.any() else list(range(len(answered)))
-        parts, log_ratios, entropies = [], [], []
+        useful = differ.nonzero()[:, 0].tolist()
+        if len(useful) < config.minibatches:
+            useful = range(len(answered))
+        parts = []
         for part in split_evenly(useful, config.minibatches, seed=number):
             # 4. What old policy and frozen reference make of each token, by the forward that is trained.
-            chosen = [answered[i] for i in part]
-            batch, is_answer = (
-                pack(chosen, actors.row_length).to(machine.device),
-                answer_mask(chosen).to(machine.device),
-            )
-            own = answer_tokens(policy, batch)
-            logprobs = by_answer(own.logprobs, is_answer)  # (A, L)
-            reference_logprobs = by_answer(answer_tokens(reference, batch).logprobs, is_answer)
+            seen = examine(policy, reference, [answered[i] for i in part], actors.row_length)
             # An answer's advantage is that of each of its tokens (section 4.1.2).
-            spread = advantages[part].to(machine.device)[:, None] * is_answer
-            nothing = torch.zeros_like(logprobs)  # there are no values
-            parts.append(Rollout(batch, is_answer, logprobs, reference_logprobs, spread, nothing, nothing))
-            log_ratios.append((logprobs - reference_logprobs).sum(1))
-            entropies.append(own.entropy)
-        metrics = measure(answered, scores, torch.cat(log_ratios)[:, None])  # the KL is of the useful ones
-        metrics["entropy_at_sampling"] = float(torch.cat(entropies).mean())
+            spread = advantages[part][:, None] * seen.is_answer  # (A, L)
+            parts.append(Rollout(seen.batch, seen.is_answer, seen.logprobs, seen.reference, spread))
+        metrics = measure(answered, scores, [part.log_ratios for part in parts])  # the KL is of the useful ones
         metrics["groups_that_agree"] = float(1 - differ.float().mean())
         return [replace(part, metrics=metrics) for part in parts] * config.epochs
 
     def loss(rollout: Rollout) -> Loss:
         # 5. "Update the policy by maximising the GRPO objective" (line 11, equation 3).
-        here = rollout.is_answer
-        tokens = answer_tokens(policy, rollout.batch)
+        here, tokens = rollout.is_answer, answer_tokens(policy, rollout.batch)
         result = grpo_loss(
             tokens.logprobs, tokens.entropy, rollout.logprobs[here], rollout.reference[here],
             rollout.advantages[here], rollout.answers, config.max_new_tokens, config.terms,

@@ -20,11 +20,8 @@ from instructgpt.training.checkpoint import load, load_reward_model
 from instructgpt.training.rewards import Reward, RewardSum, WorldReward, load_function
 from instructgpt.training.rollouts import (
     Answered,
-    answer_mask,
-    answer_tokens,
-    by_answer,
+    examine,
     frozen_copy,
-    pack,
     sample_answers,
 )
 
@@ -89,21 +86,19 @@ class Actors:
         """Reward, true reward and KL on held-out prompts, one sampled answer each: what the objective is a mean of."""
         answered = sample_answers(self.policy, self.tokenizer, self.held_out, 1, config.max_new_tokens, _SEEDS - 1)
         scores = self.score(config, answered)
-        batch, is_answer = pack(answered, self.row_length).to(self.policy.device), answer_mask(answered)
-        own, reference = answer_tokens(self.policy, batch), answer_tokens(self.reference, batch)
-        measured = measure(answered, scores, by_answer((own.logprobs - reference.logprobs).cpu(), is_answer))
-        measured["entropy"] = float(own.entropy.mean())
+        seen = examine(self.policy, self.reference, answered, self.row_length)
+        measured = measure(answered, scores, [seen.logprobs - seen.reference])
         # Early stopping watches `val_loss`.
         return {"val_loss": -measured["reward"]} | {f"val_{name}": value for name, value in measured.items()}
 
 
-def measure(answered: Sequence[Answered], scores: Tensor, log_ratios: Tensor) -> dict[str, float]:
-    """Means over answers. scores: (A,); log_ratios: (A, L) of policy over reference, zero off the answers."""
+def measure(answered: Sequence[Answered], scores: Tensor, log_ratios: Sequence[Tensor]) -> dict[str, float]:
+    """Means over answers. scores: (A,); log_ratios: tables (A, L) of log π - log π_ref, zero off the answers."""
     truth = [query.check(answer.text) for query, answer in answered if query.check]
     return {
         "reward": float(scores.mean()),
         **({"true_reward": sum(truth) / len(truth)} if truth else {}),
-        "kl": float(log_ratios.sum(dim=1).mean()),  # of whole answers, in nats
+        "kl": float(torch.cat([table.sum(dim=1) for table in log_ratios]).mean()),  # of whole answers, in nats
         "answer_length": sum(len(answer.ids) for _, answer in answered) / len(answered),
         "ended": sum(each.ended for each in answered) / len(answered),
     }

@@ -38,10 +38,9 @@ from instructgpt.training.loop import FitResult
 from instructgpt.training.rollouts import (
     Rollout,
     RolloutStream,
-    answer_mask,
     answer_tokens,
     by_answer,
-    pack,
+    examine,
     split_evenly,
     with_metrics,
 )
@@ -59,7 +58,10 @@ class PPOConfig(PolicyStageConfig):
     """Equal parts of the answers; each is one step of training."""
     epochs: int = 2
     """How often the answers are trained on before new ones are made."""
-    kl_coefficient: float = 0.05
+    normalise_reward: bool = True
+    """Shift and scale rewards so that those of --init have mean 0 and variance 1: β then means the same for any reward,
+    and the value function, which begins at 0, begins right on average."""
+    kl_coefficient: float = 0.1
     """β: the reward for each token is lowered by β·(log π - log π_ref). More keeps closer to --init."""
     kl_target: float = 0.0
     """KL of a whole answer, in nats, to which β is driven (Ziegler et al. 2019); 0 leaves β as it is."""
@@ -84,7 +86,7 @@ def run(config: PPOConfig) -> FitResult:
     actors = start(config, machine)
     policy, reference = actors.policy, actors.reference
     value = ValueHead(policy.config.width).to(machine.device)
-    kept: dict[str, Any] = {"kl_coefficient": config.kl_coefficient}
+    kept: dict[str, Any] = {"kl_coefficient": config.kl_coefficient, "reward_mean": 0.0, "reward_std": 1.0}
     text = _pretraining_text(config, actors.tokenizer, actors.row_length) if config.ptx else None
     if text is not None:
         kept["text"] = text.state()
@@ -93,39 +95,26 @@ def run(config: PPOConfig) -> FitResult:
         # 1. "A new prompt is sampled from the dataset; the policy generates an output" (Ouyang et al. 2022, figure 2).
         answered = actors.answer(config, number)
         # 2. "The reward model calculates a reward for the output."
-        scores = actors.score(config, answered)
-        parts, log_ratios, entropies = [], [], []
+        scores = actors.score(config, answered).to(machine.device)
+        # Mean 0 and variance 1 over what the reference answers, which the first rollout is (Ziegler et al. 2019, 2.1).
+        if config.normalise_reward and number == 0:
+            kept.update(reward_mean=float(scores.mean()), reward_std=float(scores.std(unbiased=False)) or 1.0)
+        normalised = (scores - kept["reward_mean"]) / kept["reward_std"]
+        parts = []
         for part in split_evenly(range(len(answered)), config.minibatches, seed=number):
-            # 3. What policy, value function and frozen reference make of each token, by the forward that is trained.
-            chosen = [answered[i] for i in part]
-            batch, is_answer = (
-                pack(chosen, actors.row_length).to(machine.device),
-                answer_mask(chosen).to(machine.device),
-            )
-            own = answer_tokens(policy, batch)
-            logprobs = by_answer(own.logprobs, is_answer)  # (A, L)
-            reference_logprobs = by_answer(answer_tokens(reference, batch).logprobs, is_answer)
-            values = by_answer(value(own.hidden), is_answer)
+            # 3. What policy, frozen reference and value function make of each token, by the forward that is trained.
+            seen = examine(policy, reference, [answered[i] for i in part], actors.row_length)
+            here = seen.is_answer  # (A, L)
+            values = by_answer(value(seen.hidden), here)
             # 4. The reward lands on the end token, the KL penalty on every token (equation 2).
-            rewards = rewards_with_kl(
-                scores[part].to(machine.device), logprobs, reference_logprobs, is_answer, kept["kl_coefficient"]
-            )
+            rewards = rewards_with_kl(normalised[part], seen.logprobs, seen.reference, here, kept["kl_coefficient"])
             # 5. How much better than expected each token was (Schulman et al. 2016), at one scale.
-            advantages, returns = generalized_advantages(rewards, values, is_answer, config.discount, config.gae_decay)
-            parts.append(
-                Rollout(
-                    batch, is_answer, logprobs, reference_logprobs, whiten(advantages, is_answer), values, returns,
-                )
-            )  # fmt: skip
-            log_ratios.append((logprobs - reference_logprobs).sum(1))
-            entropies.append(own.entropy)
+            advantages, returns = generalized_advantages(rewards, values, here, config.discount, config.gae_decay)
+            advantages = whiten(advantages, here)
+            parts.append(Rollout(seen.batch, here, seen.logprobs, seen.reference, advantages, values, returns))
+        metrics = measure(answered, scores, [part.log_ratios for part in parts])
+        metrics |= {"kl_coefficient": kept["kl_coefficient"], "explained_variance": _explained(parts)}
         # 6. The penalty's weight follows the KL that was measured (Ziegler et al. 2019).
-        metrics = measure(answered, scores, torch.cat(log_ratios)[:, None])
-        metrics["entropy_at_sampling"] = float(torch.cat(entropies).mean())
-        metrics["kl_coefficient"] = kept["kl_coefficient"]
-        metrics["explained_variance"] = explained_variance(
-            torch.cat([p.values[p.is_answer] for p in parts]), torch.cat([p.returns[p.is_answer] for p in parts])
-        )
         if config.kl_target:
             kept["kl_coefficient"] = adapt_coefficient(kept["kl_coefficient"], metrics["kl"], config.kl_target)
         parts = [replace(part, metrics=metrics) for part in parts] * config.epochs
@@ -137,8 +126,8 @@ def run(config: PPOConfig) -> FitResult:
 
     def loss(rollout: Rollout) -> Loss:
         # 7. Clipped surrogate, value loss and entropy (Schulman et al. 2017, eq. 9), on the answers' tokens alone.
-        here = rollout.is_answer
-        tokens = answer_tokens(policy, rollout.batch)
+        here, tokens = rollout.is_answer, answer_tokens(policy, rollout.batch)
+        assert rollout.values is not None and rollout.returns is not None
         result = ppo_loss(
             tokens.logprobs, value(tokens.hidden), tokens.entropy, rollout.logprobs[here], rollout.values[here],
             rollout.advantages[here], rollout.returns[here], config.terms,
@@ -160,6 +149,12 @@ def run(config: PPOConfig) -> FitResult:
         beside={f"value.{name}": parameter for name, parameter in value.named_parameters()},
         may_prefetch=False,
     )
+
+
+def _explained(parts: list[Rollout]) -> float:
+    values = [part.values[part.is_answer] for part in parts if part.values is not None]
+    returns = [part.returns[part.is_answer] for part in parts if part.returns is not None]
+    return explained_variance(torch.cat(values), torch.cat(returns))
 
 
 def _pretraining_text(config: PPOConfig, tokenizer: Tokenizer, row_length: int) -> PackedStream:

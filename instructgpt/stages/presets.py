@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from instructgpt.config import MODEL_PRESETS, model_preset
+from instructgpt.objectives.policy import GRPOTerms, PPOTerms
 from instructgpt.stages.best_of_n import BestOfNConfig
 from instructgpt.stages.dpo import DPOConfig
 from instructgpt.stages.grpo import GRPOConfig
@@ -63,10 +64,23 @@ def _tiny() -> Recipe:
         SFTConfig(rows=6, fit=replace(_MUON, max_steps=1350, max_minutes=4.0, cooldown=0.7)),
         RewardConfig(prompts=16, fit=replace(_GENTLE_MUON, max_steps=350, max_minutes=1.6)),
         # Without the chosen answers' own loss both log-probabilities fall, and the policy forgets what it knew.
-        DPOConfig(prompts=16, chosen_weight=1.0, fit=replace(_GENTLE_MUON, max_steps=300, max_minutes=1.6)),
-        PPOConfig(fit=replace(_POLICY, max_steps=400, max_minutes=2.0)),
-        GRPOConfig(fit=replace(_POLICY, max_steps=400, max_minutes=2.0)),
-        BestOfNConfig(fit=replace(_GENTLE_MUON, max_steps=200, max_minutes=2.0)),
+        DPOConfig(prompts=16, chosen_weight=1.0, fit=replace(_GENTLE_MUON, max_steps=350, max_minutes=1.8)),
+        PPOConfig(
+            prompts=256,
+            minibatches=4,
+            epochs=1,
+            row_length=128,
+            terms=PPOTerms(value_coefficient=0.1),
+            fit=replace(_POLICY, max_steps=400, max_minutes=2.0),
+        ),
+        GRPOConfig(
+            row_length=128,
+            terms=GRPOTerms(kl_coefficient=0.1),
+            fit=replace(_POLICY, learning_rate=1.5e-4, max_steps=600, max_minutes=2.0),
+        ),
+        BestOfNConfig(
+            prompts=2_500, rows=12, row_length=128, fit=replace(_GENTLE_MUON, max_steps=110, max_minutes=1.5)
+        ),
     )
 
 

@@ -33,6 +33,8 @@ from instructgpt.training.checkpoint import RunDirectory
 
 # In the order in which they are begun: what others wait for first, what is short last. DPO waits for SFT alone.
 _STAGES: dict[str, Callable[[Any], Any]] = {"reward": reward.run, "ppo": ppo.run, "grpo": grpo.run, "dpo": dpo.run}
+_ROW_LENGTH = 128
+"""Every prompt of the world fits with any answer, and attention costs less than in the model's whole context."""
 _POLICIES = ("dpo", "ppo", "grpo")
 
 
@@ -80,11 +82,13 @@ def run(config: RLHFConfig) -> None:
     if marker.exists() and not (config.resume or config.overwrite):
         raise UserError("holds a run already; go on with --resume, replace it with --overwrite", out)
     base = Path(config.base) if config.base else out / "pretrain"
+    context = recipe(config.preset).pretrain.model.context
     if config.base:
         RunDirectory(base).read_eval()  # a base model that is not there, or not done, is told before hours of work
+        context = RunDirectory(base).read_config()["model"]["context"]
     write_json(marker, {"preset": config.preset, "base": str(base), "seeds": config.seeds})
     workers = config.workers or _workers()
-    run_jobs([job for job in plan(config, base) if not _is_done(job, config)], workers)
+    run_jobs([job for job in plan(config, base, context) if not _is_done(job, config)], workers)
     runs = [out / "sft", *(out / f"{stage}-{seed}" for stage in ("reward", *_POLICIES) for seed in range(config.seeds))]
     ledger = LedgerConfig(
         tuple(map(str, runs)), n=config.n, json=str(out / "ledger.json"), plot=str(out / "ledger.png"),
@@ -99,8 +103,8 @@ def run(config: RLHFConfig) -> None:
     print(draw.log.read_text(encoding="utf-8"), end="", flush=True)
 
 
-def plan(config: RLHFConfig, base: Path) -> list[Job]:
-    """All jobs, each with what it needs: names are those of the directories."""
+def plan(config: RLHFConfig, base: Path, context: int) -> list[Job]:
+    """All jobs, each with what it needs: names are those of the directories. context: the base model's."""
     out, stages = Path(config.out), recipe(config.preset)
     shared: dict[str, Any] = {
         name: getattr(config, name) for name in ("device", "dtype", "backend", "resume", "overwrite")
@@ -123,7 +127,8 @@ def plan(config: RLHFConfig, base: Path) -> list[Job]:
     jobs.append(job("sft", sft.run, stages.flawed_sft, ("pretrain",), **demonstrations, **shared))
     for stage in _STAGES:
         for seed in range(config.seeds):
-            settings: dict[str, Any] = dict(data=("world",), init=str(out / "sft"), seed=seed)
+            row_length = min(_ROW_LENGTH, context)
+            settings: dict[str, Any] = dict(data=("world",), init=str(out / "sft"), seed=seed, row_length=row_length)
             needs = "sft"
             if stage in ("ppo", "grpo"):
                 # Step 3: the reward model makes the policy; validated now and then, to be seen on its way.

@@ -111,6 +111,29 @@ def answer_tokens(model: Transformer, batch: Batch) -> AnswerTokens:
     return AnswerTokens(logprobs, entropy, hidden)
 
 
+class Examined(NamedTuple):
+    """A answers, packed, and what policy and reference make of their tokens; L is the longest answer."""
+
+    batch: Batch
+    is_answer: Tensor
+    """(A, L), True on the tokens of each answer, in the order of the batch."""
+    logprobs: Tensor
+    """(A, L) under the policy; zero off the answers."""
+    reference: Tensor
+    """(A, L) under the reference model."""
+    hidden: Tensor
+    """(N, C): the policy's state before each of all N tokens."""
+
+
+def examine(policy: Transformer, reference: Transformer, answered: Sequence[Answered], row_length: int) -> Examined:
+    """Packs a minibatch of answers, for good, and has both models read it, on the policy's device."""
+    batch, is_answer = pack(answered, row_length).to(policy.device), answer_mask(answered).to(policy.device)
+    own, others = answer_tokens(policy, batch), answer_tokens(reference, batch)
+    return Examined(
+        batch, is_answer, by_answer(own.logprobs, is_answer), by_answer(others.logprobs, is_answer), own.hidden
+    )
+
+
 def frozen_copy(model: Transformer) -> Transformer:
     """The model as it is now, never to be trained. Tensors that are not trained in `model` are shared, not copied."""
     shared: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
@@ -120,26 +143,26 @@ def frozen_copy(model: Transformer) -> Transformer:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A minibatch of A answers, all that its loss needs. L is the longest answer; N tokens are answers'."""
+    """A minibatch of answers with all that its loss needs; A, L and N as in `Examined`."""
 
     batch: Batch
     """The conversations, packed; its targets are the answers."""
     is_answer: Tensor
     """(A, L), True on the tokens of each answer, in the order of the batch."""
     logprobs: Tensor
-    """(A, L) of the policy that sampled."""
+    """(A, L) under the policy that sampled."""
     reference: Tensor
-    """(A, L) of the reference model."""
+    """(A, L) under the reference model."""
     advantages: Tensor
     """(A, L); zero off the answers."""
-    values: Tensor
-    """(A, L) of the value function at sampling time; zeros where there is none."""
-    returns: Tensor
+    values: Tensor | None = None
+    """(A, L) of the value function at sampling time, where there is one."""
+    returns: Tensor | None = None
     """(A, L): what the values should have been."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """Means over the whole batch of rollouts this is a part of."""
     pretraining: Batch | None = None
     """Text that is mixed in (PPO-ptx)."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Means over all answers of which these are a part."""
 
     @property
     def tokens(self) -> int:
@@ -149,6 +172,11 @@ class Rollout:
     def answers(self) -> Tensor:
         """(N,) number of the answer that each token belongs to."""
         return self.is_answer.nonzero()[:, 0]
+
+    @property
+    def log_ratios(self) -> Tensor:
+        """(A, L) log π - log π_ref; zero off the answers."""
+        return self.logprobs - self.reference
 
     def to(self, device: torch.device) -> Rollout:
         moved = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -14,7 +14,8 @@ from instructgpt.stages.rlhf import RLHFConfig, plan
 
 
 def test_the_plan_of_jobs(tmp_path: Path) -> None:
-    jobs = {job.name: job for job in plan(RLHFConfig(out=str(tmp_path), preset="tiny", seeds=2), tmp_path / "pretrain")}
+    config = RLHFConfig(out=str(tmp_path), preset="tiny", seeds=2)
+    jobs = {job.name: job for job in plan(config, tmp_path / "pretrain", 256)}
     later = [f"{stage}-{seed}" for stage in ("reward", "ppo", "grpo", "dpo") for seed in (0, 1)]
     assert list(jobs) == ["tokenizer", "pretrain", "sft", *later]
     assert jobs["sft"].needs == ("pretrain",) and jobs["dpo-1"].needs == ("sft",)
@@ -28,10 +29,11 @@ def test_the_plan_of_jobs(tmp_path: Path) -> None:
 
 def test_with_a_base_model_nothing_is_pretrained(tmp_path: Path) -> None:
     config = RLHFConfig(out=str(tmp_path), preset="tiny", base="runs/base", seeds=1, max_steps=3)
-    jobs = plan(config, Path("runs/base"))
+    jobs = plan(config, Path("runs/base"), 64)
     assert [job.name for job in jobs] == ["sft", "reward-0", "ppo-0", "grpo-0", "dpo-0"]
     assert jobs[0].arguments[0].init == "runs/base"
     assert all(job.arguments[0].fit.max_steps == 3 for job in jobs)
+    assert all(job.arguments[0].row_length == 64 for job in jobs[1:]), "no more than the base model's context"
 
 
 def test_the_whole_fits_in_its_time() -> None:
@@ -39,7 +41,7 @@ def test_the_whole_fits_in_its_time() -> None:
     tiny, config = recipe("tiny"), RLHFConfig()
     alone = config.base_minutes + tiny.flawed_sft.fit.max_minutes
     each = sum(getattr(tiny, stage).fit.max_minutes for stage in ("reward", "dpo", "ppo", "grpo"))
-    assert alone + config.seeds * each / 2 <= 18, "with a minute or so for processes and the ledger"
+    assert alone + config.seeds * each / 2 <= 18.5, "with a minute or so for processes and the ledger"
 
 
 def test_wrong_input(runs: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
