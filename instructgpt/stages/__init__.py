@@ -8,7 +8,7 @@ from typing import Any
 
 from instructgpt.errors import UserError, suggestion
 from instructgpt.flags import given_value, parse
-from instructgpt.stages import best_of_n, dpo, grpo, pipeline, ppo, pretrain, reward, sft, tokenizer
+from instructgpt.stages import best_of_n, dpo, grpo, pipeline, ppo, pretrain, reward, rlhf, sft, tokenizer
 from instructgpt.stages.presets import recipe
 
 
@@ -29,6 +29,12 @@ STAGES: dict[str, Stage] = {
         pipeline.PipelineConfig,
         lambda preset: pipeline.PipelineConfig(preset=preset),
         "tokenizer, pretraining and instruction tuning in one go, with a report",
+    ),
+    "rlhf": Stage(
+        rlhf.run,
+        rlhf.RLHFConfig,
+        lambda preset: rlhf.RLHFConfig(preset=preset),
+        "SFT on flawed demonstrations, reward model, DPO, PPO, GRPO, and the ledger of what each did",
     ),
     "tokenizer": Stage(
         tokenizer.run, tokenizer.TokenizerConfig, lambda preset: recipe(preset).tokenizer, "raw text to a tokenizer"
@@ -66,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
     if name not in STAGES:
         raise UserError(f"there is no stage {name!r}{suggestion(name, STAGES)}")
     stage = STAGES[name]
-    preset = given_value(flags, "--preset") or ("auto" if name == "pipeline" else "tiny")
+    preset = given_value(flags, "--preset") or ("auto" if name in ("pipeline", "rlhf") else "tiny")
     recipe(preset)  # an unknown preset is told before anything else
     stage.run(parse(stage.config, flags, f"train.py {name}", stage.defaults(preset)))
     return 0

@@ -165,8 +165,9 @@ def run(config: LedgerConfig, measure_all: Callable[[list[Task]], list[Entry]] |
     todo = tasks(config.runs)
     entries = measure_all(todo) if measure_all else [measure(task, config) for task in todo]
     ledger = ledger_of(zip(todo, entries), config.runs)
-    console = Console()
-    Console(width=max(console.width, 170)).print(ledger.table())  # a log file has no width of its own
+    table = ledger.table()
+    # As wide as it is, for a row that is folded is not read; a log file has no width of its own.
+    Console(width=max(Console().width, Console(width=1000).measure(table).maximum)).print(table)
     if config.json:
         write_text(Path(config.json), json.dumps(ledger.to_json(), indent=2, ensure_ascii=False) + "\n")
     if config.plot:

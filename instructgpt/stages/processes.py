@@ -72,6 +72,11 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> None:
                     raise UserError(f"{job.name} failed: {_last_line(job.log)}", job.log)
                 unfinished.discard(job.name)
                 _say(started, f"{job.name} done in {(time.monotonic() - began) / 60:.1f} min")
+    except KeyboardInterrupt:
+        # They were interrupted with this process, and save: a second signal would cut that short.
+        for _, process, _ in running.values():
+            process.join(60)
+        raise
     finally:
         for _, process, _ in running.values():
             process.terminate()

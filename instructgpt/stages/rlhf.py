@@ -23,14 +23,19 @@ import torch
 from instructgpt.atomic import write_text
 from instructgpt.errors import UserError
 from instructgpt.evaluation.ledger import Entry
-from instructgpt.stages import assess, dpo, grpo, ppo, pretrain, reward, sft, tokenizer
+from instructgpt.stages import assess, dpo, grpo, overoptimisation, ppo, pretrain, reward, sft, tokenizer
 from instructgpt.stages.assess import LedgerConfig, Task, measure
 from instructgpt.stages.common import require, write_json
+from instructgpt.stages.overoptimisation import OverOptimisation
 from instructgpt.stages.presets import recipe
 from instructgpt.stages.processes import Job, cores, run_jobs
 from instructgpt.training.checkpoint import RunDirectory
 
-_STAGES: dict[str, Callable[[Any], Any]] = {"reward": reward.run, "dpo": dpo.run, "ppo": ppo.run, "grpo": grpo.run}
+# In the order in which they are begun: what others wait for first, what is short last. DPO waits for SFT alone.
+_STAGES: dict[str, Callable[[Any], Any]] = {"reward": reward.run, "ppo": ppo.run, "grpo": grpo.run, "dpo": dpo.run}
+_ROW_LENGTH = 128
+"""Every prompt of the world fits with any answer, and attention costs less than in the model's whole context."""
+_POLICIES = ("dpo", "ppo", "grpo")
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,8 @@ class RLHFConfig:
     preset: str = "auto"
     """Size of model and length of training; auto is `small` on a GPU and `tiny` without."""
     base: str = ""
-    """A pretrain run to start from; without it, --out/pretrain, which is trained first where it does not exist."""
-    base_minutes: float = 4.0
+    """A pretrain run to start from; without it, --out/pretrain, which is trained first where there is none."""
+    base_minutes: float = 3.0
     """Most minutes for training a base model where there is none."""
     seeds: int = 3
     """Runs of each stage after SFT."""
@@ -77,21 +82,29 @@ def run(config: RLHFConfig) -> None:
     if marker.exists() and not (config.resume or config.overwrite):
         raise UserError("holds a run already; go on with --resume, replace it with --overwrite", out)
     base = Path(config.base) if config.base else out / "pretrain"
+    context = recipe(config.preset).pretrain.model.context
     if config.base:
         RunDirectory(base).read_eval()  # a base model that is not there, or not done, is told before hours of work
+        context = RunDirectory(base).read_config()["model"]["context"]
     write_json(marker, {"preset": config.preset, "base": str(base), "seeds": config.seeds})
-    jobs = [job for job in plan(config, base) if not _is_done(job, config)]
-    run_jobs(jobs, config.workers or _workers())
-    runs = [out / "sft", *(out / f"{stage}-{seed}" for stage in _STAGES for seed in range(config.seeds))]
+    workers = config.workers or _workers()
+    run_jobs([job for job in plan(config, base, context) if not _is_done(job, config)], workers)
+    runs = [out / "sft", *(out / f"{stage}-{seed}" for stage in ("reward", *_POLICIES) for seed in range(config.seeds))]
     ledger = LedgerConfig(
         tuple(map(str, runs)), n=config.n, json=str(out / "ledger.json"), plot=str(out / "ledger.png"),
         device=config.device, dtype=config.dtype, backend=config.backend,
     )  # fmt: skip
-    assess.run(ledger, partial(measure_in_processes, config=ledger, out=out, workers=config.workers or _workers()))
+    drawing = OverOptimisation(
+        str(out), str(out / "sft"), str(out / "reward-0"), (str(out / "ppo-0"), str(out / "grpo-0")),
+        device=config.device, dtype=config.dtype, backend=config.backend,
+    )  # fmt: skip
+    draw = Job("over-optimisation", overoptimisation.run, (drawing,), out / "logs" / "over-optimisation.txt")
+    assess.run(ledger, partial(measure_in_processes, config=ledger, out=out, beside=draw, workers=workers))
+    print(draw.log.read_text(encoding="utf-8"), end="", flush=True)
 
 
-def plan(config: RLHFConfig, base: Path) -> list[Job]:
-    """All jobs, each with what it needs: names are those of the directories."""
+def plan(config: RLHFConfig, base: Path, context: int) -> list[Job]:
+    """All jobs, each with what it needs: names are those of the directories. context: the base model's."""
     out, stages = Path(config.out), recipe(config.preset)
     shared: dict[str, Any] = {
         name: getattr(config, name) for name in ("device", "dtype", "backend", "resume", "overwrite")
@@ -104,7 +117,7 @@ def plan(config: RLHFConfig, base: Path) -> list[Job]:
         return Job(name, function, (given,), out / "logs" / f"{name}.txt", needs)
 
     jobs: list[Job] = []
-    if not config.base:
+    if not config.base and (config.overwrite or not (base / "eval.json").exists()):
         fit = replace(stages.pretrain.fit, max_minutes=config.base_minutes)
         jobs.append(job("tokenizer", tokenizer.run, stages.tokenizer, text=("world",), overwrite=True))
         base_stage = replace(stages.pretrain, fit=fit, tokenizer=str(out / "tokenizer"))
@@ -112,19 +125,17 @@ def plan(config: RLHFConfig, base: Path) -> list[Job]:
     # Step 1: demonstrations. The share of flawed ones is what the later steps are to undo.
     demonstrations = dict(data=("world",), flawed_share=config.flawed_share, init=str(base))
     jobs.append(job("sft", sft.run, stages.flawed_sft, ("pretrain",), **demonstrations, **shared))
-    for seed in range(config.seeds):
-        # Step 2: comparisons make the reward model. Step 3: the reward model makes the policy; DPO needs none.
-        needs = {
-            "reward": ("sft",),
-            "dpo": ("sft",),
-            "ppo": (f"reward-{seed}",),
-            "grpo": (f"reward-{seed}",),
-        }
-        for stage, function in _STAGES.items():
-            settings: dict[str, Any] = dict(data=("world",), init=str(out / "sft"), seed=seed)
+    for stage in _STAGES:
+        for seed in range(config.seeds):
+            row_length = min(_ROW_LENGTH, context)
+            settings: dict[str, Any] = dict(data=("world",), init=str(out / "sft"), seed=seed, row_length=row_length)
+            needs = "sft"
             if stage in ("ppo", "grpo"):
-                settings["reward"] = (str(out / f"reward-{seed}"),)
-            jobs.append(job(f"{stage}-{seed}", function, getattr(stages, stage), needs[stage], **settings, **shared))
+                # Step 3: the reward model makes the policy; validated now and then, to be seen on its way.
+                needs = f"reward-{seed}"
+                settings["reward"] = (str(out / needs),)
+                settings["fit"] = replace(getattr(stages, stage).fit, eval_every=64)
+            jobs.append(job(f"{stage}-{seed}", _STAGES[stage], getattr(stages, stage), (needs,), **settings, **shared))
     return jobs
 
 
@@ -136,16 +147,15 @@ def _workers() -> int:
     return 1 if torch.cuda.is_available() else min(cores(), 8)
 
 
-def measure_in_processes(tasks: list[Task], config: LedgerConfig, out: Path, workers: int) -> list[Entry]:
-    """The entries of the ledger, each measured in a process of its own."""
-    files = [out / "logs" / f"measure-{Path(task.policy.path).name}.json" for task in tasks]
-    run_jobs(
-        [
-            Job(f"measure {Path(task.policy.path).name}", _measure_into, (task, config, file), file.with_suffix(".txt"))
-            for task, file in zip(tasks, files)
-        ],
-        workers,
-    )
+def measure_in_processes(tasks: list[Task], config: LedgerConfig, out: Path, beside: Job, workers: int) -> list[Entry]:
+    """The entries of the ledger, each measured in a process of its own, and `beside` done beside them."""
+    names = [Path(task.policy.path).name for task in tasks]
+    files = [out / "logs" / f"measure-{name}.json" for name in names]
+    jobs = [
+        Job(f"measure {name}", _measure_into, (task, config, file), file.with_suffix(".txt"))
+        for name, task, file in zip(names, tasks, files)
+    ]
+    run_jobs([beside, *jobs], workers)
     return [Entry.from_json(json.loads(file.read_text(encoding="utf-8"))) for file in files]
 
 

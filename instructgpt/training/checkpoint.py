@@ -161,10 +161,6 @@ class RunDirectory:
         """The last saved state; None when nothing was saved yet."""
         return Snapshot(*load_tensors(self.state_file)) if self.state_file.is_file() else None
 
-    def drop_state(self) -> None:
-        """A finished run needs no state."""
-        shutil.rmtree(self.state_file.parent, ignore_errors=True)
-
 
 def model_config(values: dict[str, Any], where: Path) -> ModelConfig:
     known = {f.name for f in fields(ModelConfig)}

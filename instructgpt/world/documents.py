@@ -1,22 +1,21 @@
-"""Plain text of the world, for pretraining: facts, parallel sentences, stories, dialogues.
+"""Plain text of the world, for pretraining: facts, exercises, parallel sentences, stories, dialogues.
 
 Whatever a test may ask is told of training instances only, so no document gives a val or test answer away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import accumulate
 from random import Random
 
 from instructgpt.world import classification, numbers, reading, reasoning, rewriting, translation
 from instructgpt.world.core import Family, Language, ask
+from instructgpt.world.exercises import EXERCISES, Statements
 from instructgpt.world.families import FAMILIES
 from instructgpt.world.lexicon import ADJECTIVES, NOUNS, NUMBER_WORDS, PEOPLE, PLACES, Entry
 
 # How a family's facts are stated; a statement is filled with the slots of the family's question and its {answer}.
-Statements = Mapping[Language, tuple[str, ...]]
-
 _NUMBER_FACTS: tuple[tuple[Family, Statements], ...] = (
     (
         numbers.ADD,
@@ -60,13 +59,6 @@ _NUMBER_FACTS: tuple[tuple[Family, Statements], ...] = (
             "zh": ("{list} {answer}", "{list} 后面是 {answer}。", "{list} 的下一个数是 {answer}。"),
         },
     ),
-    (
-        numbers.COUNT,
-        {
-            "en": ("{list}: the count of {word} is {answer}.", "In {list}, count {word}: {answer}"),
-            "zh": ("{list}：{word}出现 {answer} 次。", "在“{list}”里，{word}出现 {answer} 次。"),
-        },
-    ),
 )
 
 _WORD_FACTS: tuple[tuple[Family, Statements], ...] = (
@@ -91,27 +83,10 @@ _WORD_FACTS: tuple[tuple[Family, Statements], ...] = (
             "zh": ("{one} 的复数：{answer}", "{one}，{n} 个是 {answer}。"),
         },
     ),
-    (
-        rewriting.REMOVE,
-        {
-            "en": ("{list} without {word}: {answer}", "Take {word} out of {list}: {answer}"),
-            "zh": ("{list} 去掉{word}：{answer}", "从 {list} 里删除{word}：{answer}"),
-        },
-    ),
-    (
-        rewriting.REPLACE,
-        {
-            "en": ("{list}, with {new} for {old}: {answer}", "Change {old} to {new} in {list}: {answer}"),
-            "zh": ("{list}，把{old}换成{new}：{answer}", "{list}，用{new}代替{old}：{answer}"),
-        },
-    ),
 )
 
 _READING_FACTS: tuple[tuple[Family, Statements], ...] = (
     (reading.SUMMARY, {"en": ("{text} So {answer}",), "zh": ("{text}所以{answer}",)}),
-    (reading.PASSAGE, {"en": ("{text} {question} {answer}.",), "zh": ("{text}{question}{answer}。",)}),
-    (reading.TABLE, {"en": ("{table}\n{question} {answer}",), "zh": ("{table}\n{question}{answer}",)}),
-    (reasoning.INFERENCE, {"en": ("{facts} {question} {answer}.",), "zh": ("{facts}{question}{answer}。",)}),
     (
         reasoning.RECOMMEND,
         {
@@ -131,6 +106,8 @@ _READING_FACTS: tuple[tuple[Family, Statements], ...] = (
 )
 
 _GLOSSARY: tuple[Entry, ...] = (*NOUNS, *ADJECTIVES, *PLACES, *NUMBER_WORDS)
+_LONG = 350
+"""Characters."""
 _FAMILY_WEIGHTS = tuple(accumulate(family.weight for family in FAMILIES))
 
 
@@ -156,6 +133,13 @@ def _word_facts(language: Language, rng: Random) -> str:
 
 def _stories(language: Language, rng: Random) -> str:
     return _facts(_READING_FACTS, rng.randint(2, 4), language, rng)
+
+
+def _exercises(language: Language, rng: Random) -> str:
+    """Two exercises, or one that is long."""
+    weights = [exercise.weight for exercise in EXERCISES]
+    told = [exercise.tell(language, rng) for exercise in rng.choices(EXERCISES, weights, k=2)]
+    return "\n\n".join(told) if sum(map(len, told)) < _LONG else told[0]
 
 
 def _parallel_sentences(language: Language, rng: Random) -> str:
@@ -188,11 +172,12 @@ def _dialogue(language: Language, rng: Random) -> str:
 
 
 _KINDS: tuple[tuple[Callable[[Language, Random], str], float], ...] = (
-    (_number_facts, 0.35),
-    (_word_facts, 0.15),
+    (_number_facts, 0.3),
+    (_word_facts, 0.08),
+    (_exercises, 0.4),
     (_parallel_sentences, 0.05),
-    (_stories, 0.2),
-    (_dialogue, 0.25),
+    (_stories, 0.07),
+    (_dialogue, 0.1),
 )
 _KIND_WEIGHTS = tuple(accumulate(weight for _, weight in _KINDS))
 
