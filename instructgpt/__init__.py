@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from instructgpt.generation.engine import generate, stream
     from instructgpt.model.transformer import Transformer
     from instructgpt.text.tokenizer import Tokenizer
-    from instructgpt.training.checkpoint import load
+    from instructgpt.training.checkpoint import load, load_reward_model
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "MODEL_PRESETS", "ModelConfig", "Tokenizer", "Transformer", "UserError", "generate", "load", "stream", "world",
+    "MODEL_PRESETS", "ModelConfig", "Tokenizer", "Transformer", "UserError", "generate", "load",
+    "load_reward_model", "stream", "world",
 ]  # fmt: skip
 
 # Where each public name lives.
@@ -38,6 +39,7 @@ _HOMES = {
     "UserError": "errors",
     "generate": "generation.engine",
     "load": "training.checkpoint",
+    "load_reward_model": "training.checkpoint",
     "stream": "generation.engine",
 }
 

@@ -1,4 +1,4 @@
-"""The commands that use a trained model: generate, chat, eval; and data, which downloads public sets."""
+"""The commands that use trained models: generate, chat, eval, ledger; and data, which downloads public sets."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ from instructgpt.generation.engine import stream
 from instructgpt.generation.sampling import SamplingConfig
 from instructgpt.model.transformer import Transformer
 from instructgpt.runtime import resolve_device, resolve_precision
+from instructgpt.stages import assess
+from instructgpt.stages.assess import LedgerConfig
 from instructgpt.terminal import Chat, terminal_reader
 from instructgpt.text.chat import Message, render_conversation, render_prompt
 from instructgpt.text.tokenizer import Tokenizer
@@ -321,6 +323,15 @@ def data(argv: Sequence[str]) -> int:
     return 0
 
 
+# ---- ledger
+
+
+def ledger(config: LedgerConfig) -> int:
+    """Measures run directories, a row a stage."""
+    assess.run(config)
+    return 0
+
+
 # ---- which command
 
 
@@ -339,6 +350,7 @@ COMMANDS = {
     "generate": Command(_with(GenerateConfig, generate, "generate"), "answer one prompt"),
     "chat": Command(_with(ChatConfig, chat, "chat"), "talk with a model in the terminal"),
     "eval": Command(_with(EvalConfig, evaluate, "eval"), "score a model on the embedded world or on files"),
+    "ledger": Command(_with(LedgerConfig, ledger, "ledger"), "compare stages: true reward, reward model, KL, cost"),
     "data": Command(data, "list or download public data sets"),
 }
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from dataclasses import dataclass
 
 import torch
 
 from instructgpt.errors import UserError, suggestion
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "bfloat16-master")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -83,6 +89,16 @@ def seed_everything(seed: int) -> None:
     """Seeds torch on every device, and Python. Data is drawn by generators of its own, from the same seed."""
     random.seed(seed)
     torch.manual_seed(seed)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process has held at once: on a CUDA device, else in main memory; 0 where nobody counts."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return 0
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else held * 1024  # Linux counts kilobytes
 
 
 @dataclass(frozen=True)

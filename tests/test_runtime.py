@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from instructgpt.errors import UserError
-from instructgpt.runtime import Ranks, resolve_device, resolve_precision, seed_everything
+from instructgpt.runtime import Ranks, peak_memory, resolve_device, resolve_precision, seed_everything
 
 CPU = torch.device("cpu")
 
@@ -53,3 +53,9 @@ def test_a_seed_repeats_what_is_drawn() -> None:
 
 def test_one_rank_sums_to_itself() -> None:
     assert Ranks().is_first and Ranks().sum(torch.tensor(2.0)) == 2.0
+
+
+def test_peak_memory_grows_with_what_is_held() -> None:
+    before = peak_memory(CPU)
+    held = torch.ones(60_000_000)
+    assert peak_memory(CPU) > before + 100_000_000 or before > 10 * held.nbytes

@@ -1,9 +1,9 @@
-"""Preference files to pairs of answers to the same prompt.
+"""Preference files to pairs, or rankings, of answers to the same prompt.
 
 Records have `chosen` and `rejected`, as text, as a message or as a whole list of messages, beside a prompt: Alpaca's
 fields, `prompt` (text or messages), `messages`, or ShareGPT's `conversations`. Without `chosen`, Alpaca's `output` is
 the chosen one. Without a prompt, they are transcripts as in HH-RLHF (Bai et al. 2022), or lists of messages, that have
-all turns but the last in common.
+all turns but the last in common. A `ranking`, a list of answers beside a prompt, has the best one first.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from instructgpt.data.conversation import (
     convert_files,
     first_field,
     is_transcript,
+    kind_of,
     prompt_turns,
     reply_text,
     text_of,
@@ -31,6 +32,7 @@ from instructgpt.data.conversation import (
 from instructgpt.text.chat import Message
 
 _KNOWN = "prompt or instruction or messages with chosen and rejected, and HH-RLHF transcripts (chosen, rejected)"
+_KNOWN_RANKINGS = f"{_KNOWN}, and prompts with a ranking"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,16 @@ class Preference:
     """The prompt; it ends with the user's turn."""
     chosen: str
     rejected: str
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Two or more answers to one prompt, the best first (Ouyang et al. 2022 collected 4 to 9)."""
+
+    messages: list[Message]
+    """The prompt; it ends with the user's turn."""
+    answers: tuple[str, ...]
+    """No two alike."""
 
 
 def read_preferences(
@@ -55,10 +67,37 @@ def read_preferences(
     return convert_files(paths, columns, encoding, counts, strict, lambda record: [_preference(record, counts)])
 
 
-def _preference(record: dict[str, Any], account: Account) -> Preference:
+def read_rankings(
+    paths: Iterable[str | Path],
+    columns: Sequence[str] | None = None,
+    encoding: str = "utf-8",
+    account: Account | None = None,
+    strict: bool = False,
+) -> Iterator[Ranking]:
+    """The rankings and the pairs in the files, pairs as rankings of two, in order, streamed; see `read_preferences`."""
+    counts = account if account is not None else Account()
+    return convert_files(paths, columns, encoding, counts, strict, lambda record: [_ranking(record, counts)])
+
+
+def _ranking(record: dict[str, Any], account: Account) -> Ranking:
+    if "ranking" not in record:
+        pair = _preference(record, account, _KNOWN_RANKINGS)
+        return Ranking(pair.messages, (pair.chosen, pair.rejected))
+    answers = record["ranking"]
+    if not isinstance(answers, list):
+        raise Unusable(f"{kind_of(answers)} where a list of answers should be, in 'ranking'")
+    texts = tuple(reply_text({"ranking": answer}, "ranking") for answer in answers)
+    if len(texts) < 2:
+        raise Unusable("a ranking of fewer than two answers")
+    if len(set(texts)) < len(texts):
+        raise Unusable("two equal answers in a ranking")
+    return Ranking(prompt_turns(record, account), texts)
+
+
+def _preference(record: dict[str, Any], account: Account, known: str = _KNOWN) -> Preference:
     chosen_field = first_field(record, ("chosen", *ANSWER_FIELDS))
     if chosen_field is None or "rejected" not in record:
-        raise unknown_format(record, _KNOWN)
+        raise unknown_format(record, known)
     if first_field(record, (*PROMPT_FIELDS, "messages", "conversations")) is None:
         messages, chosen, rejected = _conversations(record, account)
     else:

@@ -30,14 +30,17 @@ class ExampleSource(Protocol):
 
 
 class WorldInstructions:
-    """Conversations of the instruction world."""
+    """Conversations of the instruction world, a share of which may have flawed answers, as real demonstrations do."""
 
-    def __init__(self, split: str, tokenizer: Tokenizer, seed: int = 0):
-        self._split, self._tokenizer, self._seed = split, tokenizer, seed
+    def __init__(self, split: str, tokenizer: Tokenizer, seed: int = 0, flawed_share: float = 0.0):
+        self._split, self._tokenizer, self._seed, self._flawed_share = split, tokenizer, seed, flawed_share
 
     def __getitem__(self, index: int) -> Tokens:
-        example = world.example(self._split, index, self._seed)
-        return Tokens.of(render_conversation(example.conversation, self._tokenizer))  # pyright: ignore[reportArgumentType]
+        if self._flawed_share and _generator(self._seed, index).random() < self._flawed_share:
+            conversation = world.flawed_demonstration(self._split, index, self._seed)
+        else:
+            conversation = world.example(self._split, index, self._seed).conversation
+        return Tokens.of(render_conversation(conversation, self._tokenizer))  # pyright: ignore[reportArgumentType]
 
 
 class WorldText:
@@ -66,7 +69,7 @@ class Conversations:
         self._is_target = np.concatenate([item.is_target for item in held])
         self._offsets = np.cumsum([0, *map(len, held)])
         count = len(held)
-        self._epochs = _Epochs(lambda epoch: count, seed, shuffle)
+        self._epochs = Epochs(lambda epoch: count, seed, shuffle)
 
     def __len__(self) -> int:
         """Examples in an epoch."""
@@ -95,7 +98,7 @@ class CorpusWindows:
         if not (self._targets > 0).any():
             raise UserError("the corpus has no text to use")
         self._cuts = lru_cache(_RECENT)(self._draw_cuts)
-        self._epochs = _Epochs(lambda epoch: int(self._cuts(epoch).starts[-1]), seed, shuffle)
+        self._epochs = Epochs(lambda epoch: int(self._cuts(epoch).starts[-1]), seed, shuffle)
 
     def __len__(self) -> int:
         """Stretches in the first epoch; without shuffling, in every one."""
@@ -171,12 +174,12 @@ class Mixture:
         return self._sources[order[draw]][int(indices[draw])]
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     epoch: int
     item: int
 
 
-class _Epochs:
+class Epochs:
     """Finds the epoch, and the item within it, that an endless index stands for; epochs may differ in size."""
 
     def __init__(self, size: Callable[[int], int], seed: int, shuffle: bool):
@@ -187,14 +190,14 @@ class _Epochs:
     def _draw_order(self, epoch: int) -> np.ndarray:
         return _generator(self._seed, epoch).permutation(self._size(epoch))
 
-    def locate(self, index: int) -> _Place:
+    def locate(self, index: int) -> Place:
         while index >= self._starts[-1]:
             self._starts.append(self._starts[-1] + self._size(len(self._starts) - 1))
         epoch = len(self._starts) - 2
         while index < self._starts[epoch]:
             epoch -= 1
         item = index - self._starts[epoch]
-        return _Place(epoch, int(self._order(epoch)[item]) if self._shuffle else item)
+        return Place(epoch, int(self._order(epoch)[item]) if self._shuffle else item)
 
 
 def _generator(*key: int) -> np.random.Generator:

@@ -8,7 +8,7 @@ from typing import Any
 
 from instructgpt.errors import UserError, suggestion
 from instructgpt.flags import given_value, parse
-from instructgpt.stages import pipeline, pretrain, sft, tokenizer
+from instructgpt.stages import best_of_n, dpo, grpo, pipeline, ppo, pretrain, reward, rlhf, sft, tokenizer
 from instructgpt.stages.presets import recipe
 
 
@@ -30,6 +30,12 @@ STAGES: dict[str, Stage] = {
         lambda preset: pipeline.PipelineConfig(preset=preset),
         "tokenizer, pretraining and instruction tuning in one go, with a report",
     ),
+    "rlhf": Stage(
+        rlhf.run,
+        rlhf.RLHFConfig,
+        lambda preset: rlhf.RLHFConfig(preset=preset),
+        "SFT on flawed demonstrations, reward model, DPO, PPO, GRPO, and the ledger of what each did",
+    ),
     "tokenizer": Stage(
         tokenizer.run, tokenizer.TokenizerConfig, lambda preset: recipe(preset).tokenizer, "raw text to a tokenizer"
     ),
@@ -37,6 +43,22 @@ STAGES: dict[str, Stage] = {
         pretrain.run, pretrain.PretrainConfig, lambda preset: recipe(preset).pretrain, "raw text to a base model"
     ),
     "sft": Stage(sft.run, sft.SFTConfig, lambda preset: recipe(preset).sft, "instructions to a tuned model"),
+    "reward": Stage(
+        reward.run, reward.RewardConfig, lambda preset: recipe(preset).reward, "compared answers to a reward model"
+    ),
+    "dpo": Stage(dpo.run, dpo.DPOConfig, lambda preset: recipe(preset).dpo, "compared answers to a policy, directly"),
+    "ppo": Stage(
+        ppo.run, ppo.PPOConfig, lambda preset: recipe(preset).ppo, "a reward to a policy, with a value function"
+    ),
+    "grpo": Stage(
+        grpo.run, grpo.GRPOConfig, lambda preset: recipe(preset).grpo, "a reward to a policy, by groups of answers"
+    ),
+    "best_of_n": Stage(
+        best_of_n.run,
+        best_of_n.BestOfNConfig,
+        lambda preset: recipe(preset).best_of_n,
+        "a reward to a policy, by imitating its best answers",
+    ),
 }
 
 
@@ -50,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
     if name not in STAGES:
         raise UserError(f"there is no stage {name!r}{suggestion(name, STAGES)}")
     stage = STAGES[name]
-    preset = given_value(flags, "--preset") or ("auto" if name == "pipeline" else "tiny")
+    preset = given_value(flags, "--preset") or ("auto" if name in ("pipeline", "rlhf") else "tiny")
     recipe(preset)  # an unknown preset is told before anything else
     stage.run(parse(stage.config, flags, f"train.py {name}", stage.defaults(preset)))
     return 0

@@ -7,24 +7,35 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from instructgpt.atomic import write_text
+from instructgpt.config import ModelConfig
 from instructgpt.data.batch import Batch, BatchStream
 from instructgpt.data.prefetch import Prefetched
 from instructgpt.errors import UserError
 from instructgpt.evaluation.loss import evaluate_loss
 from instructgpt.model.backend import resolve_backend
 from instructgpt.model.counts import training_flops_per_token
+from instructgpt.model.heads import RewardModel
 from instructgpt.model.transformer import Transformer
 from instructgpt.objectives.lm import Loss
-from instructgpt.runtime import Precision, Ranks, join_ranks, resolve_device, resolve_precision, seed_everything
+from instructgpt.runtime import (
+    Precision,
+    Ranks,
+    join_ranks,
+    peak_memory,
+    resolve_device,
+    resolve_precision,
+    seed_everything,
+)
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import RunDirectory
 from instructgpt.training.loop import FitConfig, FitResult, Hooks, Snapshot, fit
 from instructgpt.training.metrics import ConsoleLog, JsonLines, Metrics, Sink, Tracker, measure_peak_flops, open_tracker
+from instructgpt.training.optimizer import Parameters
 from instructgpt.training.plot import plot_curves
 
 # Settings that may differ between a run and its resumption: they say where and how long, not what.
@@ -56,13 +67,19 @@ class StageConfig:
     """Replace the run in --out."""
     tracker: Tracker = "none"
     """Also log to tensorboard or wandb (extra `track`)."""
-    rows: int = 16
-    """Rows of a batch, each of --row-length tokens."""
     row_length: int = 0
     """Tokens of a row, into which documents are packed; 0 means the model's context."""
+    fit: FitConfig = field(default_factory=FitConfig)
+
+
+@dataclass(frozen=True)
+class LanguageStageConfig(StageConfig):
+    """Flags of the stages that learn to predict the next token."""
+
+    rows: int = 16
+    """Rows of a batch, each of --row-length tokens."""
     label_smoothing: float = 0.0
     """Share of the target's probability that is spread over the vocabulary; makes a model less sure of itself."""
-    fit: FitConfig = field(default_factory=FitConfig)
 
 
 @dataclass(frozen=True)
@@ -87,10 +104,20 @@ def require(value: Any, flag: str, what: str) -> None:
         raise UserError(f"{flag} is missing: {what}")
 
 
-def build_model(config: StageConfig, machine: Machine, make: Callable[[], Transformer]) -> Transformer:
+Model = TypeVar("Model", Transformer, RewardModel)
+
+
+def build_model(config: StageConfig, machine: Machine, make: Callable[[], Model]) -> Model:
     """The stage's model, its randomness seeded, on its device and in its number format."""
     seed_everything(config.seed)
     return make().to(machine.device, machine.precision.parameters)
+
+
+def fitting_row_length(config: StageConfig, model: ModelConfig) -> int:
+    """--row-length, or the context of the model in --init. Raises UserError when it is longer than that."""
+    if config.row_length > model.context:
+        raise UserError(f"--row-length {config.row_length} is longer than the context of --init, {model.context}")
+    return config.row_length or model.context
 
 
 def new_backend(config: StageConfig, machine: Machine):
@@ -101,20 +128,29 @@ def train(
     stage: str,
     config: StageConfig,
     machine: Machine,
-    model: Transformer,
+    model: Transformer | RewardModel,
     tokenizer: Tokenizer,
     batches: BatchStream,
-    loss_fn: Callable[[Batch], Loss],
-    validation: Callable[[], Iterable[Batch]] | None,
+    loss_fn: Callable[[Any], Loss],
+    validate: Callable[[], dict[str, float]] | None = None,
+    *,
+    beside: Parameters | None = None,
+    may_prefetch: bool = True,
 ) -> FitResult:
-    """Runs `fit` for `stage` in its run directory: checkpoints, metrics, validation, curves, eval.json."""
+    """Runs `fit` for `stage` in its run directory: checkpoints, metrics, validation, curves, eval.json.
+
+    `loss_fn` gets the stream's batches on the device, the model in training mode; `validate` measures the model, in
+    evaluation mode; `val_loss` among its values steers early stopping. `beside` is trained and not saved with the
+    model, such as a value head. Batches that depend on the weights must not be prefetched.
+    """
     run, is_first = RunDirectory(config.out), machine.ranks.is_first
     if is_first:
         run = RunDirectory.open(config.out, overwrite=config.overwrite, resume=config.resume)
     snapshot = _resumable(run, stage, config) if config.resume else None
     machine.ranks.wait()  # all have read what was there before the first writes
     if is_first:
-        run.write_config(stage, model.config, tokenizer, config)
+        head = "reward" if isinstance(model, RewardModel) else "language"
+        run.write_config(stage, model.config, tokenizer, config, head)
     device, precision = machine.device, machine.precision
     flops = training_flops_per_token(model.config, config.row_length or model.config.context)
     first_step = int(snapshot.values["progress"]["step"]) if snapshot else 0
@@ -125,31 +161,27 @@ def train(
         print(_description(stage, machine, model, first_step), flush=True)
     metrics = Metrics(sinks)
 
-    def step_loss(batch: Batch) -> Loss:
+    def step_loss(batch: Any) -> Loss:
         model.train()
         return loss_fn(batch.to(device))
 
-    def validate() -> dict[str, float]:
-        assert validation is not None
+    def measure() -> dict[str, float]:
+        assert validate is not None
         model.eval()
-        with precision.context(device):
-            report = evaluate_loss(model, tokenizer, validation())
-        return {
-            "val_loss": report.loss,
-            "val_bits_per_byte": report.bits_per_byte,
-            "val_accuracy": report.token_accuracy,
-        }
+        with precision.context(device), torch.inference_mode():
+            return validate()
 
     hooks = Hooks(
         log=metrics,
-        validate=validate if validation else None,
+        validate=measure if validate else None,
         save=run.save_state,
         save_model=lambda: run.save_model(model),
     )
-    stream = Prefetched(batches) if device.type == "cuda" else batches  # a CPU has no core to spare for it
+    # A CPU has no core to spare for prefetching.
+    stream = Prefetched(batches) if device.type == "cuda" and may_prefetch else batches
     try:
         result = fit(
-            dict(model.named_parameters()), stream, step_loss, config.fit, hooks,
+            {**dict(model.named_parameters()), **(beside or {})}, stream, step_loss, config.fit, hooks,
             device=device, precision=precision, ranks=machine.ranks, resume_from=snapshot,
         )  # fmt: skip
     finally:
@@ -157,11 +189,27 @@ def train(
     model.eval()
     if is_first:
         plot_curves({stage: run.metrics_file}, run.path / "curves.png")
-        _write_eval(run, result)
+        _write_eval(run, result, peak_memory(device))
     return result
 
 
-def _write_eval(run: RunDirectory, result: FitResult) -> None:
+def language_validation(
+    model: Transformer, tokenizer: Tokenizer, batches: Callable[[], Iterable[Batch]]
+) -> Callable[[], dict[str, float]]:
+    """The `validate` of a language model: its loss on held-out batches, read anew each time."""
+
+    def validate() -> dict[str, float]:
+        report = evaluate_loss(model, tokenizer, batches())
+        return {
+            "val_loss": report.loss,
+            "val_bits_per_byte": report.bits_per_byte,
+            "val_accuracy": report.token_accuracy,
+        }
+
+    return validate
+
+
+def _write_eval(run: RunDirectory, result: FitResult, memory: int) -> None:
     progress = result.progress
     write_json(
         run.path / "eval.json",
@@ -172,6 +220,7 @@ def _write_eval(run: RunDirectory, result: FitResult) -> None:
             "minutes": progress.seconds / 60,
             "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
             "skipped_steps": progress.skipped_steps,
+            "peak_memory": memory,
         },
     )
 
@@ -186,7 +235,7 @@ def _share(config: FitConfig, record: dict[str, float]) -> float:
     return min(1.0, max(steps, minutes))
 
 
-def _description(stage: str, machine: Machine, model: Transformer, first_step: int) -> str:
+def _description(stage: str, machine: Machine, model: Transformer | RewardModel, first_step: int) -> str:
     """One line that says what is about to run."""
     parameters = sum(p.numel() for p in model.parameters())
     ranks = f" x {machine.ranks.size}" if machine.ranks.size > 1 else ""

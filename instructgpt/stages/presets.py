@@ -7,7 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from instructgpt.config import MODEL_PRESETS, model_preset
+from instructgpt.objectives.policy import GRPOTerms, PPOTerms
+from instructgpt.stages.best_of_n import BestOfNConfig
+from instructgpt.stages.dpo import DPOConfig
+from instructgpt.stages.grpo import GRPOConfig
+from instructgpt.stages.ppo import PPOConfig
 from instructgpt.stages.pretrain import PretrainConfig
+from instructgpt.stages.reward import RewardConfig
 from instructgpt.stages.sft import SFTConfig
 from instructgpt.stages.tokenizer import TokenizerConfig
 from instructgpt.training.loop import FitConfig
@@ -20,15 +26,35 @@ class Recipe:
     tokenizer: TokenizerConfig
     pretrain: PretrainConfig
     sft: SFTConfig
+    flawed_sft: SFTConfig
+    """SFT on the road of RLHF, on demonstrations with faults: shorter, for what follows is to be seen."""
+    reward: RewardConfig
+    dpo: DPOConfig
+    ppo: PPOConfig
+    grpo: GRPOConfig
+    best_of_n: BestOfNConfig
 
 
 # Small models learn about twice as much from the same few million tokens with Muon as with AdamW.
 _MUON = FitConfig(optimizer="muon", muon_learning_rate=0.02, learning_rate=3e-3, weight_decay=0.01, schedule="wsd")
+# Noisy gradients, and a policy that should change what it says and not what it knows: Adam, small steps, no decay.
+_POLICY = FitConfig(
+    learning_rate=2e-4,
+    weight_decay=0.0,
+    beta2=0.99,
+    warmup_steps=5,
+    schedule="linear",
+    final_learning_rate=0.1,
+    log_every=1,
+)
+# For models that know their trade already: a fifth of the rates.
+_GENTLE_MUON = replace(_MUON, muon_learning_rate=0.004, learning_rate=6e-4)
 
 
 def _tiny() -> Recipe:
     """A laptop's CPU, minutes a stage: the limits in minutes hold on machines too slow for the steps."""
     fit = replace(_MUON, muon_iterations=3)  # in so small a batch they take a quarter of a step's time
+    gentle = replace(_GENTLE_MUON, muon_iterations=3)
     return Recipe(
         TokenizerConfig(vocab_size=2560),
         PretrainConfig(
@@ -37,6 +63,22 @@ def _tiny() -> Recipe:
             fit=replace(fit, max_steps=1500, max_minutes=6.4, cooldown=0.2, eval_every=750),
         ),
         SFTConfig(rows=6, fit=replace(fit, max_steps=1500, max_minutes=6.0, cooldown=0.7, eval_every=750)),
+        SFTConfig(rows=6, fit=replace(fit, max_steps=1350, max_minutes=4.0, cooldown=0.7)),
+        RewardConfig(prompts=16, fit=replace(gentle, max_steps=350, max_minutes=1.6)),
+        # Without the chosen answers' own loss both log-probabilities fall, and the policy forgets what it knew.
+        DPOConfig(prompts=16, chosen_weight=1.0, fit=replace(gentle, max_steps=350, max_minutes=1.8)),
+        PPOConfig(
+            prompts=256,
+            minibatches=4,
+            epochs=1,
+            terms=PPOTerms(value_coefficient=0.1),
+            fit=replace(_POLICY, max_steps=400, max_minutes=2.0),
+        ),
+        GRPOConfig(
+            terms=GRPOTerms(kl_coefficient=0.1),
+            fit=replace(_POLICY, learning_rate=1.5e-4, max_steps=600, max_minutes=2.0),
+        ),
+        BestOfNConfig(prompts=2_500, rows=12, fit=replace(gentle, max_steps=110, max_minutes=1.5)),
     )
 
 
@@ -49,6 +91,14 @@ def _small() -> Recipe:
             preset="small", model=model_preset("small"), rows=32, fit=replace(fit, max_steps=2_000, eval_every=250)
         ),
         SFTConfig(preset="small", rows=32, fit=replace(fit, max_steps=3_000, cooldown=0.5, eval_every=500)),
+        SFTConfig(preset="small", rows=32, fit=replace(fit, max_steps=1_500, cooldown=0.5, eval_every=500)),
+        RewardConfig(preset="small", prompts=64, fit=replace(_GENTLE_MUON, max_steps=1_000, eval_every=250)),
+        DPOConfig(
+            preset="small", prompts=64, chosen_weight=1.0, fit=replace(_GENTLE_MUON, max_steps=600, eval_every=200)
+        ),
+        PPOConfig(preset="small", prompts=512, fit=replace(_POLICY, max_steps=1_000, learning_rate=5e-5)),
+        GRPOConfig(preset="small", prompts=64, fit=replace(_POLICY, max_steps=1_000, learning_rate=5e-5)),
+        BestOfNConfig(preset="small", prompts=5_000, rows=32, fit=replace(_GENTLE_MUON, max_steps=500)),
     )
 
 
@@ -65,6 +115,30 @@ def _large(name: str, rows: int, micro_batches: int) -> Recipe:
         TokenizerConfig(preset=name, vocab_size=32_000),
         PretrainConfig(preset=name, model=model_preset(name), rows=rows, fit=fit),
         SFTConfig(preset=name, rows=rows, fit=tuned),
+        SFTConfig(preset=name, rows=rows, fit=tuned),
+        # One epoch of compared answers at rates of 9e-6 and 5e-7 (Ouyang et al. 2022, C.2; Rafailov et al. 2023, B).
+        RewardConfig(preset=name, prompts=64, fit=replace(tuned, max_steps=1_000, learning_rate=9e-6)),
+        DPOConfig(preset=name, prompts=64, fit=replace(tuned, max_steps=1_000, learning_rate=5e-7, warmup_steps=150)),
+        # 512 prompts, 8 minibatches, one epoch, β 0.02 (Ouyang et al. 2022, C.4); 1e-6 (Shao et al. 2024, section 4.2),
+        # but with groups of 16 instead of 64.
+        PPOConfig(
+            preset=name,
+            prompts=512,
+            minibatches=8,
+            epochs=1,
+            kl_coefficient=0.02,
+            max_new_tokens=256,
+            fit=replace(_POLICY, max_steps=4_000, learning_rate=5e-6),
+        ),
+        GRPOConfig(
+            preset=name,
+            prompts=64,
+            answers=16,
+            minibatches=8,
+            max_new_tokens=256,
+            fit=replace(_POLICY, max_steps=4_000, learning_rate=1e-6),
+        ),
+        BestOfNConfig(preset=name, prompts=20_000, answers=16, rows=rows, max_new_tokens=256, fit=tuned),
     )
 
 

@@ -16,7 +16,15 @@ from instructgpt.data.sources import CorpusWindows, ExampleSource, Mixture, Worl
 from instructgpt.errors import UserError
 from instructgpt.model.transformer import Transformer
 from instructgpt.objectives.lm import next_token_loss
-from instructgpt.stages.common import Machine, StageConfig, build_model, new_backend, require, train
+from instructgpt.stages.common import (
+    LanguageStageConfig,
+    Machine,
+    build_model,
+    language_validation,
+    new_backend,
+    require,
+    train,
+)
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import load
 from instructgpt.training.loop import FitResult
@@ -25,7 +33,7 @@ _HELD_OUT_SEED = 1_000_003
 
 
 @dataclass(frozen=True)
-class PretrainConfig(StageConfig):
+class PretrainConfig(LanguageStageConfig):
     """Trains a model to predict the next token of raw text."""
 
     text: tuple[str, ...] = ()
@@ -61,7 +69,7 @@ def run(config: PretrainConfig) -> FitResult:
         tokenizer,
         PackedStream(source, row_length, config.rows),
         lambda batch: next_token_loss(model, batch, config.label_smoothing),
-        partial(held_out, config.rows, config.val_rows) if held_out else None,
+        language_validation(model, tokenizer, partial(held_out, config.rows, config.val_rows)) if held_out else None,
     )
 
 

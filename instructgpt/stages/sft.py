@@ -15,7 +15,15 @@ from instructgpt.data.sources import Conversations, ExampleSource, Mixture, Worl
 from instructgpt.data.tokens import Tokens
 from instructgpt.errors import UserError
 from instructgpt.objectives.lm import next_token_loss
-from instructgpt.stages.common import Machine, StageConfig, build_model, require, train
+from instructgpt.stages.common import (
+    LanguageStageConfig,
+    Machine,
+    build_model,
+    fitting_row_length,
+    language_validation,
+    require,
+    train,
+)
 from instructgpt.text.chat import Message, render_conversation
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import load
@@ -23,7 +31,7 @@ from instructgpt.training.loop import FitResult
 
 
 @dataclass(frozen=True)
-class SFTConfig(StageConfig):
+class SFTConfig(LanguageStageConfig):
     """Trains a base model to answer: only the answers and their end token count in the loss."""
 
     data: tuple[str, ...] = ()
@@ -45,6 +53,8 @@ class SFTConfig(StageConfig):
     """Share of each file's records that is validated on and never trained on (at most 500)."""
     val_examples: int = 400
     """Examples of the embedded world validated on."""
+    flawed_share: float = 0.0
+    """Share of the embedded world's demonstrations that are wrong, badly formatted or rambling, as real ones are."""
 
 
 def run(config: SFTConfig) -> FitResult:
@@ -57,9 +67,7 @@ def run(config: SFTConfig) -> FitResult:
     machine = Machine.of(config)
     model, tokenizer = load(config.init, machine.device, config.backend)
     model = build_model(config, machine, lambda: model)
-    row_length = config.row_length or model.config.context
-    if row_length > model.config.context:
-        raise UserError(f"--row-length {row_length} is longer than the context of --init, {model.config.context}")
+    row_length = fitting_row_length(config, model.config)
     data = sources(config, tokenizer, row_length)
     validation = list(batches_of(data.held_out, row_length, config.rows))
     result = train(
@@ -70,7 +78,7 @@ def run(config: SFTConfig) -> FitResult:
         tokenizer,
         PackedStream(data.training, row_length, config.rows),
         lambda batch: next_token_loss(model, batch, config.label_smoothing),
-        (lambda: validation) if validation else None,
+        language_validation(model, tokenizer, lambda: validation) if validation else None,
     )
     if data.held_out_records:  # so that `eval --data OUT/val.jsonl` scores what was not trained on
         lines = (json.dumps({"messages": record}, ensure_ascii=False) + "\n" for record in data.held_out_records)
@@ -95,7 +103,7 @@ def sources(config: SFTConfig, tokenizer: Tokenizer, context: int) -> Sources:
     held_out: list[Tokens] = []
     for group in groups(config):
         if group == ["world"]:
-            parts.append(WorldInstructions("train", tokenizer, config.seed))
+            parts.append(WorldInstructions("train", tokenizer, config.seed, config.flawed_share))
             validation = WorldInstructions("val", tokenizer, config.seed)
             held_out += [validation[i] for i in range(config.val_examples)]
             continue

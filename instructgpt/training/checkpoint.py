@@ -1,6 +1,6 @@
 """A run directory: what a stage leaves behind, whole at every moment, and how it is read back.
 
-config.json         the stage, its settings, the model's shape, the tokenizer's fingerprint
+config.json         the stage, its settings, the model's shape and head, the tokenizer's fingerprint
 tokenizer.model     SentencePiece's own file
 model.safetensors   the weights to use, with a checksum of their bytes
 metrics.jsonl       a line a record
@@ -13,24 +13,29 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from instructgpt.atomic import replacing, write_text
 from instructgpt.config import ModelConfig
 from instructgpt.errors import UserError
-from instructgpt.model.backend import resolve_backend
+from instructgpt.model.backend import Backend, resolve_backend
+from instructgpt.model.heads import RewardModel
 from instructgpt.model.quantize import quantize
 from instructgpt.model.transformer import Transformer
 from instructgpt.runtime import resolve_device
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.loop import Snapshot
+
+Head = Literal["language", "reward"]
+"""What stands on top of a run's Transformer: the one that predicts tokens, or the one that scores answers."""
 
 _CHECKSUM = "sha256"
 
@@ -113,13 +118,16 @@ class RunDirectory:
             raise UserError(f"cannot be created: {error.strerror}", run.path) from error
         return run
 
-    def write_config(self, stage: str, model: ModelConfig | None, tokenizer: Tokenizer, settings: Any) -> None:
+    def write_config(
+        self, stage: str, model: ModelConfig | None, tokenizer: Tokenizer, settings: Any, head: Head = "language"
+    ) -> None:
         """Writes config.json and the tokenizer: what is known before training starts."""
         tokenizer.save(self.path)
         config = {
             "stage": stage,
             "tokenizer": tokenizer.fingerprint,
             "model": _jsonable(model) if model else None,
+            "head": head,
             "settings": _jsonable(settings),
         }
         write_text(self.config_file, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
@@ -144,7 +152,7 @@ class RunDirectory:
             raise UserError("is not a run's configuration: it has no 'stage'", self.config_file)
         return config
 
-    def save_model(self, model: Transformer) -> None:
+    def save_model(self, model: nn.Module) -> None:
         save_tensors(self.model_file, dict(model.state_dict()))
 
     def save_state(self, snapshot: Snapshot) -> None:
@@ -165,12 +173,39 @@ def model_config(values: dict[str, Any], where: Path) -> ModelConfig:
 def load(
     directory: str | Path, device: str | torch.device = "auto", backend: str = "auto", quantized: str = ""
 ) -> tuple[Transformer, Tokenizer]:
-    """Model (in eval mode, on `device`) and tokenizer of a run directory.
+    """Language model (in eval mode, on `device`) and tokenizer of a run directory.
 
     quantized: int8 or int4 keeps the blocks' weights in so few bits, for generation; the model cannot be trained then.
-    Raises UserError when a file is missing, damaged, or does not belong with the others.
+    Raises UserError when a file is missing, damaged, or does not belong with the others, and for a reward model.
     """
     run = RunDirectory(directory)
+    if run.read_config().get("head") == "reward":
+        raise UserError(
+            "holds a reward model, which scores answers and writes none; name a pretrain, sft or policy run", run.path
+        )
+    model, tokenizer = _load(run, device, backend, lambda shape, backend: Transformer(shape, backend))
+    if quantized:
+        quantize(model, quantized)
+    return model, tokenizer
+
+
+def load_reward_model(
+    directory: str | Path, device: str | torch.device = "auto", backend: str = "auto"
+) -> tuple[RewardModel, Tokenizer]:
+    """Reward model (in eval mode, on `device`) and tokenizer of a `reward` run; errors as those of `load`."""
+    run = RunDirectory(directory)
+    config = run.read_config()
+    if config.get("head") != "reward":
+        raise UserError(f"holds a {config['stage']} run, not a reward model; name a reward run", run.path)
+    return _load(run, device, backend, lambda shape, backend: RewardModel(Transformer(shape, backend)))
+
+
+Model = TypeVar("Model", Transformer, RewardModel)
+
+
+def _load(
+    run: RunDirectory, device: str | torch.device, backend: str, make: Callable[[ModelConfig, Backend], Model]
+) -> tuple[Model, Tokenizer]:
     config = run.read_config()
     if not config.get("model"):
         raise UserError(f"holds a {config['stage']} run, which has no model; name a pretrain or sft run", run.path)
@@ -186,7 +221,7 @@ def load(
         raise UserError("holds no model yet: model.safetensors is missing; train it, or go on with --resume", run.path)
     tensors, _ = load_tensors(run.model_file)
     where = resolve_device(str(device))
-    model = Transformer(shape, resolve_backend(backend, where))
+    model = make(shape, resolve_backend(backend, where))
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != found:
@@ -197,6 +232,4 @@ def load(
             run.model_file,
         )
     model.load_state_dict(tensors)
-    if quantized:
-        quantize(model, quantized)
     return model.to(where).eval(), tokenizer

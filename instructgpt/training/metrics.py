@@ -127,7 +127,10 @@ class ConsoleLog:
     def _status(self, record: dict[str, float], done: float) -> str:
         rate = record.get("tokens_per_second", 0.0)
         left = record["seconds"] * (1 - done) / done if done else math.nan
-        status = f"loss {record['loss']:.3f}  {rate:,.0f} tokens/s"
+        told = [
+            f"{name.replace('_', ' ')} {record[name]:.3f}" for name in ("reward", "true_reward", "kl") if name in record
+        ]
+        status = "  ".join([f"loss {record['loss']:.3f}", *told, f"{rate:,.0f} tokens/s"])
         if self._peak_flops:
             status += f"  MFU {rate * self._flops_per_token / self._peak_flops:.0%}"
         return status + (f"  {left // 60:.0f}:{left % 60:02.0f} left" if math.isfinite(left) else "")

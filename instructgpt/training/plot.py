@@ -9,7 +9,7 @@ from instructgpt.training.metrics import read_metrics
 
 
 def plot_curves(runs: dict[str, Path], path: Path) -> bool:
-    """Draws loss and validation loss over tokens, learning rate and gradient norm, one colour a run.
+    """Draws loss and validation loss, learning rate, gradient norm and what a policy earns, one colour a run.
 
     `runs`: metrics.jsonl by title. Returns False, and draws nothing, where matplotlib (extra `plot`) is missing or
     there is nothing to draw.
@@ -23,6 +23,7 @@ def plot_curves(runs: dict[str, Path], path: Path) -> bool:
         return False
     records = {title: read_metrics(file) for title, file in runs.items()}
     panels = [("loss", "loss (nats a token)"), ("learning_rate", "learning rate"), ("gradient_norm", "gradient norm")]
+    panels += [(name, name.replace("_", " ")) for name in ("reward", "true_reward", "kl", "entropy")]
     panels = [p for p in panels if any(r.get(p[0]) is not None for rows in records.values() for r in rows)]
     if not panels:
         return False

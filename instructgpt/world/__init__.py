@@ -19,10 +19,11 @@ from instructgpt.errors import UserError, suggestion
 from instructgpt.world import composition, families
 from instructgpt.world.core import SPLITS, Example, Language, ask
 from instructgpt.world.documents import document
-from instructgpt.world.preferences import PreferencePair, preference
+from instructgpt.world.preferences import PreferencePair, flawed_demonstration, preference
 
 __all__ = [
-    "FAMILIES", "SPLITS", "Example", "PreferencePair", "document", "example", "preference", "sample",
+    "FAMILIES", "SPLITS", "Example", "PreferencePair", "document", "example", "flawed_demonstration", "preference",
+    "sample",
 ]  # fmt: skip
 
 FAMILIES: tuple[str, ...] = tuple(families.BY_NAME)

@@ -20,6 +20,8 @@ from instructgpt.world.families import FAMILIES
 from instructgpt.world.formatting import as_bullets
 
 FAULTS = ("wrong_answer", "wrong_format", "wrong_language", "rambling", "unsafe_compliance", "needless_refusal")
+DEMONSTRATION_FAULTS = ("wrong_answer", "wrong_format", "rambling")
+"""What is wrong with demonstrations that people write; the others are faults of models."""
 _MAX_TRIES = 500
 _OTHERS = 8
 """Answers to other questions, of which a wrong answer is the most alike."""
@@ -192,11 +194,23 @@ def preference(split: str, index: int, seed: int = 0) -> PreferencePair:
 
     The faults take turns, so that every kind is as frequent as any other. UserError for another split.
     """
+    return _pair(split, FAULTS[index % len(FAULTS)], Random(f"preference {split} {seed} {index}"))
+
+
+def flawed_demonstration(split: str, index: int, seed: int = 0) -> list[Message]:
+    """A conversation whose answer has a fault that people's demonstrations have; a pure function of its arguments.
+
+    DEMONSTRATION_FAULTS take turns. UserError for a split without preferences.
+    """
+    fault = DEMONSTRATION_FAULTS[index % len(DEMONSTRATION_FAULTS)]
+    pair = _pair(split, fault, Random(f"flawed demonstration {split} {seed} {index}"))
+    return [*pair.messages, {"role": "assistant", "content": pair.rejected}]
+
+
+def _pair(split: str, fault: str, rng: Random) -> PreferencePair:
     if split not in SPLITS or split == "test_composition":
         raise UserError(f"no preferences for the split {split!r}; choose one of: train, val, test, test_phrasing")
-    fault = FAULTS[index % len(FAULTS)]
     kind = _KINDS[fault]
-    rng = Random(f"preference {split} {seed} {index}")
     for _ in range(_MAX_TRIES):
         is_lookalike = fault == "needless_refusal" and rng.random() < 0.5
         task = _draw_task(REFUSAL if is_lookalike else rng.choice(kind.families), rng, split)

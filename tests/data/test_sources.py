@@ -181,3 +181,10 @@ def test_world_text_is_a_whole_document(tokenizer):
     assert (tokens.ids[0], tokens.ids[-1]) == (tokenizer.bos, tokenizer.eos)
     assert tokenizer.decode(tokens.ids.tolist()) == world.document(11, 3)
     assert tokens.is_target.tolist() == [False] + [True] * (len(tokens) - 1)
+
+
+def test_the_share_of_flawed_demonstrations_is_what_was_asked_for(tokenizer: Tokenizer) -> None:
+    clean, flawed = WorldInstructions("train", tokenizer), WorldInstructions("train", tokenizer, 0, 0.3)
+    is_other = [clean[i].ids.tolist() != flawed[i].ids.tolist() for i in range(600)]
+    assert 0.24 < sum(is_other) / 600 < 0.36
+    assert all(flawed[i].ids.tolist() == flawed[i].ids.tolist() for i in range(5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,27 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = ("--text", text, "--tokenizer", folder / "tokenizer", "--out", folder / "pretrain", *SMALL.split())
     assert stage("pretrain", *arguments) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def world_runs(runs: Path) -> Path:
+    """A model whose context has room for prompts of the world, spelt in bytes as they are by a tokenizer of `runs`."""
+    folder = runs / "world"
+    shape = SMALL.replace("--context 64", "--context 512").split()
+    arguments = ("--text", runs / "text.txt", "--tokenizer", runs / "tokenizer", "--out", folder / "pretrain", *shape)
+    assert stage("pretrain", *arguments) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reward_run(runs: Path) -> Path:
+    """A reward model on the same base, barely trained."""
+    pairs = runs / "pairs.jsonl"
+    lines = [json.dumps({"prompt": f"cat {i}?", "chosen": "red birds", "rejected": "no"}) for i in range(40)]
+    pairs.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    arguments = ("--data", pairs, "--init", runs / "pretrain", "--out", runs / "reward", "--max-steps", 2)
+    assert stage("reward", *arguments, "--device", "cpu", "--dtype", "float32") == 0
+    return runs / "reward"
 
 
 @pytest.fixture

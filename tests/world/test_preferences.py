@@ -16,7 +16,7 @@ from instructgpt.world.core import ask
 from instructgpt.world.dialogue import HARMFUL, REFUSAL_ANSWER
 from instructgpt.world.families import BY_NAME
 from instructgpt.world.formatting import same_bullets, same_json
-from instructgpt.world.preferences import FAULTS, PreferencePair, preference
+from instructgpt.world.preferences import FAULTS, PreferencePair, flawed_demonstration, preference
 
 SPLITS = ("train", "val", "test", "test_phrasing")
 REFUSALS = set(REFUSAL_ANSWER.values())
@@ -130,3 +130,23 @@ def test_no_test_prompt_is_in_training() -> None:
 def test_other_splits_are_told_which_there_are(split: str) -> None:
     with pytest.raises(UserError, match="train, val, test, test_phrasing"):
         preference(split, 0)
+
+
+@given(split=st.sampled_from(SPLITS), index=st.integers(0, 10**9), seed=st.integers(0, 10**6))
+def test_a_flawed_demonstration_is_a_conversation_and_a_function_of_its_arguments(
+    split: str, index: int, seed: int
+) -> None:
+    conversation = flawed_demonstration(split, index, seed)
+    assert conversation == flawed_demonstration(split, index, seed) != flawed_demonstration(split, index, seed + 1)
+    assert [message["role"] for message in conversation[-2:]] == ["user", "assistant"]
+
+
+def test_a_flawed_demonstration_has_one_of_the_faults_of_demonstrations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is what the preference of the same draw rejects, and none is a fault of models, such as a refusal."""
+    made = [flawed_demonstration("train", index) for index in range(300)]
+    assert sum(conversation[-1]["content"] in REFUSALS for conversation in made) < 10
+    monkeypatch.setattr(preferences, "DEMONSTRATION_FAULTS", ("rambling",))
+    answers = [flawed_demonstration("train", index)[-1]["content"] for index in range(100)]
+    assert sum(len(answer.split()) > 3 or "\n" in answer or len(answer) > 12 for answer in answers) > 90
+    with pytest.raises(UserError, match="test_composition"):
+        flawed_demonstration("test_composition", 0)

@@ -1,0 +1,91 @@
+"""Prompts to be answered and judged, not imitated: what reinforcement learning and rejection sampling read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from instructgpt import world
+from instructgpt.data.account import Account
+from instructgpt.data.instructions import read_instructions
+from instructgpt.data.sources import Epochs, Mixture
+from instructgpt.errors import UserError
+from instructgpt.text.chat import Message, render_prompt
+from instructgpt.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Query:
+    """A prompt, with what is known of the right answer."""
+
+    messages: list[Message]
+    """It ends with the user's turn."""
+    ids: list[int]
+    """The same as tokens, up to where the assistant is to speak."""
+    reference: str
+    """The answer in the data."""
+    check: Callable[[str], float] | None = None
+    """The true reward of an answer, in [0, 1]; None where only the world could know, and the prompt is not its."""
+
+
+class QuerySource(Protocol):
+    """An endless sequence of queries, pure in the index."""
+
+    def __getitem__(self, index: int, /) -> Query: ...
+
+
+class WorldQueries:
+    """Prompts of the instruction world, each with its checker."""
+
+    def __init__(self, split: str, tokenizer: Tokenizer, seed: int = 0):
+        self._split, self._tokenizer, self._seed = split, tokenizer, seed
+
+    def __getitem__(self, index: int) -> Query:
+        example = world.example(self._split, index, self._seed)
+        messages = cast("list[Message]", example.messages)
+        return Query(messages, render_prompt(messages, self._tokenizer), example.answer, example.check)
+
+
+class FileQueries:
+    """Prompts held in memory; every epoch is all of them in a new order. UserError when there is none."""
+
+    def __init__(self, queries: Sequence[Query], seed: int = 0):
+        if not queries:
+            raise UserError("there is no prompt to use")
+        self._queries = list(queries)
+        self._epochs = Epochs(lambda epoch: len(self._queries), seed, shuffle=True)
+
+    def __len__(self) -> int:
+        return len(self._queries)
+
+    def __getitem__(self, index: int) -> Query:
+        return self._queries[self._epochs.locate(index).item]
+
+
+def read_queries(
+    files: Sequence[str], tokenizer: Tokenizer, longest: int, encoding: str = "utf-8"
+) -> tuple[list[Query], Account]:
+    """The prompts of instruction files, without their last answer; those of more than `longest` tokens are dropped.
+
+    Raises UserError as `read_instructions`, and when every prompt is too long.
+    """
+    account = Account(files[0] if len(files) == 1 else f"{len(files)} files")
+    queries = []
+    for messages in read_instructions(files, None, encoding, account=account):
+        *prompt, answer = messages
+        ids = render_prompt(prompt, tokenizer)
+        if len(ids) <= longest:
+            queries.append(Query(prompt, ids, answer["content"]))
+    too_long = account.kept - len(queries)
+    if too_long:
+        account.notes[f"prompt of more than {longest} tokens, left out"] += too_long
+    if not queries:
+        raise UserError(f"every prompt has more than {longest} tokens, which leaves no room to answer", files[0])
+    return queries, account
+
+
+def query_source(parts: Iterable[QuerySource], seed: int) -> QuerySource:
+    """One source of several, all drawn as often."""
+    parts = list(parts)
+    return parts[0] if len(parts) == 1 else Mixture(parts, [1.0] * len(parts), seed)  # pyright: ignore

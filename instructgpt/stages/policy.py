@@ -1,0 +1,197 @@
+"""What PPO, GRPO and best-of-n share: flags, who takes part, and how answers are asked for, scored and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from instructgpt.data.queries import FileQueries, Query, QuerySource, WorldQueries, query_source, read_queries
+from instructgpt.errors import UserError
+from instructgpt.generation.engine import Completion
+from instructgpt.model.heads import RewardModel
+from instructgpt.model.transformer import Transformer
+from instructgpt.stages.common import Machine, StageConfig, build_model, fitting_row_length, require
+from instructgpt.text.tokenizer import Tokenizer
+from instructgpt.training.checkpoint import load, load_reward_model
+from instructgpt.training.rewards import Reward, RewardSum, WorldReward, load_function
+from instructgpt.training.rollouts import (
+    Answered,
+    examine,
+    frozen_copy,
+    sample_answers,
+)
+
+Config = TypeVar("Config", bound="PolicyStageConfig")
+_SEEDS = 1 << 40
+"""Seeds of sampling that one seed of a run has for itself."""
+
+
+@dataclass(frozen=True)
+class PolicyStageConfig(StageConfig):
+    """Flags of the stages that learn from the policy's own answers."""
+
+    data: tuple[str, ...] = ()
+    """Where prompts come from: `world`, or instruction files, whose answers are not looked at."""
+    reward: tuple[str, ...] = ()
+    """What answers are scored by: the run directory of a reward model, or `world` for the world's own checker."""
+    reward_function: tuple[str, ...] = ()
+    """Functions that score answers, as package.module:function or path/file.py:function. Each gets prompts (lists of
+    messages), answers (texts), and `references` if it has such a parameter, and returns a list of numbers."""
+    reward_weights: tuple[float, ...] = ()
+    """Weights of --reward and then --reward-function in the sum that is the reward; 1 each by default."""
+    prompts: int = 64
+    """Prompts that are answered with the same weights."""
+    answers: int = 4
+    """Answers to each of them."""
+    max_new_tokens: int = 32
+    """Longest answer, its end token included; a longer one is cut off."""
+    unfinished_penalty: float = 1.0
+    """Taken from the reward of an answer that was cut off: nobody can use it, and the reward never saw it end."""
+    encoding: str = "utf-8"
+    """How the files are encoded."""
+    val_examples: int = 200
+    """Held-out prompts of the embedded world, or of the files, on which reward and KL are measured."""
+
+
+@dataclass(frozen=True)
+class Actors:
+    """Who takes part, and what they are asked."""
+
+    policy: Transformer
+    reference: Transformer
+    """The model that the policy started from, frozen."""
+    tokenizer: Tokenizer
+    reward: Reward
+    queries: QuerySource
+    held_out: list[Query]
+    row_length: int
+
+    def answer(self, config: PolicyStageConfig, number: int) -> list[Answered]:
+        """The policy's answers to the prompts of rollout `number`, those of one prompt together."""
+        queries = [self.queries[number * config.prompts + i] for i in range(config.prompts)]
+        seed = config.seed * _SEEDS + number * config.prompts * config.answers
+        return sample_answers(self.policy, self.tokenizer, queries, config.answers, config.max_new_tokens, seed)
+
+    def score(self, config: PolicyStageConfig, answered: Sequence[Answered]) -> Tensor:
+        """The reward of each answer (A,), less the penalty for one that was cut off."""
+        scores = self.reward([query for query, _ in answered], [answer for _, answer in answered])
+        is_cut = torch.tensor([not each.ended for each in answered])
+        return torch.tensor(scores) - config.unfinished_penalty * is_cut
+
+    def validate(self, config: PolicyStageConfig) -> dict[str, float]:
+        """Reward, true reward and KL on held-out prompts, one sampled answer each: what the objective is a mean of."""
+        answered = sample_answers(self.policy, self.tokenizer, self.held_out, 1, config.max_new_tokens, _SEEDS - 1)
+        scores = self.score(config, answered)
+        seen = examine(self.policy, self.reference, answered, self.row_length)
+        measured = measure(answered, scores, [seen.logprobs - seen.reference])
+        # Early stopping watches `val_loss`.
+        return {"val_loss": -measured["reward"]} | {f"val_{name}": value for name, value in measured.items()}
+
+
+def measure(answered: Sequence[Answered], scores: Tensor, log_ratios: Sequence[Tensor]) -> dict[str, float]:
+    """Means over answers. scores: (A,); log_ratios: tables (A, L) of log π - log π_ref, zero off the answers."""
+    truth = [query.check(answer.text) for query, answer in answered if query.check]
+    return {
+        "reward": float(scores.mean()),
+        **({"true_reward": sum(truth) / len(truth)} if truth else {}),
+        "kl": float(torch.cat([table.sum(dim=1) for table in log_ratios]).mean()),  # of whole answers, in nats
+        "answer_length": sum(len(answer.ids) for _, answer in answered) / len(answered),
+        "ended": sum(each.ended for each in answered) / len(answered),
+    }
+
+
+class ModelReward:
+    """A reward model's score of prompt and answer, read at the end token."""
+
+    def __init__(self, name: str, model: RewardModel):
+        self.name, self._model = name, model
+
+    def __call__(self, queries: Sequence[Query], answers: Sequence[Completion]) -> list[float]:
+        return self._model.score([[*query.ids, *answer.ids] for query, answer in zip(queries, answers)]).tolist()
+
+
+def start(config: PolicyStageConfig, machine: Machine) -> Actors:
+    """Checks the flags, and loads everybody. Raises UserError."""
+    require(config.data, "--data", "name the files with prompts, or `world`")
+    require(config.init, "--init", "name the run directory to start from, an instruction-tuned model")
+    require(config.reward or config.reward_function, "--reward", "name a reward model's directory, or `world`")
+    require(config.out, "--out", "name the run directory to write")
+    for name in ("prompts", "answers", "max_new_tokens", "val_examples"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be at least 1")
+    model, tokenizer = load(config.init, machine.device, config.backend)
+    policy = build_model(config, machine, lambda: model)
+    row_length = fitting_row_length(config, policy.config)
+    reward = _reward(config, machine, tokenizer)
+    queries, held_out = _queries(config, tokenizer, row_length - config.max_new_tokens)
+    return Actors(policy, frozen_copy(policy), tokenizer, reward, queries, held_out, row_length)
+
+
+def in_whole_rollouts(config: Config, steps: int) -> Config:
+    """The settings with checkpoints only where a rollout of so many `steps` ends: there a run can be resumed exactly.
+
+    Raises UserError when an update would need minibatches of two rollouts.
+    """
+    if steps % config.fit.micro_batches:
+        raise UserError(
+            f"--micro-batches {config.fit.micro_batches} does not divide the {steps} minibatches (of all epochs) of a "
+            "rollout: an update would mix answers of two policies"
+        )
+    updates = steps // config.fit.micro_batches
+    save_every = -(-config.fit.save_every // updates) * updates
+    return replace(config, fit=replace(config.fit, save_every=save_every))
+
+
+def require_even_split(config: PolicyStageConfig, minibatches: int, epochs: int) -> None:
+    """Raises UserError unless the answers of a rollout make so many equal minibatches."""
+    answers = config.prompts * config.answers
+    if minibatches < 1 or epochs < 1:
+        raise UserError(f"--minibatches is {minibatches} and --epochs {epochs}; both must be at least 1")
+    if answers % minibatches:
+        raise UserError(
+            f"{config.prompts} prompts x {config.answers} answers = {answers} do not divide into --minibatches "
+            f"{minibatches}; try {next(m for m in range(minibatches, 0, -1) if answers % m == 0)}"
+        )
+
+
+def _reward(config: PolicyStageConfig, machine: Machine, tokenizer: Tokenizer) -> Reward:
+    parts: list[Reward] = []
+    for source in config.reward:
+        if source == "world":
+            parts.append(WorldReward())
+            continue
+        model, its_tokenizer = load_reward_model(source, machine.device, config.backend)
+        if its_tokenizer.fingerprint != tokenizer.fingerprint:
+            raise UserError(
+                f"this reward model reads with another tokenizer than --init {config.init}; train one on the same base",
+                source,
+            )
+        model.to(machine.precision.parameters).requires_grad_(False).eval()
+        parts.append(ModelReward(source, model))
+    parts += [load_function(name) for name in config.reward_function]
+    weights = config.reward_weights or (1.0,) * len(parts)
+    if len(weights) != len(parts):
+        raise UserError(f"--reward-weights has {len(weights)} values for {len(parts)} rewards")
+    return parts[0] if weights == (1.0,) else RewardSum(parts, weights)
+
+
+def _queries(config: PolicyStageConfig, tokenizer: Tokenizer, longest: int) -> tuple[QuerySource, list[Query]]:
+    """What to ask, and what to hold out of it."""
+    parts: list[QuerySource] = []
+    held_out: list[Query] = []
+    if "world" in config.data:
+        parts.append(WorldQueries("train", tokenizer, config.seed))
+        validation = WorldQueries("val", tokenizer, config.seed)
+        held_out += [validation[i] for i in range(config.val_examples)]
+    files = [source for source in config.data if source != "world"]
+    if files:
+        queries, account = read_queries(files, tokenizer, longest, config.encoding)
+        print(account.report(), flush=True)
+        every = max(2, -(-len(queries) // config.val_examples), 20) if len(queries) > 1 else 2
+        held_out += queries[every - 1 :: every][: config.val_examples]
+        parts.append(FileQueries([q for i, q in enumerate(queries) if i % every != every - 1], config.seed))
+    return query_source(parts, config.seed), held_out or [parts[0][0]]

@@ -1,0 +1,102 @@
+"""Jobs that wait for one another, as many at once as there are workers, each in a process of its own.
+
+Small models do not fill several cores: two processes of one thread each are nearly twice as fast as one of two. A
+process of its own also makes a job's peak memory its own.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from instructgpt.errors import UserError
+from instructgpt.flags import run_main
+
+
+@dataclass(frozen=True)
+class Job:
+    """A function call that needs other jobs done first."""
+
+    name: str
+    function: Callable[..., Any]
+    """Importable by name, as are its arguments' types: the process is a new one."""
+    arguments: tuple[Any, ...]
+    log: Path
+    """Where its output goes."""
+    needs: tuple[str, ...] = ()
+    """Names of jobs; those that are not among the jobs count as done."""
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_jobs(jobs: Sequence[Job], workers: int) -> None:
+    """Runs all jobs, a line on standard output for each that begins or ends; returns when all are done.
+
+    Raises UserError when one fails, with the last line of its log, after the running ones are stopped (a training stage
+    saves before it stops); KeyboardInterrupt likewise.
+    """
+    context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
+    waiting = list(jobs)
+    running: dict[Any, tuple[Job, Any, float]] = {}
+    unfinished = {job.name for job in jobs}
+    started = time.monotonic()
+    try:
+        while waiting or running:
+            ready = [job for job in waiting if not unfinished.intersection(job.needs)]
+            for job in ready[: workers - len(running)]:
+                waiting.remove(job)
+                job.log.parent.mkdir(parents=True, exist_ok=True)
+                at_once = min(workers, len(ready) + len(running))
+                arguments = (job.function, job.arguments, str(job.log), max(1, cores() // at_once))
+                process = context.Process(target=_run, args=arguments, name=job.name)
+                process.start()
+                running[process.sentinel] = (job, process, time.monotonic())
+                _say(started, f"{job.name} begins")
+            for sentinel in wait(list(running)):
+                job, process, began = running.pop(sentinel)
+                process.join()
+                if process.exitcode:
+                    raise UserError(f"{job.name} failed: {_last_line(job.log)}", job.log)
+                unfinished.discard(job.name)
+                _say(started, f"{job.name} done in {(time.monotonic() - began) / 60:.1f} min")
+    except KeyboardInterrupt:
+        # They were interrupted with this process, and save: a second signal would cut that short.
+        for _, process, _ in running.values():
+            process.join(60)
+        raise
+    finally:
+        for _, process, _ in running.values():
+            process.terminate()
+        for _, process, _ in running.values():
+            process.join()
+
+
+def _run(function: Callable[..., Any], arguments: tuple[Any, ...], log: str, threads: int) -> None:
+    """The new process's part."""
+    torch.set_num_threads(threads)
+    with Path(log).open("w", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+        code = run_main(lambda: function(*arguments) and None)
+    sys.exit(code)
+
+
+def _say(started: float, line: str) -> None:
+    seconds = time.monotonic() - started
+    print(f"{seconds // 60:3.0f}:{seconds % 60:02.0f}  {line}", flush=True)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("error: ") if lines else "it said nothing"

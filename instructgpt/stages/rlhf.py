@@ -1,0 +1,163 @@
+"""InstructGPT's road (Ouyang et al. 2022, figure 2) and what came after it, from one base model to one ledger.
+
+    base ── SFT on demonstrations, a share of them flawed ──┬── reward model ──┬── PPO
+                                                            │                  └── GRPO
+                                                            └── DPO
+
+Real demonstrations are not all good, and imitation cannot tell: a model tuned on them is as often wrong, badly
+formatted or rambling as they are. Comparisons can. Reward model, DPO, PPO and GRPO run once a seed, all from the same
+SFT model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from instructgpt.atomic import write_text
+from instructgpt.errors import UserError
+from instructgpt.evaluation.ledger import Entry
+from instructgpt.stages import assess, dpo, grpo, overoptimisation, ppo, pretrain, reward, sft, tokenizer
+from instructgpt.stages.assess import LedgerConfig, Task, measure
+from instructgpt.stages.common import require, write_json
+from instructgpt.stages.overoptimisation import OverOptimisation
+from instructgpt.stages.presets import recipe
+from instructgpt.stages.processes import Job, cores, run_jobs
+from instructgpt.training.checkpoint import RunDirectory
+
+# In the order in which they are begun: what others wait for first, what is short last. DPO waits for SFT alone.
+_STAGES: dict[str, Callable[[Any], Any]] = {"reward": reward.run, "ppo": ppo.run, "grpo": grpo.run, "dpo": dpo.run}
+_ROW_LENGTH = 128
+"""Every prompt of the world fits with any answer, and attention costs less than in the model's whole context."""
+_POLICIES = ("dpo", "ppo", "grpo")
+
+
+@dataclass(frozen=True)
+class RLHFConfig:
+    """SFT on demonstrations with faults, then a reward model, DPO, PPO and GRPO for each seed, and the ledger."""
+
+    out: str = ""
+    """The directory to write: sft/, then reward-0/, dpo-0/, ppo-0/, grpo-0/ for seed 0, and so on, and the ledger."""
+    preset: str = "auto"
+    """Size of model and length of training; auto is `small` on a GPU and `tiny` without."""
+    base: str = ""
+    """A pretrain run to start from; without it, --out/pretrain, which is trained first where there is none."""
+    base_minutes: float = 3.0
+    """Most minutes for training a base model where there is none."""
+    seeds: int = 3
+    """Runs of each stage after SFT."""
+    flawed_share: float = 0.45
+    """Share of the demonstrations that are wrong, badly formatted or rambling."""
+    n: int = 12
+    """Prompts of each family of the world in the ledger."""
+    workers: int = 0
+    """Stages run at once, each in a process of its own; 0 is one a core on a CPU (at most 8), one on a GPU."""
+    max_steps: int = 0
+    """Most updates of each stage; 0 leaves the preset's number."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    dtype: str = "auto"
+    """float32, bfloat16, float16, bfloat16-master or auto."""
+    backend: str = "auto"
+    """naive, sdpa or auto."""
+    resume: bool = False
+    """Go on where an interrupted run stopped; finished stages are not run again."""
+    overwrite: bool = False
+    """Replace what is in --out."""
+
+
+def run(config: RLHFConfig) -> None:
+    """Runs the stages that are not done yet, measures all models and prints the ledger."""
+    require(config.out, "--out", "name the directory to write")
+    if config.seeds < 1:
+        raise UserError(f"--seeds is {config.seeds}; it must be at least 1")
+    out = Path(config.out)
+    marker = out / "rlhf.json"
+    if marker.exists() and not (config.resume or config.overwrite):
+        raise UserError("holds a run already; go on with --resume, replace it with --overwrite", out)
+    base = Path(config.base) if config.base else out / "pretrain"
+    context = recipe(config.preset).pretrain.model.context
+    if config.base:
+        RunDirectory(base).read_eval()  # a base model that is not there, or not done, is told before hours of work
+        context = RunDirectory(base).read_config()["model"]["context"]
+    write_json(marker, {"preset": config.preset, "base": str(base), "seeds": config.seeds})
+    workers = config.workers or _workers()
+    run_jobs([job for job in plan(config, base, context) if not _is_done(job, config)], workers)
+    runs = [out / "sft", *(out / f"{stage}-{seed}" for stage in ("reward", *_POLICIES) for seed in range(config.seeds))]
+    ledger = LedgerConfig(
+        tuple(map(str, runs)), n=config.n, json=str(out / "ledger.json"), plot=str(out / "ledger.png"),
+        device=config.device, dtype=config.dtype, backend=config.backend,
+    )  # fmt: skip
+    drawing = OverOptimisation(
+        str(out), str(out / "sft"), str(out / "reward-0"), (str(out / "ppo-0"), str(out / "grpo-0")),
+        device=config.device, dtype=config.dtype, backend=config.backend,
+    )  # fmt: skip
+    draw = Job("over-optimisation", overoptimisation.run, (drawing,), out / "logs" / "over-optimisation.txt")
+    assess.run(ledger, partial(measure_in_processes, config=ledger, out=out, beside=draw, workers=workers))
+    print(draw.log.read_text(encoding="utf-8"), end="", flush=True)
+
+
+def plan(config: RLHFConfig, base: Path, context: int) -> list[Job]:
+    """All jobs, each with what it needs: names are those of the directories. context: the base model's."""
+    out, stages = Path(config.out), recipe(config.preset)
+    shared: dict[str, Any] = {
+        name: getattr(config, name) for name in ("device", "dtype", "backend", "resume", "overwrite")
+    }
+
+    def job(name: str, function: Callable[[Any], Any], stage: Any, needs: tuple[str, ...] = (), **settings: Any) -> Job:
+        given = replace(stage, out=str(out / name), **settings)
+        if config.max_steps and hasattr(given, "fit"):
+            given = replace(given, fit=replace(given.fit, max_steps=min(given.fit.max_steps, config.max_steps)))
+        return Job(name, function, (given,), out / "logs" / f"{name}.txt", needs)
+
+    jobs: list[Job] = []
+    if not config.base and (config.overwrite or not (base / "eval.json").exists()):
+        fit = replace(stages.pretrain.fit, max_minutes=config.base_minutes)
+        jobs.append(job("tokenizer", tokenizer.run, stages.tokenizer, text=("world",), overwrite=True))
+        base_stage = replace(stages.pretrain, fit=fit, tokenizer=str(out / "tokenizer"))
+        jobs.append(job("pretrain", pretrain.run, base_stage, ("tokenizer",), text=("world",), **shared))
+    # Step 1: demonstrations. The share of flawed ones is what the later steps are to undo.
+    demonstrations = dict(data=("world",), flawed_share=config.flawed_share, init=str(base))
+    jobs.append(job("sft", sft.run, stages.flawed_sft, ("pretrain",), **demonstrations, **shared))
+    for stage in _STAGES:
+        for seed in range(config.seeds):
+            row_length = min(_ROW_LENGTH, context)
+            settings: dict[str, Any] = dict(data=("world",), init=str(out / "sft"), seed=seed, row_length=row_length)
+            needs = "sft"
+            if stage in ("ppo", "grpo"):
+                # Step 3: the reward model makes the policy; validated now and then, to be seen on its way.
+                needs = f"reward-{seed}"
+                settings["reward"] = (str(out / needs),)
+                settings["fit"] = replace(getattr(stages, stage).fit, eval_every=64)
+            jobs.append(job(f"{stage}-{seed}", _STAGES[stage], getattr(stages, stage), (needs,), **settings, **shared))
+    return jobs
+
+
+def _is_done(job: Job, config: RLHFConfig) -> bool:
+    return config.resume and (Path(config.out) / job.name / "eval.json").exists()
+
+
+def _workers() -> int:
+    return 1 if torch.cuda.is_available() else min(cores(), 8)
+
+
+def measure_in_processes(tasks: list[Task], config: LedgerConfig, out: Path, beside: Job, workers: int) -> list[Entry]:
+    """The entries of the ledger, each measured in a process of its own, and `beside` done beside them."""
+    names = [Path(task.policy.path).name for task in tasks]
+    files = [out / "logs" / f"measure-{name}.json" for name in names]
+    jobs = [
+        Job(f"measure {name}", _measure_into, (task, config, file), file.with_suffix(".txt"))
+        for name, task, file in zip(names, tasks, files)
+    ]
+    run_jobs([beside, *jobs], workers)
+    return [Entry.from_json(json.loads(file.read_text(encoding="utf-8"))) for file in files]
+
+
+def _measure_into(task: Task, config: LedgerConfig, file: Path) -> None:
+    write_text(file, json.dumps(measure(task, config).to_json()))

@@ -1,0 +1,50 @@
+"""Jobs in processes: order, failures, what is left behind."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from instructgpt.errors import UserError
+from instructgpt.stages.processes import Job, run_jobs
+
+
+def write(path: str, text: str) -> None:
+    print(f"writing {text}")
+    Path(path).write_text(f"{text} at {time.monotonic()}")
+
+
+def fail(path: str) -> None:
+    raise UserError("is no good; make it better", path)
+
+
+def linger(path: str) -> None:
+    time.sleep(60)
+    Path(path).write_text("too late")
+
+
+def test_jobs_run_in_order_and_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logs = tmp_path / "logs"
+    first = Job("first", write, (str(tmp_path / "a"), "a"), logs / "a.txt", needs=("done before",))
+    second = Job("second", write, (str(tmp_path / "b"), "b"), logs / "b.txt", needs=("first",))
+    run_jobs([second, first], workers=2)
+    a, b = ((tmp_path / name).read_text().split(" at ") for name in "ab")
+    assert float(a[1]) < float(b[1])
+    assert (logs / "b.txt").read_text() == "writing b\n"
+    lines = [line.strip().split("  ", 1)[1] for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "first begins" and lines[1].startswith("first done in") and lines[2] == "second begins"
+
+
+def test_a_failure_is_told_in_one_line_and_stops_the_others(tmp_path: Path) -> None:
+    jobs = [
+        Job("slow", linger, (str(tmp_path / "slow"),), tmp_path / "slow.txt"),
+        Job("bad", fail, ("some.json",), tmp_path / "bad.txt"),
+        Job("after", write, (str(tmp_path / "after"), "x"), tmp_path / "after.txt", needs=("bad",)),
+    ]
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"bad\.txt: bad failed: some\.json: is no good; make it better"):
+        run_jobs(jobs, workers=2)
+    assert time.monotonic() - began < 30
+    assert not (tmp_path / "slow").exists() and not (tmp_path / "after").exists()

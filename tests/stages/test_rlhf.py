@@ -1,0 +1,72 @@
+"""The road of RLHF, on small models: every stage, the ledger, and going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from instructgpt.stages import main
+from instructgpt.stages.presets import recipe
+from instructgpt.stages.rlhf import RLHFConfig, plan
+
+
+def test_the_plan_of_jobs(tmp_path: Path) -> None:
+    config = RLHFConfig(out=str(tmp_path), preset="tiny", seeds=2)
+    jobs = {job.name: job for job in plan(config, tmp_path / "pretrain", 256)}
+    later = [f"{stage}-{seed}" for stage in ("reward", "ppo", "grpo", "dpo") for seed in (0, 1)]
+    assert list(jobs) == ["tokenizer", "pretrain", "sft", *later]
+    assert jobs["sft"].needs == ("pretrain",) and jobs["dpo-1"].needs == ("sft",)
+    assert jobs["ppo-1"].needs == jobs["grpo-1"].needs == ("reward-1",)
+    assert jobs["sft"].arguments[0].flawed_share == RLHFConfig().flawed_share > 0
+    for name in later:
+        (settings,) = jobs[name].arguments
+        assert settings.init == str(tmp_path / "sft") and settings.seed == int(name[-1])
+    assert jobs["ppo-1"].arguments[0].reward == (str(tmp_path / "reward-1"),)
+
+
+def test_with_a_base_model_nothing_is_pretrained(tmp_path: Path) -> None:
+    config = RLHFConfig(out=str(tmp_path), preset="tiny", base="runs/base", seeds=1, max_steps=3)
+    jobs = plan(config, Path("runs/base"), 64)
+    assert [job.name for job in jobs] == ["sft", "reward-0", "ppo-0", "grpo-0", "dpo-0"]
+    assert jobs[0].arguments[0].init == "runs/base"
+    assert all(job.arguments[0].fit.max_steps == 3 for job in jobs)
+    assert all(job.arguments[0].row_length == 64 for job in jobs[1:]), "no more than the base model's context"
+
+
+def test_the_whole_fits_in_its_time() -> None:
+    """20 minutes on two cores: what runs alone has both, what runs once a seed has one."""
+    tiny, config = recipe("tiny"), RLHFConfig()
+    alone = config.base_minutes + tiny.flawed_sft.fit.max_minutes
+    each = sum(getattr(tiny, stage).fit.max_minutes for stage in ("reward", "dpo", "ppo", "grpo"))
+    assert alone + config.seeds * each / 2 <= 18.5, "with a minute or so for processes and the ledger"
+
+
+def test_wrong_input(runs: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    assert "--out is missing" in refused("rlhf")
+    assert "--seeds is 0" in refused("rlhf", "--out", tmp_path / "o", "--seeds", 0)
+    assert "eval.json is missing" in refused("rlhf", "--out", tmp_path / "o", "--base", tmp_path)
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "rlhf.json").write_text("{}")
+    message = refused("rlhf", "--out", tmp_path / "o", "--base", runs / "pretrain")
+    assert "--resume" in message and "--overwrite" in message
+
+
+@pytest.mark.slow
+def test_the_road(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "o"
+    flags = ["--base", runs / "pretrain", "--out", out, "--seeds", 2, "--max-steps", 2, "--n", 1, "--preset", "tiny"]
+    assert main(["rlhf", *map(str, flags), "--device", "cpu", "--dtype", "float32"]) == 0
+    ledger = json.loads((out / "ledger.json").read_text())
+    assert [stage["stage"] for stage in ledger["stages"]] == ["sft", "dpo", "ppo", "grpo"]
+    assert [len(stage["runs"]) for stage in ledger["stages"]] == [1, 2, 2, 2]
+    assert len(ledger["notes"]) == 2 and (out / "logs" / "ppo-1.txt").read_text().startswith("ppo: ")
+    written = (out / "dpo-0" / "model.safetensors").stat().st_mtime_ns
+    (out / "dpo-1" / "eval.json").unlink()
+    capsys.readouterr()
+    assert main(["rlhf", *map(str, flags), "--device", "cpu", "--dtype", "float32", "--resume"]) == 0
+    told = capsys.readouterr().out
+    assert "dpo-1 begins" in told and "dpo-0 begins" not in told
+    assert (out / "dpo-0" / "model.safetensors").stat().st_mtime_ns == written
