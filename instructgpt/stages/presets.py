@@ -71,16 +71,14 @@ def _tiny() -> Recipe:
             prompts=256,
             minibatches=4,
             epochs=1,
-            row_length=128,
             terms=PPOTerms(value_coefficient=0.1),
             fit=replace(_POLICY, max_steps=400, max_minutes=2.0),
         ),
         GRPOConfig(
-            row_length=128,
             terms=GRPOTerms(kl_coefficient=0.1),
             fit=replace(_POLICY, learning_rate=1.5e-4, max_steps=600, max_minutes=2.0),
         ),
-        BestOfNConfig(prompts=2_500, rows=12, row_length=128, fit=replace(gentle, max_steps=110, max_minutes=1.5)),
+        BestOfNConfig(prompts=2_500, rows=12, fit=replace(gentle, max_steps=110, max_minutes=1.5)),
     )
 
 

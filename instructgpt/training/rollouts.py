@@ -179,8 +179,8 @@ class Rollout:
         return self.logprobs - self.reference
 
     def to(self, device: torch.device) -> Rollout:
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Rollout(**{k: v.to(device) if isinstance(v, (Tensor, Batch)) else v for k, v in moved.items()})
+        held: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Rollout(**{name: value.to(device) if hasattr(value, "to") else value for name, value in held.items()})
 
 
 def with_metrics(loss: Loss, means: dict[str, float]) -> Loss:

@@ -83,7 +83,7 @@ def test_the_reward_is_on_the_very_token_that_ends_the_answer(model, tokenizer, 
 def test_log_probabilities_are_those_of_each_answer_alone(model, tokenizer, prompts, seed) -> None:
     answered = sample_answers(model, tokenizer, queries(prompts), 2, max_new_tokens=8, seed=seed)
     with torch.no_grad():
-        together = answer_tokens(model, pack(answered, 100)).logprobs
+        together = answer_tokens(model, pack(answered, CONTEXT)).logprobs
         alone = torch.cat([answer_tokens(model, pack([each], CONTEXT)).logprobs for each in answered])
         for each, logprobs in zip(answered, together.split([len(a.answer.ids) for a in answered])):
             ids = torch.tensor([[*each.query.ids, *each.answer.ids]])

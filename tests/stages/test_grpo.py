@@ -39,7 +39,7 @@ def source(runs: Path, tmp_path: Path) -> tuple[object, ...]:
 )
 def test_it_raises_a_reward_that_is_easy_to_raise(source: tuple[object, ...], tmp_path: Path, variant: tuple) -> None:
     function = ("--reward-function", f"{tmp_path / 'rewards.py'}:shorter")
-    settings = ("--max-steps", 60, "--prompts", 8, "--kl-coefficient", 0)
+    settings = ("--max-steps", 160, "--prompts", 8, "--kl-coefficient", 0, "--learning-rate", 1e-2)
     assert stage("grpo", *source, *function, *settings, *variant) == 0
     steps = [record for record in read_metrics(tmp_path / "o" / "metrics.jsonl") if "loss" in record]
     rewards = [record["reward"] for record in steps]
