@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from instructgpt.stages import main
+from instructgpt.stages import main, rlhf
 from instructgpt.stages.presets import recipe
 from instructgpt.stages.rlhf import RLHFConfig, plan
 
@@ -55,18 +56,30 @@ def test_wrong_input(runs: Path, tmp_path: Path, refused: Callable[..., str]) ->
 
 
 @pytest.mark.slow
-def test_the_road(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_road(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """From no model at all; the stages run in processes of their own, which are handed their settings."""
+    tiny = recipe("tiny")
+    shape = replace(tiny.pretrain.model, width=32, heads=2, layers=1)
+    small = replace(
+        tiny,
+        tokenizer=replace(tiny.tokenizer, vocab_size=900),
+        pretrain=replace(tiny.pretrain, rows=2, val_rows=4, model=shape),
+        ppo=replace(tiny.ppo, prompts=8, val_examples=4),
+        grpo=replace(tiny.grpo, prompts=2, val_examples=4),
+    )
+    monkeypatch.setattr(rlhf, "recipe", lambda preset: small)
     out = tmp_path / "o"
-    flags = ["--base", runs / "pretrain", "--out", out, "--seeds", 2, "--max-steps", 2, "--n", 1, "--preset", "tiny"]
-    assert main(["rlhf", *map(str, flags), "--device", "cpu", "--dtype", "float32"]) == 0
+    flags = ["rlhf", "--out", str(out), *"--seeds 2 --max-steps 4 --n 1 --device cpu --dtype float32".split()]
+    assert main(flags) == 0
     ledger = json.loads((out / "ledger.json").read_text())
     assert [stage["stage"] for stage in ledger["stages"]] == ["sft", "dpo", "ppo", "grpo"]
     assert [len(stage["runs"]) for stage in ledger["stages"]] == [1, 2, 2, 2]
-    assert len(ledger["notes"]) == 2 and (out / "logs" / "ppo-1.txt").read_text().startswith("ppo: ")
+    assert len(ledger["notes"]) == 2 and "ppo: " in (out / "logs" / "ppo-1.txt").read_text()
+    assert "best of n" in json.loads((out / "overoptimisation.json").read_text())
+    assert "best of n: " in capsys.readouterr().out
     written = (out / "dpo-0" / "model.safetensors").stat().st_mtime_ns
     (out / "dpo-1" / "eval.json").unlink()
-    capsys.readouterr()
-    assert main(["rlhf", *map(str, flags), "--device", "cpu", "--dtype", "float32", "--resume"]) == 0
+    assert main([*flags, "--resume"]) == 0
     told = capsys.readouterr().out
-    assert "dpo-1 begins" in told and "dpo-0 begins" not in told
+    assert "dpo-1 begins" in told and "dpo-0 begins" not in told and "pretrain begins" not in told
     assert (out / "dpo-0" / "model.safetensors").stat().st_mtime_ns == written
