@@ -198,7 +198,8 @@ def _linear_logprobs(
     hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
     if _are_many_logits(hidden, weight):
-        return kernels.linear_logprobs_chunked(under_autocast(hidden), under_autocast(weight), targets, with_entropy)
+        hidden, weight = under_autocast(hidden), under_autocast(weight)
+        return kernels.linear_logprobs_chunked(hidden, weight, targets, with_entropy)
     logits = F.linear(hidden, weight)
     logprobs = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)  # (N, V)
     chosen = logprobs.gather(-1, targets[:, None]).squeeze(-1)  # (N,)
