@@ -107,7 +107,7 @@ def measure_one(config: TrainStepConfig) -> dict[str, float]:
     return {
         "seconds": median(seconds[2:]),
         "peak_megabytes": peak(device) / 1e6,
-        "loss": float(loss.total / loss.weight),
+        "loss": float(loss.total.detach() / loss.weight),
     }
 
 

@@ -16,8 +16,8 @@ keeping them takes 6. Cut Cross-Entropy adds dh and dW up with atomics, in an or
 kernel writes dx of some rows, in the inputs' dtype, and two matrix products read it, always in the same order:
 deterministic, at the speed of the vendor's products, and never more than `_CHUNK` rows, or a quarter of all, in memory.
 
-On Hopper the tiles of 128 × 256 logits spill up to 152 bytes a thread, once a tile, outside the product's loop. Smaller
-tiles do not, but read h and W half again as often.
+On Hopper the forward's tiles of 128 × 256 logits spill up to 296 bytes a thread, with the entropy up to 768, once a
+tile: the product's loop has none. Smaller tiles spill nothing, but read h and W half again as often.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _launch(kernel: str, hidden: Tensor) -> Launch:
         return _tile(16, 32, 32, 4, 2)
     if hidden.dtype == torch.float32:  # twice the bytes, and no tensor cores
         default, others = _tile(64, 64, 32, 4, 2), [_tile(128, 64, 32, 8, 2)]
-    elif target >= 90:
+    elif target in (90, 100):
         default, others = _tile(128, 256, 64, 8, 3), [_tile(128, 128, 64, 8, 4), _tile(256, 128, 64, 8, 3)]
     else:
         default, others = _tile(128, 128, 32, 8, 4), [_tile(128, 128, 64, 8, 3), _tile(128, 256, 32, 8, 3)]
@@ -302,7 +302,7 @@ def _cases(**options: Any) -> dict[str, Any]:
         "benchmarks": tuple({"rows": 8192, **size} for size in (*sizes, *large)),
         "work": _work,
         "needs_tensor_cores": True,
-        "max_spill_bytes": 152,
+        "max_spill_bytes": 296,
     }
 
 
@@ -384,5 +384,5 @@ def linear_logprobs_spec() -> Spec:
             Mutant("parts added up", "torch.logsumexp(lse, 0), target, (", "lse.sum(0), target, ("),
             Mutant("tiles overlap", "range(part * tiles, ", "range(part * tiles - (part > 0), "),
         ),
-        **_cases(),
+        **{**_cases(), "max_spill_bytes": 768},
     )

@@ -72,12 +72,12 @@ def _obstacle_to_triton(device: torch.device) -> str:
     return f"the kernels need a CUDA device, not {device.type} (TRITON_INTERPRET=1 runs them on a CPU, very slowly)"
 
 
-def under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in the format that autocast, where it is on, gives to PyTorch's own products; it knows no others."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    return tuple(t if t.dtype == torch.float64 else t.to(torch.get_autocast_dtype(device)) for t in tensors)
+def under_autocast(tensor: Tensor) -> Tensor:
+    """The tensor in the format that autocast, where it is on, gives to PyTorch's own products; it knows no others."""
+    device = tensor.device.type
+    if not torch.is_autocast_enabled(device) or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))
 
 
 def naive() -> Backend:
@@ -113,10 +113,10 @@ def triton() -> Backend:
         gelu=kernels.gelu,
         cross_entropy=kernels.cross_entropy,
         linear_cross_entropy=lambda hidden, weight, targets, label_smoothing=0.0: kernels.linear_cross_entropy(
-            *under_autocast(hidden, weight), targets, label_smoothing
+            under_autocast(hidden), under_autocast(weight), targets, label_smoothing
         ),
         linear_logprobs=lambda hidden, weight, targets, with_entropy=False: kernels.linear_logprobs(
-            *under_autocast(hidden, weight), targets, with_entropy
+            under_autocast(hidden), under_autocast(weight), targets, with_entropy
         ),
         quantized_linear=kernels.quantized_linear,
     )
@@ -188,7 +188,9 @@ def _are_many_logits(hidden: Tensor, weight: Tensor) -> bool:
 
 def _linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
     if _are_many_logits(hidden, weight):
-        return kernels.linear_cross_entropy_chunked(*under_autocast(hidden, weight), targets, label_smoothing)
+        return kernels.linear_cross_entropy_chunked(
+            under_autocast(hidden), under_autocast(weight), targets, label_smoothing
+        )
     return _cross_entropy(F.linear(hidden, weight), targets, label_smoothing)
 
 
@@ -196,7 +198,8 @@ def _linear_logprobs(
     hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
     if _are_many_logits(hidden, weight):
-        return kernels.linear_logprobs_chunked(*under_autocast(hidden, weight), targets, with_entropy)
+        hidden, weight = under_autocast(hidden), under_autocast(weight)
+        return kernels.linear_logprobs_chunked(hidden, weight, targets, with_entropy)
     logits = F.linear(hidden, weight)
     logprobs = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)  # (N, V)
     chosen = logprobs.gather(-1, targets[:, None]).squeeze(-1)  # (N,)

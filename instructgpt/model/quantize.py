@@ -32,8 +32,7 @@ class QuantizedLinear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        (x,) = under_autocast(x)
-        y = self.backend.quantized_linear(x, self.packed, self.scales, self.bits)
+        y = self.backend.quantized_linear(under_autocast(x), self.packed, self.scales, self.bits)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
