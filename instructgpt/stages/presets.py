@@ -73,7 +73,7 @@ def _tiny() -> Recipe:
             epochs=2,
             terms=PPOTerms(value_coefficient=0.2),
             fit=replace(_POLICY, learning_rate=3e-4, max_steps=400, max_minutes=2.0),
-        ),  # fmt: skip
+        ),
         GRPOConfig(
             prompts=32,
             answers=8,
@@ -81,7 +81,7 @@ def _tiny() -> Recipe:
             epochs=2,
             terms=GRPOTerms(kl_coefficient=0.1),
             fit=replace(_POLICY, learning_rate=2e-4, max_steps=400, max_minutes=2.0),
-        ),  # fmt: skip
+        ),
         BestOfNConfig(prompts=2_500, rows=12, fit=replace(gentle, max_steps=110, max_minutes=1.5)),
     )
 
