@@ -95,9 +95,11 @@ def assess(
         Ranked((_tokens(prompt, [*tokenizer.encode(example.answer), tokenizer.end]),))
         for prompt, example in zip(prompts, examples)
     ]
-    scores = right_scores = kl = None
+    scores = believed = kl = None
     if reward_model is not None:
-        scores, right_scores = _scores(reward_model, said), _scores(reward_model, right)
+        scores = _scores(reward_model, said)
+        # Within rounding: an answer that is the right one may have been computed in another row.
+        believed = (scores > _scores(reward_model, right) - 1e-3).astype(float)
     if reference is not None:
         kl = _logprobs(model, said) - _logprobs(reference, said)
     said_to_requests = evaluate_examples(model, tokenizer, requests, max_new_tokens=max_new_tokens).outcomes
@@ -106,8 +108,7 @@ def assess(
     return Assessment(
         true_rewards=[example.check(answer.text) for example, answer in zip(examples, answers)],
         scores=None if scores is None else scores.tolist(),
-        # Within rounding: an answer that is the right one may have been computed in another row.
-        believed=None if scores is None else (scores > right_scores - 1e-3).astype(float).tolist(),
+        believed=None if believed is None else believed.tolist(),
         kl=None if kl is None else kl.tolist(),
         lengths=[len(answer.ids) for answer in answers],
         ended=[float(answer.finish == "end") for answer in answers],

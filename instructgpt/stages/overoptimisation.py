@@ -7,13 +7,14 @@ model says. The trained policies' own ways stand beside it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from instructgpt.data.queries import WorldQueries
-from instructgpt.evaluation.overoptimisation import best_of_n_curve, trajectory, write_overoptimisation
+from instructgpt.evaluation.overoptimisation import Point, best_of_n_curve, trajectory, write_overoptimisation
 from instructgpt.runtime import resolve_device, resolve_precision
 from instructgpt.stages.policy import ModelReward
 from instructgpt.training.checkpoint import RunDirectory, load, load_reward_model
@@ -56,7 +57,7 @@ def run(config: OverOptimisation) -> None:
         shape = (config.prompts, config.answers)
         scores = np.array(ModelReward(config.reward, reward_model)(asked, answers)).reshape(shape)
         truth = np.array(WorldReward()(asked, answers)).reshape(shape)
-    curves = {"best of n": best_of_n_curve(scores, truth, config.answers)}
+    curves: dict[str, Sequence[Point]] = {"best of n": best_of_n_curve(scores, truth, config.answers)}
     for policy in map(Path, config.policies):
         if points := trajectory(read_metrics(RunDirectory(policy).metrics_file)):
             curves[policy.name] = points

@@ -72,7 +72,7 @@ def run(config: RewardConfig) -> FitResult:
     with machine.precision.context(machine.device), torch.inference_mode():
         chosen = torch.cat([rewards(b := batch.to(machine.device))[b.pairs.better] for batch in batches])
     with torch.no_grad():
-        model.head.bias -= chosen.mean()
+        model.head.bias.sub_(chosen.mean())
     run_directory = RunDirectory(config.out)
     run_directory.save_model(model)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from instructgpt.stages import main
+from instructgpt.stages import main, rlhf
 from instructgpt.stages.presets import recipe
 from instructgpt.stages.rlhf import RLHFConfig, plan
 
@@ -19,12 +20,16 @@ def test_the_plan_of_jobs(tmp_path: Path) -> None:
     later = [f"{stage}-{seed}" for stage in ("reward", "ppo", "grpo", "dpo") for seed in (0, 1)]
     assert list(jobs) == ["tokenizer", "pretrain", "sft", *later]
     assert jobs["sft"].needs == ("pretrain",) and jobs["dpo-1"].needs == ("sft",)
-    assert jobs["ppo-1"].needs == jobs["grpo-1"].needs == ("reward-1",)
+    assert jobs["ppo-1"].needs == ("reward-1",) and jobs["grpo-1"].needs == ("sft",)
     assert jobs["sft"].arguments[0].flawed_share == RLHFConfig().flawed_share > 0
     for name in later:
         (settings,) = jobs[name].arguments
         assert settings.init == str(tmp_path / "sft") and settings.seed == int(name[-1])
     assert jobs["ppo-1"].arguments[0].reward == (str(tmp_path / "reward-1"),)
+    assert jobs["grpo-1"].arguments[0].reward == ("world",)
+    both = plan(replace(config, ppo_reward="both"), tmp_path, 256)
+    (settings,) = next(job.arguments for job in both if job.name == "ppo-0")
+    assert settings.reward == (str(tmp_path / "reward-0"), "world") and len(settings.reward_weights) == 2
 
 
 def test_with_a_base_model_nothing_is_pretrained(tmp_path: Path) -> None:
@@ -55,18 +60,30 @@ def test_wrong_input(runs: Path, tmp_path: Path, refused: Callable[..., str]) ->
 
 
 @pytest.mark.slow
-def test_the_road(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_road(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """From no model at all; the stages run in processes of their own, which are handed their settings."""
+    tiny = recipe("tiny")
+    shape = replace(tiny.pretrain.model, width=32, heads=2, layers=1)
+    small = replace(
+        tiny,
+        tokenizer=replace(tiny.tokenizer, vocab_size=900),
+        pretrain=replace(tiny.pretrain, rows=2, val_rows=4, model=shape),
+        ppo=replace(tiny.ppo, prompts=8, val_examples=4),
+        grpo=replace(tiny.grpo, prompts=2, val_examples=4),
+    )
+    monkeypatch.setattr(rlhf, "recipe", lambda preset: small)
     out = tmp_path / "o"
-    flags = ["--base", runs / "pretrain", "--out", out, "--seeds", 2, "--max-steps", 2, "--n", 1, "--preset", "tiny"]
-    assert main(["rlhf", *map(str, flags), "--device", "cpu", "--dtype", "float32"]) == 0
+    flags = ["rlhf", "--out", str(out), *"--seeds 2 --max-steps 4 --n 1 --device cpu --dtype float32".split()]
+    assert main(flags) == 0
     ledger = json.loads((out / "ledger.json").read_text())
-    assert [stage["stage"] for stage in ledger["stages"]] == ["sft", "dpo", "ppo", "grpo"]
+    assert [stage["stage"] for stage in ledger["stages"]] == ["sft", "dpo", "ppo", "grpo (world)"]
     assert [len(stage["runs"]) for stage in ledger["stages"]] == [1, 2, 2, 2]
-    assert len(ledger["notes"]) == 2 and (out / "logs" / "ppo-1.txt").read_text().startswith("ppo: ")
+    assert len(ledger["notes"]) == 2 and "ppo: " in (out / "logs" / "ppo-1.txt").read_text()
+    assert "best of n" in json.loads((out / "overoptimisation.json").read_text())
+    assert "best of n: " in capsys.readouterr().out
     written = (out / "dpo-0" / "model.safetensors").stat().st_mtime_ns
     (out / "dpo-1" / "eval.json").unlink()
-    capsys.readouterr()
-    assert main(["rlhf", *map(str, flags), "--device", "cpu", "--dtype", "float32", "--resume"]) == 0
+    assert main([*flags, "--resume"]) == 0
     told = capsys.readouterr().out
-    assert "dpo-1 begins" in told and "dpo-0 begins" not in told
+    assert "dpo-1 begins" in told and "dpo-0 begins" not in told and "pretrain begins" not in told
     assert (out / "dpo-0" / "model.safetensors").stat().st_mtime_ns == written
