@@ -62,13 +62,17 @@ class Described:
     seed: int
     settings: str
     """What the seeds of one row have in common, as one text."""
+    title: str
+    """The stage, with what rewards it where that is the world's own check."""
 
     @classmethod
     def of(cls, path: str | Path) -> Described:
         config = RunDirectory(path).read_config()
         settings: dict[str, Any] = config.get("settings") or {}
         common = {name: value for name, value in settings.items() if name not in _OF_A_SEED}
-        return cls(str(path), config["stage"], settings.get("seed", 0), json.dumps(common, sort_keys=True))
+        rewards = ["world" if source == "world" else "model" for source in settings.get("reward") or ()]
+        title = f"{config['stage']} ({' + '.join(rewards)})" if "world" in rewards else config["stage"]
+        return cls(str(path), config["stage"], settings.get("seed", 0), json.dumps(common, sort_keys=True), title)
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ def ledger_of(measured: Iterable[tuple[Task, Entry]], runs: Iterable[str | Path]
     """Entries as rows, the runs of one stage and settings together, in the order of their first."""
     rows: dict[tuple[str, str], list[Entry]] = {}
     for task, entry in measured:
-        rows.setdefault((task.policy.stage, task.policy.settings), []).append(entry)
+        rows.setdefault((task.policy.title, task.policy.settings), []).append(entry)
     stages = [stage for stage, _ in rows]
     named = [
         Row(stage if stages.count(stage) == 1 else f"{stage} ({Path(entries[0].run).name})", entries)

@@ -28,6 +28,8 @@ from instructgpt.training.rollouts import (
 Config = TypeVar("Config", bound="PolicyStageConfig")
 _SEEDS = 1 << 40
 """Seeds of sampling that one seed of a run has for itself."""
+_SEEDS_OF_RUNS = 1 << 20
+"""Larger ones begin anew: a generator's seed has 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Actors:
     def answer(self, config: PolicyStageConfig, number: int) -> list[Answered]:
         """The policy's answers to the prompts of rollout `number`, those of one prompt together."""
         queries = [self.queries[number * config.prompts + i] for i in range(config.prompts)]
-        seed = config.seed * _SEEDS + number * config.prompts * config.answers
+        seed = config.seed % _SEEDS_OF_RUNS * _SEEDS + number * config.prompts * config.answers
         return sample_answers(self.policy, self.tokenizer, queries, config.answers, config.max_new_tokens, seed)
 
     def score(self, config: PolicyStageConfig, answered: Sequence[Answered]) -> Tensor:

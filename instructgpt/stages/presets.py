@@ -69,14 +69,18 @@ def _tiny() -> Recipe:
         DPOConfig(prompts=16, chosen_weight=1.0, fit=replace(gentle, max_steps=350, max_minutes=1.8)),
         PPOConfig(
             prompts=256,
-            minibatches=4,
-            epochs=1,
-            terms=PPOTerms(value_coefficient=0.1),
-            fit=replace(_POLICY, max_steps=400, max_minutes=2.0),
+            minibatches=2,
+            epochs=2,
+            terms=PPOTerms(value_coefficient=0.2),
+            fit=replace(_POLICY, learning_rate=3e-4, max_steps=400, max_minutes=2.0),
         ),
         GRPOConfig(
+            prompts=32,
+            answers=8,
+            minibatches=2,
+            epochs=2,
             terms=GRPOTerms(kl_coefficient=0.1),
-            fit=replace(_POLICY, learning_rate=1.5e-4, max_steps=600, max_minutes=2.0),
+            fit=replace(_POLICY, learning_rate=2e-4, max_steps=400, max_minutes=2.0),
         ),
         BestOfNConfig(prompts=2_500, rows=12, fit=replace(gentle, max_steps=110, max_minutes=1.5)),
     )

@@ -1,8 +1,8 @@
 """InstructGPT's road (Ouyang et al. 2022, figure 2) and what came after it, from one base model to one ledger.
 
-    base ── SFT on demonstrations, a share of them flawed ──┬── reward model ──┬── PPO
-                                                            │                  └── GRPO
-                                                            └── DPO
+    base ── SFT on demonstrations, a share of them flawed ──┬── reward model ── PPO
+                                                            ├── DPO
+                                                            └── GRPO, rewarded by the world's own check
 
 Real demonstrations are not all good, and imitation cannot tell: a model tuned on them is as often wrong, badly
 formatted or rambling as they are. Comparisons can. Reward model, DPO, PPO and GRPO run once a seed, all from the same
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -33,6 +33,9 @@ from instructgpt.training.checkpoint import RunDirectory
 
 # In the order in which they are begun: what others wait for first, what is short last. DPO waits for SFT alone.
 _STAGES: dict[str, Callable[[Any], Any]] = {"reward": reward.run, "ppo": ppo.run, "grpo": grpo.run, "dpo": dpo.run}
+RewardSource = Literal["model", "world", "both"]
+_SHARE_OF_MODEL = 0.2
+"""Weight of the reward model beside the world's check: its scores spread over about five, the check over one."""
 _ROW_LENGTH = 128
 """Every prompt of the world fits with any answer, and attention costs less than in the model's whole context."""
 _POLICIES = ("dpo", "ppo", "grpo")
@@ -54,6 +57,10 @@ class RLHFConfig:
     """Runs of each stage after SFT."""
     flawed_share: float = 0.45
     """Share of the demonstrations that are wrong, badly formatted or rambling."""
+    ppo_reward: RewardSource = "model"
+    """What PPO is rewarded by: the reward model, as InstructGPT; the world's own check; or both in a sum."""
+    grpo_reward: RewardSource = "world"
+    """The same for GRPO, by default the check: what a program can verify needs no reward model (DeepSeek-AI 2025)."""
     n: int = 12
     """Prompts of each family of the world in the ledger."""
     workers: int = 0
@@ -94,8 +101,10 @@ def run(config: RLHFConfig) -> None:
         tuple(map(str, runs)), n=config.n, json=str(out / "ledger.json"), plot=str(out / "ledger.png"),
         device=config.device, dtype=config.dtype, backend=config.backend,
     )  # fmt: skip
+    rewarded = {"ppo": config.ppo_reward, "grpo": config.grpo_reward}
+    policies = tuple(str(out / f"{stage}-0") for stage, source in rewarded.items() if source == "model")
     drawing = OverOptimisation(
-        str(out), str(out / "sft"), str(out / "reward-0"), (str(out / "ppo-0"), str(out / "grpo-0")),
+        str(out), str(out / "sft"), str(out / "reward-0"), policies,
         device=config.device, dtype=config.dtype, backend=config.backend,
     )  # fmt: skip
     draw = Job("over-optimisation", overoptimisation.run, (drawing,), out / "logs" / "over-optimisation.txt")
@@ -131,9 +140,14 @@ def plan(config: RLHFConfig, base: Path, context: int) -> list[Job]:
             settings: dict[str, Any] = dict(data=("world",), init=str(out / "sft"), seed=seed, row_length=row_length)
             needs = "sft"
             if stage in ("ppo", "grpo"):
-                # Step 3: the reward model makes the policy; validated now and then, to be seen on its way.
-                needs = f"reward-{seed}"
-                settings["reward"] = (str(out / needs),)
+                # Step 3: the reward makes the policy; validated now and then, to be seen on its way.
+                source: RewardSource = getattr(config, f"{stage}_reward")
+                needs = "sft" if source == "world" else f"reward-{seed}"
+                settings["reward"] = {
+                    "model": (str(out / needs),), "world": ("world",), "both": (str(out / needs), "world"),
+                }[source]  # fmt: skip
+                if source == "both":
+                    settings["reward_weights"] = (_SHARE_OF_MODEL, 1.0)
                 settings["fit"] = replace(getattr(stages, stage).fit, eval_every=64)
             jobs.append(job(f"{stage}-{seed}", _STAGES[stage], getattr(stages, stage), (needs,), **settings, **shared))
     return jobs

@@ -20,12 +20,16 @@ def test_the_plan_of_jobs(tmp_path: Path) -> None:
     later = [f"{stage}-{seed}" for stage in ("reward", "ppo", "grpo", "dpo") for seed in (0, 1)]
     assert list(jobs) == ["tokenizer", "pretrain", "sft", *later]
     assert jobs["sft"].needs == ("pretrain",) and jobs["dpo-1"].needs == ("sft",)
-    assert jobs["ppo-1"].needs == jobs["grpo-1"].needs == ("reward-1",)
+    assert jobs["ppo-1"].needs == ("reward-1",) and jobs["grpo-1"].needs == ("sft",)
     assert jobs["sft"].arguments[0].flawed_share == RLHFConfig().flawed_share > 0
     for name in later:
         (settings,) = jobs[name].arguments
         assert settings.init == str(tmp_path / "sft") and settings.seed == int(name[-1])
     assert jobs["ppo-1"].arguments[0].reward == (str(tmp_path / "reward-1"),)
+    assert jobs["grpo-1"].arguments[0].reward == ("world",)
+    both = plan(replace(config, ppo_reward="both"), tmp_path, 256)
+    (settings,) = next(job.arguments for job in both if job.name == "ppo-0")
+    assert settings.reward == (str(tmp_path / "reward-0"), "world") and len(settings.reward_weights) == 2
 
 
 def test_with_a_base_model_nothing_is_pretrained(tmp_path: Path) -> None:
@@ -72,7 +76,7 @@ def test_the_road(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     flags = ["rlhf", "--out", str(out), *"--seeds 2 --max-steps 4 --n 1 --device cpu --dtype float32".split()]
     assert main(flags) == 0
     ledger = json.loads((out / "ledger.json").read_text())
-    assert [stage["stage"] for stage in ledger["stages"]] == ["sft", "dpo", "ppo", "grpo"]
+    assert [stage["stage"] for stage in ledger["stages"]] == ["sft", "dpo", "ppo", "grpo (world)"]
     assert [len(stage["runs"]) for stage in ledger["stages"]] == [1, 2, 2, 2]
     assert len(ledger["notes"]) == 2 and "ppo: " in (out / "logs" / "ppo-1.txt").read_text()
     assert "best of n" in json.loads((out / "overoptimisation.json").read_text())
