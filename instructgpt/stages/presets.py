@@ -36,7 +36,7 @@ class Recipe:
 
 
 # Small models learn about twice as much from the same few million tokens with Muon as with AdamW.
-_MUON = FitConfig(optimizer="muon", muon_learning_rate=0.02, learning_rate=3e-3, weight_decay=0.01, schedule="wsd")
+_MUON = FitConfig(optimizer="muon", muon_learning_rate=0.01, learning_rate=6e-3, weight_decay=0.01, schedule="wsd")
 # Noisy gradients, and a policy that should change what it says and not what it knows: Adam, small steps, no decay.
 _POLICY = FitConfig(
     learning_rate=2e-4,
@@ -47,7 +47,7 @@ _POLICY = FitConfig(
     final_learning_rate=0.1,
     log_every=1,
 )
-# For models that know their trade already: a fifth of the rates.
+# For models that know their trade already: a fraction of the rates.
 _GENTLE_MUON = replace(_MUON, muon_learning_rate=0.004, learning_rate=6e-4)
 
 
@@ -60,9 +60,9 @@ def _tiny() -> Recipe:
         PretrainConfig(
             model=model_preset("tiny"),
             rows=6,
-            fit=replace(fit, max_steps=1500, max_minutes=6.4, cooldown=0.2, eval_every=750),
+            fit=replace(fit, max_steps=1500, max_minutes=6.2, cooldown=0.3, eval_every=750),
         ),
-        SFTConfig(rows=6, fit=replace(fit, max_steps=1500, max_minutes=6.0, cooldown=0.7, eval_every=750)),
+        SFTConfig(rows=6, fit=replace(fit, max_steps=1600, max_minutes=6.2, cooldown=0.9, eval_every=800)),
         SFTConfig(rows=6, fit=replace(fit, max_steps=1350, max_minutes=4.0, cooldown=0.7)),
         RewardConfig(prompts=16, fit=replace(gentle, max_steps=350, max_minutes=1.6)),
         # Without the chosen answers' own loss both log-probabilities fall, and the policy forgets what it knew.

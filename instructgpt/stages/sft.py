@@ -140,7 +140,7 @@ def conversations(files: list[str], config: SFTConfig) -> list[list[Message]]:
 
 def split(records: list[list[Message]], share: float) -> tuple[list[list[Message]], list[list[Message]]]:
     """Every n-th record, at most 500, is held out; the same ones whatever the seed."""
-    every = max(2, min(round(1 / share), len(records))) if share else len(records) + 1
+    every = max(2, round(min(1 / share, len(records)))) if share else len(records) + 1
     held = set(range(every - 1, len(records), every)[:500])
     return [r for i, r in enumerate(records) if i not in held], [records[i] for i in sorted(held)]
 

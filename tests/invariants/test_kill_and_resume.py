@@ -36,7 +36,7 @@ def finish(process: subprocess.Popen[bytes]) -> None:
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tokenizer") / "t"
-    command = [sys.executable, str(ROOT / "train.py"), "tokenizer", "--text", "world", "--vocab-size", "600"]
+    command = [sys.executable, str(ROOT / "train.py"), "tokenizer", "--text", "world", "--vocab-size", "900"]
     subprocess.run([*command, "--out", str(out)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return out
 

@@ -25,7 +25,7 @@ def run(runs: Path, out: Path, *flags: object) -> list[dict]:
 
 
 def test_it_starts_at_ln_2_and_learns(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    records = run(runs, tmp_path / "o", "--max-steps", 30, "--learning-rate", 0.003)
+    records = run(runs, tmp_path / "o", "--max-steps", 30, "--learning-rate", 0.003, "--chosen-weight", 0)
     first, last = records[0], records[-2]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6) and first["accuracy"] == 0.5
     assert first["margin"] == first["chosen_shift"] == first["rejected_shift"] == 0
@@ -46,7 +46,7 @@ def test_the_other_losses_learn(loss: str, runs: Path, tmp_path: Path) -> None:
 
 def test_the_chosen_answers_are_held_up(runs: Path, tmp_path: Path) -> None:
     flags = ("--max-steps", 30, "--learning-rate", 0.003, "--beta", 0.5)
-    plain = run(runs, tmp_path / "plain", *flags)[-1]
+    plain = run(runs, tmp_path / "plain", *flags, "--chosen-weight", 0)[-1]
     held = run(runs, tmp_path / "held", *flags, "--chosen-weight", 1)[-1]
     assert held["val_chosen_shift"] > plain["val_chosen_shift"] + 1
 
@@ -58,6 +58,7 @@ def test_dropout_does_not_tell_the_models_apart(runs: Path, tmp_path: Path) -> N
     config["model"]["dropout"] = 0.5
     (init / "config.json").write_text(json.dumps(config))
     arguments = ["--data", "world", "--init", init, "--out", tmp_path / "o", *SMALL, "--max-steps", 1]
+    arguments += ["--chosen-weight", 0]
     assert main(["dpo", *map(str, arguments)]) == 0
     assert read_metrics(tmp_path / "o" / "metrics.jsonl")[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
 

@@ -51,7 +51,7 @@ def test_sft_on_a_file_lowers_the_loss_on_its_answers_and_keeps_some_apart(runs:
     lines = [json.dumps({"instruction": f"How many, {i}?", "output": "red birds"}) for i in range(100)]
     data.write_text("\n".join([*lines, lines[0]]) + "\n")
     arguments = ("--data", data, "--init", runs / "pretrain", "--out", tmp_path / "o", "--val-share", 0.1)
-    assert stage("sft", *arguments, *SMALL_SFT, "--max-steps", 60, "--eval-every", 30) == 0
+    assert stage("sft", *arguments, *SMALL_SFT, "--max-steps", 120, "--eval-every", 60) == 0
     losses = [r["val_loss"] for r in read_metrics(tmp_path / "o" / "metrics.jsonl") if "val_loss" in r]
     assert losses[-1] < 0.5 * losses[0] or losses[-1] < 0.05
     held_out = [json.loads(line)["messages"] for line in (tmp_path / "o" / "val.jsonl").open()]
