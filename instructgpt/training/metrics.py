@@ -35,13 +35,16 @@ class JsonLines:
         """Continues the file of a resumed run: lines after `from_step`, written before a kill, are dropped."""
         kept = [line for line in read_metrics(path) if line.get("step", 0) <= from_step] if from_step else []
         path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        # A run that is resumed after its last step only validates again, and finds what stands there already.
+        self._written = [line for line in kept if line.get("step", 0) == from_step]
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, float]) -> None:
         # JSON knows no NaN: what is not a number is written as null.
         finite = {k: v if math.isfinite(v) else None for k, v in record.items()}
-        self._file.write(json.dumps(finite) + "\n")
-        self._file.flush()
+        if finite not in self._written:
+            self._file.write(json.dumps(finite) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         self._file.close()

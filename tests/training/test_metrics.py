@@ -25,6 +25,17 @@ def test_json_lines_survive_a_cut_line_and_a_resumption(tmp_path):
     assert read_metrics(file)[-1]["loss"] == 2.0
 
 
+def test_what_a_finished_run_says_again_when_it_is_resumed_is_not_written_twice(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    records = [{"step": 40, "loss": 1.0}, {"step": 40, "val_loss": 2.0}]
+    for from_step in (0, 40, 40):
+        log = JsonLines(file, from_step)
+        for record in records[from_step > 0 :]:
+            log.write(record)
+        log.close()
+    assert read_metrics(file) == records
+
+
 def test_a_new_run_starts_a_new_file(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 5}\n')
