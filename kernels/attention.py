@@ -214,4 +214,4 @@ def spec() -> Spec:
     """What the lab checks, compiles and measures."""
     from kernels.attention_lab import describe
 
-    return describe(attention)
+    return describe(attention, attention_reference)

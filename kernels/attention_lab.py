@@ -10,7 +10,6 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.attention import attention_reference
 from kernels.lab import Inputs, Mutant, Spec, Tolerance, Work
 
 
@@ -78,14 +77,14 @@ def _work(
     return Work(rows + 4 * batch * heads * queries, flops), Work(2 * rows + 8 * batch * heads * queries, 2.5 * flops)
 
 
-def describe(attention: Callable[..., Any]) -> Spec:
-    """The spec of this `attention`: the module's own, or one with a bug planted."""
+def describe(attention: Callable[..., Any], reference: Callable[..., Any]) -> Spec:
+    """The spec of this `attention`, which is the module's own or one with a bug planted, and its reference."""
     shape = dict(causal=True, return_lse=False)
     built = dict(shape, batch=2, queries=512, keys=512, kv_heads=2, group=2)
     return Spec(
         name="attention",
         op=attention,
-        reference=attention_reference,
+        reference=reference,
         cases=_cases(),
         inputs=_inputs,
         outputs=("o", "lse"),
