@@ -36,7 +36,7 @@ train: $(FOR_USE) ## train and measure tokenizer, base and tuned model (PRESET=t
 	$(BIN)/python train.py pipeline --preset "$$preset" --out "$${out:-runs/$$preset}" $(ARGS)
 
 rlhf: $(FOR_USE) ## align a model: SFT on flawed demonstrations, reward model, DPO, PPO, GRPO, ledger (from `make train`'s base, if there)
-	@base='runs/tiny/pretrain'; test -e "$$base/eval.json" || base=; \
+	@base='runs/$(or $(PRESET),tiny)/pretrain'; test -e "$$base/eval.json" || base=; \
 	$(BIN)/python train.py rlhf --out "$(or $(OUT),runs/rlhf)" $(if $(PRESET),--preset $(PRESET)) $${base:+--base "$$base"} $(ARGS)
 
 test: $(FOR_WORK) ## the tests, quick profile
