@@ -273,9 +273,10 @@ def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
 
 
 def differentiate(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    ds, dw, db = (dtotal, None, None) if dy is None else layer_norm_backward(dy, *ctx.saved_tensors, dtotal)
+    saved = ctx.saved_tensors  # read once: under activation checkpointing a second look would be an error
+    ds, dw, db = (dtotal, None, None) if dy is None else layer_norm_backward(dy, *saved, dtotal)
     dx, dresidual = (None if ds is None or dtype is None else ds.to(dtype) for dtype in ctx.dtypes)
-    return dx, dresidual, dw, None if ctx.saved_tensors[2] is None else db, None
+    return dx, dresidual, dw, None if saved[2] is None else db, None
 
 
 layer_norm_forward.register_autograd(differentiate, setup_context=save)
