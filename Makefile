@@ -19,11 +19,11 @@ FOR_USE = $(VENV)/.installed-for-use
 FOR_WORK = $(VENV)/.installed-for-work
 
 .NOTPARALLEL:
-.PHONY: help setup train test test-all lint
+.PHONY: help setup train rlhf test test-all lint kernels bench notebooks
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo 'variables: PRESET=tiny OUT=runs/tiny ARGS="--seed 1" PYTHON=python3.12 TORCH_INDEX=URL WORKERS=2'
 
 setup: $(FOR_WORK) ## create .venv with everything, developers' tools included (TORCH_INDEX=URL: PyTorch's CPU wheels)
@@ -35,6 +35,10 @@ train: $(FOR_USE) ## train and measure tokenizer, base and tuned model (PRESET=t
 	out='$(OUT)'; \
 	$(BIN)/python train.py pipeline --preset "$$preset" --out "$${out:-runs/$$preset}" $(ARGS)
 
+rlhf: $(FOR_USE) ## align a model: SFT on flawed demonstrations, reward model, DPO, PPO, GRPO, ledger (from `make train`'s base, if there)
+	@base='runs/$(or $(PRESET),tiny)/pretrain'; test -e "$$base/eval.json" || base=; \
+	$(BIN)/python train.py rlhf --out "$(or $(OUT),runs/rlhf)" $(if $(PRESET),--preset $(PRESET)) $${base:+--base "$$base"} $(ARGS)
+
 test: $(FOR_WORK) ## the tests, quick profile
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m 'not slow' $(ARGS)
 
@@ -45,6 +49,18 @@ lint: $(FOR_WORK) ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+kernels: $(FOR_WORK) ## are the kernels right, and do they compile for A100, H100 and B200? Needs no GPU
+	$(BIN)/python -m kernels.lab check all
+	$(BIN)/python -m kernels.lab compile all --arch 80 90 100
+
+bench: $(FOR_WORK) ## training steps and the head's memory on this device; on a CUDA device the kernels too
+	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.head_memory
+	$(BIN)/python -m kernels.lab bench all $(ARGS)
+
+notebooks: $(FOR_WORK) ## run the notebooks and check what they say
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/notebooks $(ARGS)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \

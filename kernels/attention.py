@@ -13,13 +13,13 @@ log-sum-exp instead of P, so that memory grows with T and not with T². FLOPs: 4
 
 Causality, a sliding window, packed documents and the end of the keys all leave a query one interval of keys.
 `key_intervals` writes it down, and is the only place that knows of them; the kernels know intervals alone, and load
-nothing outside. Read on in `attention_forward.py`, then `attention_backward.py`; `attention_lab.py` has the spec.
+nothing outside. Read on in `attention_forward.py`, then `attention_backward.py`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from kernels.attention_backward import backward
 from kernels.attention_forward import forward
 from kernels.launch import require
 from kernels.softmax import softmax_reference
+
+if TYPE_CHECKING:
+    from kernels.lab import Spec
 
 MAX_HEAD_DIM = 256
 
@@ -205,3 +208,10 @@ def _check(
             f"attention: documents are {documents.dtype} {tuple(documents.shape)} for {q.size(2)} queries; they must "
             f"be integers {(k.size(0), k.size(2))}, one for each key, with no more queries than keys"
         )
+
+
+def spec() -> Spec:
+    """What the lab checks, compiles and measures."""
+    from kernels.attention_lab import describe
+
+    return describe(attention, attention_reference)

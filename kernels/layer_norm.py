@@ -273,7 +273,7 @@ def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
 
 
 def differentiate(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors  # read once: under activation checkpointing a second look would be an error
+    saved = ctx.saved_tensors  # read once: under activation checkpointing they are computed again, for one reading
     ds, dw, db = (dtotal, None, None) if dy is None else layer_norm_backward(dy, *saved, dtotal)
     dx, dresidual = (None if ds is None or dtype is None else ds.to(dtype) for dtype in ctx.dtypes)
     return dx, dresidual, dw, None if saved[2] is None else db, None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,7 +83,6 @@ def try_mutant(
     """In a process of its own: checks the mutated file, and answers with an Outcome."""
     try:
         if path.name != original.name:  # the spec's own file is as it was, and imports the mutated one
-            import_kernels_anew()
             load(path, f"{kernels.__name__}.{path.stem}")
             path = original
         module = load(path, f"mutant_{path.stem}", neighbours=original.parent)
@@ -100,15 +98,6 @@ def try_mutant(
     else:
         failure = report.failure
         answers.send(Outcome(name, report.examples, True, f"{failure.what}; {failure.dtype}, {failure.layout}"))
-
-
-def import_kernels_anew() -> None:
-    """Forgets the modules of kernels, which hold each other's functions from before a mutant was planted. `launch` and
-    the lab stay: what they know of devices is the same for all."""
-    package = f"{kernels.__name__}."
-    for name in [name for name in sys.modules if name.startswith(package)]:
-        if name.removeprefix(package).split(".")[0] not in ("launch", "lab"):
-            del sys.modules[name]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
