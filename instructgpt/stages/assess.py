@@ -50,7 +50,7 @@ class LedgerConfig:
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
     backend: str = "auto"
-    """naive, sdpa or auto."""
+    """naive, sdpa, triton or auto."""
 
 
 @dataclass(frozen=True)

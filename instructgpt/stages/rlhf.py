@@ -72,7 +72,7 @@ class RLHFConfig:
     dtype: str = "auto"
     """float32, bfloat16, float16, bfloat16-master or auto."""
     backend: str = "auto"
-    """naive, sdpa or auto."""
+    """naive, sdpa, triton or auto."""
     resume: bool = False
     """Go on where an interrupted run stopped; finished stages are not run again."""
     overwrite: bool = False

@@ -1,7 +1,7 @@
 """Exercises, for pretraining text: one input, then several questions on it with their answers.
 
 Looking something up is learned from answers, and a question on an input that stands there already costs few further
-tokens: the same text teaches three times as much as one question an input would.
+tokens: the same number of tokens holds several times as many answers as with one question an input.
 """
 
 from __future__ import annotations
