@@ -255,7 +255,7 @@ def _cells(build: Build) -> list[str]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_kernel_argument(parser)
     archs = [name.removeprefix("sm_") for name in TARGETS]
-    helping = f"{', '.join(archs)} (default: all that this Triton can build for)"
+    helping = f"{', '.join(archs)} (default: the NVIDIA ones)"
     parser.add_argument("--arch", nargs="+", choices=archs, metavar="ARCH", help=helping)
     parser.add_argument("--first", action="store_true", help="only the first of a kernel's builds")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -263,7 +263,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if options.arch is None:
-        targets = [target for target in TARGETS.values() if can_build_for(target)]
+        targets = [target for target in TARGETS.values() if target.backend == "cuda" and can_build_for(target)]
     else:
         targets = [target for name, target in TARGETS.items() if name.removeprefix("sm_") in options.arch]
     results = {}
