@@ -91,7 +91,7 @@ def test_dpo_starts_at_ln_2(lengths: list[list[int]], beta: float) -> None:
     reference = copy.deepcopy(policy)
     batch = collate_comparisons(rankings(lengths), CONTEXT)
     loss = dpo_loss(answer_logprobs(policy, batch), answer_logprobs(reference, batch), batch.pairs, beta)
-    assert loss.total.item() / loss.weight.item() == pytest.approx(math.log(2), abs=1e-7)
+    assert loss.total.item() / loss.weight.item() == pytest.approx(math.log(2), abs=1e-6)
     assert loss.metrics["margin"].item() == 0 == loss.metrics["chosen_shift"].item()
 
 
