@@ -166,9 +166,9 @@ def ledger_of(measured: Iterable[tuple[Task, Entry]], runs: Iterable[str | Path]
 
 def run(config: LedgerConfig, measure_all: Callable[[list[Task]], list[Entry]] | None = None) -> Ledger:
     """Measures --runs, prints the ledger, and writes it where asked. `measure_all` may do it in several processes."""
-    todo = tasks(config.runs)
-    entries = measure_all(todo) if measure_all else [measure(task, config) for task in todo]
-    ledger = ledger_of(zip(todo, entries), config.runs)
+    measurements = tasks(config.runs)
+    entries = measure_all(measurements) if measure_all else [measure(task, config) for task in measurements]
+    ledger = ledger_of(zip(measurements, entries), config.runs)
     table = ledger.table()
     # As wide as it is, for a row that is folded is not read; a log file has no width of its own.
     Console(width=max(Console().width, Console(width=1000).measure(table).maximum)).print(table)

@@ -41,13 +41,14 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def kill_and_compare(tokenizer: Path, folder: Path, kills: int) -> None:
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_and_resumed(tokenizer: Path, tmp_path: Path, kills: int) -> None:
     began = time.monotonic()
-    finish(start(tokenizer, folder / "undisturbed"))
+    finish(start(tokenizer, tmp_path / "undisturbed"))
     usual = time.monotonic() - began
     rng, killed = random.Random(0), 0
     while killed < kills:
-        process = start(tokenizer, folder / "killed", "--resume")
+        process = start(tokenizer, tmp_path / "killed", "--resume")
         try:
             # Anywhere from start-up to the last checkpoint, wherever the run stands by now.
             process.wait(timeout=rng.uniform(0.3, 1.0) * usual)
@@ -57,24 +58,15 @@ def kill_and_compare(tokenizer: Path, folder: Path, kills: int) -> None:
             process.send_signal(signal.SIGKILL)
             process.wait()
             killed += 1
-        if (folder / "killed" / "model.safetensors").exists():
-            load(folder / "killed", "cpu")  # what a kill leaves can be loaded
+        if (tmp_path / "killed" / "model.safetensors").exists():
+            load(tmp_path / "killed", "cpu")  # what a kill leaves can be loaded
     assert killed >= 1
-    finish(start(tokenizer, folder / "killed", "--resume"))
-    first, _ = load_tensors(folder / "undisturbed" / "model.safetensors")
-    second, _ = load_tensors(folder / "killed" / "model.safetensors")
+    finish(start(tokenizer, tmp_path / "killed", "--resume"))
+    first, _ = load_tensors(tmp_path / "undisturbed" / "model.safetensors")
+    second, _ = load_tensors(tmp_path / "killed" / "model.safetensors")
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    steps = [line.split('"step": ')[1].split(",")[0] for line in (folder / "killed" / "metrics.jsonl").open()]
+    steps = [line.split('"step": ')[1].split(",")[0] for line in (tmp_path / "killed" / "metrics.jsonl").open()]
     assert steps == [
-        line.split('"step": ')[1].split(",")[0] for line in (folder / "undisturbed" / "metrics.jsonl").open()
+        line.split('"step": ')[1].split(",")[0] for line in (tmp_path / "undisturbed" / "metrics.jsonl").open()
     ]
-
-
-def test_two_kills(tokenizer: Path, tmp_path: Path) -> None:
-    kill_and_compare(tokenizer, tmp_path, kills=2)
-
-
-@pytest.mark.slow
-def test_ten_kills(tokenizer: Path, tmp_path: Path) -> None:
-    kill_and_compare(tokenizer, tmp_path, kills=10)
