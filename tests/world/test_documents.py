@@ -9,7 +9,7 @@ import pytest
 
 from instructgpt.world import document, documents, sample
 from instructgpt.world.core import Family
-from instructgpt.world.exercises import Asked, Exercise
+from instructgpt.world.exercises import EXERCISES, Asked, Exercise
 from instructgpt.world.families import BY_NAME
 from instructgpt.world.translation import EN_ZH
 
@@ -86,6 +86,39 @@ def test_a_statement_tells_the_answer(table: tuple[tuple[Family, documents.State
                 question = family.question(family.instance(rng, "train"), language, rng)
                 told = statement.format(**question.slots, answer=question.answer)
                 assert question.answer in told and "{" not in told
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: "-".join(exercise.lines))
+def test_an_exercise_asks_several_things_about_one_input(exercise: Exercise) -> None:
+    rng = Random(0)
+    counts = []
+    for _ in range(50):
+        questions = exercise.questions(rng)
+        counts.append(len(questions))
+        assert len(questions) <= exercise.most and {family.split_of(one) for family, one in questions} == {"train"}
+        assert {family.name for family, _ in questions} <= exercise.lines.keys()
+    assert sum(counts) > 1.5 * len(counts)
+    for language in ("en", "zh"):
+        assert "{" not in exercise.tell(language, rng)
+
+
+def test_exercises_by_hand() -> None:
+    told = {"-".join(exercise.lines): exercise.tell("en", Random(1)) for exercise in EXERCISES}
+    for line in told["add-subtract"].splitlines():
+        a, sign, b, _, result = line.split()
+        assert int(result) == (int(a) + int(b) if sign == "+" else int(a) - int(b))
+    listed, *counted = told["count"].splitlines()
+    assert dict(line.split(": ") for line in counted) == {
+        word: str(listed.split().count(word)) for word in {line.split(": ")[0] for line in counted}
+    }
+    words, *changed = told["reverse-remove-replace"].splitlines()
+    for line in changed:
+        asked, answer = line.split(": ")
+        left = [word for word in words.split() if word not in asked.split()]
+        if asked == "backwards":
+            assert answer.split() == words.split()[::-1]
+        else:
+            assert [word for word in answer.split() if word not in asked.split()] == left and len(left) > 1
 
 
 def test_facts_by_hand(text: list[str]) -> None:
