@@ -39,7 +39,7 @@ class WorldInstructions:
         if self._flawed_share and _generator(self._seed, index).random() < self._flawed_share:
             conversation = world.flawed_demonstration(self._split, index, self._seed)
         else:
-            conversation = world.conversation(self._split, index, self._seed)
+            conversation = world.example(self._split, index, self._seed).conversation
         return Tokens.of(render_conversation(conversation, self._tokenizer))  # pyright: ignore[reportArgumentType]
 
 

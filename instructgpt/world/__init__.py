@@ -2,7 +2,6 @@
 
     sample("test", n=100, seed=0)   # examples, evenly spread over the families
     example("train", 7)             # the 7th of the endless training mixture
-    conversation("train", 7)        # the same, at times with further questions on what was asked about
     document(7)                     # plain text of the same world, for pretraining
     preference("train", 7)          # two answers, the better one first
 
@@ -18,14 +17,13 @@ from random import Random
 
 from instructgpt.errors import UserError, suggestion
 from instructgpt.world import composition, families
-from instructgpt.world.core import SPLITS, Example, Language, Message, ask
+from instructgpt.world.core import SPLITS, Example, Language, ask
 from instructgpt.world.documents import document
-from instructgpt.world.exercises import WITH_FOLLOW_UPS
 from instructgpt.world.preferences import PreferencePair, flawed_demonstration, preference
 
 __all__ = [
-    "FAMILIES", "SPLITS", "Example", "PreferencePair", "conversation", "document", "example", "flawed_demonstration",
-    "preference", "sample",
+    "FAMILIES", "SPLITS", "Example", "PreferencePair", "document", "example", "flawed_demonstration", "preference",
+    "sample",
 ]  # fmt: skip
 
 FAMILIES: tuple[str, ...] = tuple(families.BY_NAME)
@@ -47,19 +45,6 @@ def example(split: str, index: int, seed: int = 0) -> Example:
     """
     _check_split(split)
     return _example(split, index, seed, None, 0)
-
-
-def conversation(split: str, index: int, seed: int = 0) -> list[Message]:
-    """The `index`-th conversation of `split`, the answers included: a pure function of its arguments.
-
-    Those of `train` often ask on about the same input, where `example` asks once; the others are its very examples.
-    UserError for an unknown split.
-    """
-    first = example(split, index, seed)
-    if split != "train" or first.family not in WITH_FOLLOW_UPS:
-        return first.conversation
-    rng = Random(f"conversation {seed} {index}")
-    return WITH_FOLLOW_UPS[first.family].conversation(families.BY_NAME[first.family], first.language, rng)
 
 
 def sample(split: str, n: int, seed: int = 0, families: Sequence[str] | None = None) -> list[Example]:

@@ -1,4 +1,4 @@
-"""Exercises: one input, then several questions on it with their answers, as text or as a conversation.
+"""Exercises, for pretraining text: one input, then several questions on it with their answers.
 
 Looking something up is learned from answers, and a question on an input that stands there already costs few further
 tokens: the same number of tokens holds several times as many answers as with one question an input.
@@ -7,12 +7,12 @@ tokens: the same number of tokens holds several times as many answers as with on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 from instructgpt.world import numbers, reading, reasoning, rewriting
-from instructgpt.world.core import Family, Language, Message, pose
+from instructgpt.world.core import Family, Language
 
 # How something is said in each language; one of the sentences is chosen.
 Statements = Mapping[Language, tuple[str, ...]]
@@ -34,9 +34,6 @@ class Exercise:
     lines: Mapping[str, Statements]
     """By family: how a question and its {answer} are told."""
     weight: float
-    """How often it is told, relative to the others."""
-    follow_ups: Mapping[str, Statements] = field(default_factory=dict)
-    """By family: how somebody who knows the input from before asks on. Empty where nobody would."""
 
     def questions(self, rng: Random) -> list[Asked]:
         """Some questions on one input, of the training split all of them, for a test must not be given away."""
@@ -44,25 +41,6 @@ class Exercise:
         while not asked:
             asked = [(family, instance) for family, instance in self.draw(rng) if family.split_of(instance) == "train"]
         return rng.sample(asked, min(self.most, len(asked)))
-
-    def conversation(self, family: Family, language: Language, rng: Random) -> list[Message]:
-        """A question of `family` in its own wordings, and up to `most` - 1 further ones on the same input."""
-        openings: list[Asked] = []
-        while not openings:
-            asked = self.questions(rng)
-            openings = [question for question in asked if question[0] is family]
-        opening = openings[0]
-        example = pose(*opening, language, rng, "train")
-        messages = example.conversation
-        others = [question for question in asked if question is not opening]
-        for family, instance in rng.sample(others, rng.randint(0, len(others))):
-            question = family.question(instance, language, rng)
-            ask = rng.choice(self.follow_ups[family.name][language])
-            messages += [
-                {"role": "user", "content": ask.format(**question.slots)},
-                {"role": "assistant", "content": question.answer},
-            ]
-        return messages
 
     def tell(self, language: Language, rng: Random) -> str:
         """An input, and in lines below it questions and answers."""
@@ -133,7 +111,6 @@ EXERCISES: tuple[Exercise, ...] = (
         {"en": ("{text}",), "zh": ("{text}",)},
         {"passage": {"en": ("{question} {answer}",), "zh": ("{question}{answer}",)}},
         weight=3,
-        follow_ups={"passage": {"en": ("{question}", "And now: {question}"), "zh": ("{question}", "那么{question}")}},
     ),
     Exercise(
         _table,
@@ -141,7 +118,6 @@ EXERCISES: tuple[Exercise, ...] = (
         {"en": ("{table}",), "zh": ("{table}",)},
         {"table": {"en": ("{question} {answer}",), "zh": ("{question}{answer}",)}},
         weight=3,
-        follow_ups={"table": {"en": ("{question}", "And now: {question}"), "zh": ("{question}", "那么{question}")}},
     ),
     Exercise(
         _policy,
@@ -149,12 +125,6 @@ EXERCISES: tuple[Exercise, ...] = (
         {"en": ("Returns: {policy}.",), "zh": ("退货期限：{policy}。",)},
         {"policy": {"en": ("The {thing}, {days} days: {answer}",), "zh": ("{thing}，{days} 天：{answer}",)}},
         weight=2,
-        follow_ups={
-            "policy": {
-                "en": ("And the {thing}, after {days} days?", "I bought {bought} {days} days ago."),
-                "zh": ("那么{thing}呢，买了 {days} 天？", "我 {days} 天前买了{bought}。"),
-            }
-        },
     ),
     Exercise(
         _inference,
@@ -162,7 +132,6 @@ EXERCISES: tuple[Exercise, ...] = (
         {"en": ("{facts}",), "zh": ("{facts}",)},
         {"inference": {"en": ("{question} {answer}",), "zh": ("{question}{answer}",)}},
         weight=2.5,
-        follow_ups={"inference": {"en": ("{question}", "And now: {question}"), "zh": ("{question}", "那么{question}")}},
     ),
     Exercise(
         _words,
@@ -174,11 +143,6 @@ EXERCISES: tuple[Exercise, ...] = (
             "replace": {"en": ("{new} for {old}: {answer}",), "zh": ("把{old}换成{new}：{answer}",)},
         },
         weight=4,
-        follow_ups={
-            "reverse": {"en": ("And backwards?",), "zh": ("倒过来呢？",)},
-            "remove": {"en": ("And without {word}?",), "zh": ("去掉{word}呢？",)},
-            "replace": {"en": ("And with {new} for {old}?",), "zh": ("把{old}换成{new}呢？",)},
-        },
     ),
     Exercise(
         _count,
@@ -186,7 +150,6 @@ EXERCISES: tuple[Exercise, ...] = (
         {"en": ("{list}",), "zh": ("{list}",)},
         {"count": {"en": ("{word}: {answer}",), "zh": ("{word}出现 {answer} 次",)}},
         weight=2,
-        follow_ups={"count": {"en": ("And {word}?",), "zh": ("{word}呢？",)}},
     ),
     Exercise(
         _sum,
@@ -199,6 +162,3 @@ EXERCISES: tuple[Exercise, ...] = (
         weight=3,
     ),
 )
-
-WITH_FOLLOW_UPS: Mapping[str, Exercise] = {name: exercise for exercise in EXERCISES for name in exercise.follow_ups}
-"""By family: the exercise that can go on asking."""
