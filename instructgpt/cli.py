@@ -32,6 +32,7 @@ from instructgpt.generation.engine import stream
 from instructgpt.generation.sampling import SamplingConfig
 from instructgpt.model.transformer import Transformer
 from instructgpt.runtime import resolve_device, resolve_precision
+from instructgpt.settings import NonNegativeInt, PositiveInt, Settings
 from instructgpt.stages import assess
 from instructgpt.stages.assess import LedgerConfig
 from instructgpt.terminal import Chat, terminal_reader
@@ -42,7 +43,7 @@ from instructgpt.world.composition import HELD_OUT_PAIRS
 
 
 @dataclass(frozen=True)
-class ModelChoice:
+class ModelChoice(Settings):
     """Which model, computed where."""
 
     model: str = ""
@@ -81,7 +82,7 @@ class GenerateConfig(ModelChoice):
     """A system message before it."""
     raw: bool = False
     """Continue the prompt as it stands, as a base model does, instead of answering it."""
-    n: int = 1
+    n: PositiveInt = 1
     """Samples of the answer; more than one differ only with a --temperature above 0."""
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_new_tokens=256))
 
@@ -169,13 +170,13 @@ class EvalConfig(ModelChoice):
     """Raw text files: loss, perplexity and bits per byte on all of each."""
     split: Literal["train", "val", "test", "test_phrasing", "test_composition"] = "test"
     """Which split of the world; files are taken whole."""
-    n: int = 20
+    n: PositiveInt = 20
     """Examples of each family of the world."""
     families: tuple[str, ...] = ()
     """Families of the world to ask; all by default."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Which examples of the world."""
-    limit: int = 0
+    limit: NonNegativeInt = 0
     """Most conversations of each file, the first ones; 0 takes all."""
     metric: Metric = "auto"
     """For files: labels (accuracy, macro-F1), translation (BLEU, chrF), exact, or auto, which looks at the answers."""
@@ -187,9 +188,9 @@ class EvalConfig(ModelChoice):
     """Makes the right answer of a record's fields, such as "{fr}"."""
     encoding: str = "utf-8"
     """How the files are encoded."""
-    max_new_tokens: int = 0
+    max_new_tokens: NonNegativeInt = 0
     """Longest answer; 0 gives room for the longest right one and a quarter more."""
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     """Answers generated at a time."""
     json: str = ""
     """A file to write all scores to, as JSON."""
@@ -199,9 +200,6 @@ class EvalConfig(ModelChoice):
 
 def evaluate(config: EvalConfig) -> int:
     """Prints a table for each data set, and writes --json and --samples."""
-    for name, least in (("n", 1), ("batch_size", 1), ("limit", 0), ("max_new_tokens", 0)):
-        if getattr(config, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be at least {least}")
     model, tokenizer, precision = config.load(batched=True)
     names = config.data or (() if config.text else ("world",))
     conversations = {name: _conversations(name, config) for name in names if name != "world"}

@@ -6,37 +6,38 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from instructgpt.errors import UserError, suggestion
+from instructgpt.settings import NonNegative, NonNegativeInt, Positive, PositiveInt, Settings, ShareBelow1
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """The shape of a decoder-only Transformer. Every field is a flag of `train.py pretrain`."""
 
-    vocab_size: int = 0
+    vocab_size: NonNegativeInt = 0
     """Rows of the embedding. 0 takes the tokenizer's size; a multiple of 64 is fastest on a GPU."""
-    context: int = 256
+    context: PositiveInt = 256
     """Longest sequence in tokens. Attention's cost grows with it; learned positions cannot go beyond it."""
-    layers: int = 4
+    layers: PositiveInt = 4
     """Number of blocks. Depth buys more steps of reasoning for time that grows in proportion."""
-    width: int = 256
+    width: PositiveInt = 256
     """Size of the residual stream. Parameters and time grow with its square."""
-    heads: int = 4
+    heads: PositiveInt = 4
     """Query heads. Each attends on its own; head_dim is width / heads unless set."""
-    kv_heads: int = 0
+    kv_heads: NonNegativeInt = 0
     """Key and value heads (grouped-query attention, Ainslie et al. 2023). 0 means all heads; fewer shrink the cache."""
-    head_dim: int = 0
+    head_dim: NonNegativeInt = 0
     """Size of a head. 0 means width / heads. RoPE needs it to be even."""
     mlp: Literal["gelu", "swiglu"] = "swiglu"
     """`gelu` as in GPT-2 (tanh form), `swiglu` as in Llama (Shazeer 2020): three matrices for two."""
-    mlp_width: int = 0
+    mlp_width: NonNegativeInt = 0
     """Hidden size of the MLP. 0 means 4·width for gelu, 8/3·width rounded up to 32 for swiglu."""
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
     """`layernorm` as in GPT-2, `rmsnorm` as in Llama (Zhang & Sennrich 2019): no mean, no bias, cheaper."""
-    norm_eps: float = 1e-5
+    norm_eps: NonNegative = 1e-5
     """Added to the variance before the square root."""
     position: Literal["learned", "rope"] = "rope"
     """`learned` adds a vector per position (GPT-2); `rope` rotates queries and keys (Su et al. 2021)."""
-    rope_theta: float = 10000.0
+    rope_theta: Positive = 10000.0
     """Base of RoPE's wavelengths. Larger bases suit longer contexts."""
     bias: bool = False
     """Biases in linear layers (and LayerNorm), as GPT-2 has them."""
@@ -44,23 +45,21 @@ class ModelConfig:
     """The head uses the embedding's matrix: fewer parameters, better small models."""
     qk_norm: bool = False
     """RMSNorm on queries and keys per head (Henry et al. 2020): steadier at high learning rates."""
-    dropout: float = 0.0
+    dropout: ShareBelow1 = 0.0
     """Share of activations dropped in training, after the embedding, attention and MLP."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+
         def require(holds: bool, message: str) -> None:
             if not holds:
                 raise UserError(f"model config: {message}")
 
-        for name in ("context", "layers", "width", "heads"):
-            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, it must be at least 1")
         if self.head_dim == 0:
             require(self.width % self.heads == 0, f"width {self.width} is not a multiple of heads {self.heads}")
         kv_heads, head_dim = self.kv_heads or self.heads, self.head_dim or self.width // self.heads
         require(self.heads % kv_heads == 0, f"heads {self.heads} is not a multiple of kv_heads {kv_heads}")
         require(self.position != "rope" or head_dim % 2 == 0, f"rope needs an even head_dim, not {head_dim}")
-        require(0.0 <= self.dropout < 1.0, f"dropout is {self.dropout}, it must be in [0, 1)")
-        require(self.vocab_size >= 0, f"vocab_size is {self.vocab_size}, it must be at least 1")
 
     def resolved(self) -> ModelConfig:
         """The shape with its zeros filled in. Presets keep them, so that changing the width changes what follows it."""

@@ -201,7 +201,7 @@ MISTAKES = [
     ("generate --model RUN --prompt LONG", f"context holds {CONTEXT}"),
     ("eval --model RUN --split tests", "--split tests is unknown; did you mean 'test'?"),
     ("eval --model RUN --data RUN/none.json", "none.json"),
-    ("eval --model RUN --n 0", "--n is 0; it must be at least 1"),
+    ("eval --model RUN --n 0", "n is 0; it must be at least 1"),
     ("eval --model RUN --families addd", "there is no family 'addd'"),
     ("data gte x", "instructgpt data knows list and get, not 'gte'; did you mean 'get'?"),
     ("data get", "instructgpt data get needs the name of a set; choose one of:"),

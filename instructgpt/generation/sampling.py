@@ -8,46 +8,38 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from instructgpt.errors import UserError
+from instructgpt.settings import NonNegative, NonNegativeInt, Positive, PositiveInt, Range, Settings, Share
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(Settings):
     """How tokens are chosen, and when to stop. The defaults are greedy: the most probable token, always."""
 
-    max_new_tokens: int = 32
+    max_new_tokens: PositiveInt = 32
     """Most tokens to generate for a prompt, the closing one included."""
-    temperature: float = 0.0
+    temperature: NonNegative = 0.0
     """Divides the logits: below 1 bolder, above 1 wilder; 0 always takes the most probable token."""
-    top_k: int = 0
+    top_k: NonNegativeInt = 0
     """Sample among the k most probable tokens (Fan et al. 2018); 0 means all."""
-    top_p: float = 1.0
+    top_p: Annotated[float, Range(0, 1, without_least=True)] = 1.0
     """Sample among the fewest tokens that together have this probability (Holtzman et al. 2020); 1 means all."""
-    min_p: float = 0.0
+    min_p: Share = 0.0
     """Sample among tokens at least this share as probable as the best one (Nguyen et al. 2024); 0 means all."""
-    repetition_penalty: float = 1.0
+    repetition_penalty: Positive = 1.0
     """Above 1 makes tokens generated already less likely (Keskar et al. 2019); 1 leaves them be."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer; they are not part of it."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**62, without_most=True)] = 0
     """Decides what is drawn; sample number i of a prompt is drawn with seed + i."""
 
     def __post_init__(self) -> None:
-        for name, holds, rule in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", 0 <= self.temperature < math.inf, "0 or more"),
-            ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0, usually 1 to 1.5"),
-            ("seed", 0 <= self.seed < 2**62, "0 or more, below 2^62"),
-        ):
-            if not holds:  # NaN fails every comparison
-                raise UserError(f"{name} is {getattr(self, name)}; it must be {rule}")
+        super().__post_init__()
         if isinstance(self.stop, str) or not all(self.stop):
             raise UserError(f"stop is {self.stop!r}; it must be a tuple of texts, none of them empty")
 

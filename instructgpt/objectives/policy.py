@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from instructgpt.objectives.lm import Loss
+from instructgpt.settings import NonNegative, Positive, Settings
 
 # ---- rewards
 
@@ -156,16 +157,16 @@ def clipped_value_losses(values: Tensor, old_values: Tensor, returns: Tensor, cl
 
 
 @dataclass(frozen=True)
-class PPOTerms:
+class PPOTerms(Settings):
     """The terms of PPO's loss."""
 
-    clip_ratio: float = 0.2
+    clip_ratio: Positive = 0.2
     """How far the probability of a token may move, as a ratio, before the objective stops rewarding it."""
-    value_clip: float = 0.2
+    value_clip: NonNegative = 0.2
     """How far a value may move on one batch of rollouts; 0 lets it."""
-    value_coefficient: float = 0.5
+    value_coefficient: NonNegative = 0.5
     """Weight of the value function's loss."""
-    entropy_coefficient: float = 0.0
+    entropy_coefficient: NonNegative = 0.0
     """Weight of the entropy, which is added to the objective: keeps answers varied."""
 
 
@@ -198,12 +199,12 @@ LengthCorrection = Literal["answer", "constant", "token"]
 
 
 @dataclass(frozen=True)
-class GRPOTerms:
+class GRPOTerms(Settings):
     """The terms of GRPO's loss."""
 
-    clip_ratio: float = 0.2
+    clip_ratio: Positive = 0.2
     """How far the probability of a token may move, as a ratio, before the objective stops rewarding it."""
-    kl_coefficient: float = 0.04
+    kl_coefficient: NonNegative = 0.04
     """Weight of the KL to the reference, which is part of the loss and not of the reward."""
     length: LengthCorrection = "answer"
     """`answer`: the mean over an answer's tokens, as in the paper, so that a token of a long answer counts less.

@@ -19,6 +19,7 @@ from instructgpt.evaluation.assessment import assess
 from instructgpt.evaluation.ledger import Entry, Ledger, Row
 from instructgpt.evaluation.loss import evaluate_loss
 from instructgpt.runtime import resolve_device, resolve_precision
+from instructgpt.settings import PositiveInt, Settings
 from instructgpt.text.chat import render_conversation
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import RunDirectory, load, load_reward_model
@@ -31,7 +32,7 @@ _TEXTS = 100
 
 
 @dataclass(frozen=True)
-class LedgerConfig:
+class LedgerConfig(Settings):
     """What stages really did: true reward, reward model, KL to the SFT model, length, refusals, cost; a row a stage."""
 
     runs: tuple[str, ...] = ()
@@ -39,7 +40,7 @@ class LedgerConfig:
     run among them is what KL is measured to; a `reward` run scores the policies of its seed, or all if it is alone."""
     split: Literal["val", "test", "test_phrasing"] = "test"
     """Which split of the world the prompts are from."""
-    n: int = 12
+    n: PositiveInt = 12
     """Prompts of each family of the world."""
     json: str = ""
     """A file to write all figures to."""

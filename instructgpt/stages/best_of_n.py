@@ -22,6 +22,7 @@ from instructgpt.data.sources import Conversations
 from instructgpt.errors import UserError
 from instructgpt.objectives.lm import next_token_loss
 from instructgpt.objectives.policy import best_of
+from instructgpt.settings import PositiveInt
 from instructgpt.stages.common import Machine, train
 from instructgpt.stages.policy import PolicyStageConfig, start
 from instructgpt.training.loop import FitResult
@@ -32,13 +33,13 @@ from instructgpt.training.rollouts import Answered, as_tokens
 class BestOfNConfig(PolicyStageConfig):
     """Fine-tunes the model in --init on the best of its own answers."""
 
-    prompts: int = 1000
+    prompts: PositiveInt = 1000
     """Prompts that are answered; one answer to each is kept at most."""
-    answers: int = 8
+    answers: PositiveInt = 8
     """n: answers to each prompt, of which the best is kept."""
     min_reward: float = float("-inf")
     """Keep the best answer only if its reward is at least this much."""
-    rows: int = 6
+    rows: PositiveInt = 6
     """Rows of a batch, each of --row-length tokens."""
 
 

@@ -31,6 +31,7 @@ from instructgpt.runtime import (
     resolve_precision,
     seed_everything,
 )
+from instructgpt.settings import NonNegativeInt, PositiveInt, Settings, ShareBelow1
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import RunDirectory
 from instructgpt.training.loop import FitConfig, FitResult, Hooks, Snapshot, fit
@@ -43,7 +44,7 @@ _FREE_ON_RESUME = {"out", "resume", "overwrite", "max_steps", "max_minutes", "de
 
 
 @dataclass(frozen=True)
-class StageConfig:
+class StageConfig(Settings):
     """Flags that all training stages share."""
 
     out: str = ""
@@ -52,7 +53,7 @@ class StageConfig:
     """Defaults of all other flags, by size of model."""
     init: str = ""
     """A run directory to start from: its tokenizer, shape and weights."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Decides initial weights, data order and dropout."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
@@ -67,7 +68,7 @@ class StageConfig:
     """Replace the run in --out."""
     tracker: Tracker = "none"
     """Also log to tensorboard or wandb (extra `track`)."""
-    row_length: int = 0
+    row_length: NonNegativeInt = 0
     """Tokens of a row, into which documents are packed; 0 means the model's context."""
     fit: FitConfig = field(default_factory=FitConfig)
 
@@ -76,9 +77,9 @@ class StageConfig:
 class LanguageStageConfig(StageConfig):
     """Flags of the stages that learn to predict the next token."""
 
-    rows: int = 16
+    rows: PositiveInt = 16
     """Rows of a batch, each of --row-length tokens."""
-    label_smoothing: float = 0.0
+    label_smoothing: ShareBelow1 = 0.0
     """Share of the target's probability that is spread over the vocabulary; makes a model less sure of itself."""
 
 

@@ -25,6 +25,7 @@ from instructgpt.data.preferences import Ranking, read_rankings
 from instructgpt.data.sources import Mixture
 from instructgpt.errors import UserError
 from instructgpt.objectives.lm import Loss
+from instructgpt.settings import NonNegativeInt, PositiveInt, ShareBelow1
 from instructgpt.stages.common import StageConfig
 from instructgpt.text.tokenizer import Tokenizer
 
@@ -40,11 +41,11 @@ class ComparisonConfig(StageConfig):
     """How the files are encoded."""
     strict: bool = False
     """Stop at the first unusable record, instead of dropping and counting it."""
-    prompts: int = 32
+    prompts: PositiveInt = 32
     """Prompts of a batch, each with all its answers."""
-    val_share: float = 0.1
+    val_share: ShareBelow1 = 0.1
     """Share of each file's records that is validated on and never trained on (at most 500 a file)."""
-    val_pairs: int = 600
+    val_pairs: NonNegativeInt = 600
     """Pairs of the embedded world validated on."""
 
 

@@ -8,12 +8,12 @@ usually both fall, and objectives/preference.py says why and when that matters.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from instructgpt.data.comparisons import ComparisonBatch, ComparisonStream
-from instructgpt.errors import UserError
 from instructgpt.model.transformer import Transformer
 from instructgpt.objectives.lm import Loss
 from instructgpt.objectives.preference import (
@@ -25,6 +25,7 @@ from instructgpt.objectives.preference import (
     plus_chosen_loss,
     simpo_loss,
 )
+from instructgpt.settings import NonNegative, Positive, Range
 from instructgpt.stages.common import Machine, build_model, fitting_row_length, require, train
 from instructgpt.stages.comparisons import ComparisonConfig, comparisons, validation
 from instructgpt.training.checkpoint import load
@@ -37,24 +38,18 @@ class DPOConfig(ComparisonConfig):
 
     loss: PreferenceLoss = "dpo"
     """dpo; ipo (a target for the margin); simpo (no reference, mean per token); orpo (no reference, SFT in it)."""
-    beta: float = 0.1
+    beta: Positive = 0.1
     """How dear it is to leave the reference model: lower lets the policy go further. For simpo, the reward's scale."""
-    label_noise: float = 0.0
+    label_noise: Annotated[float, Range(0, 0.5, without_most=True)] = 0.0
     """dpo: share of comparisons taken to be the wrong way round (conservative DPO)."""
-    chosen_weight: float = 0.0
+    chosen_weight: NonNegative = 0.0
     """Weight of the loss of SFT on the chosen answers beside the one that --loss names; holds those up (RPO)."""
     length_normalised: bool = False
     """dpo and ipo: divide an answer's log-probabilities by its tokens, so that length earns nothing (Tülu 3)."""
-    target_margin: float = 0.5
+    target_margin: NonNegative = 0.5
     """simpo: by how much the better answer is to win (γ)."""
-    ratio_weight: float = 0.1
+    ratio_weight: NonNegative = 0.1
     """orpo: weight of the odds ratio beside the loss of SFT (λ)."""
-
-    def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise UserError(f"--beta is {self.beta}; it must be above 0")
-        if not 0 <= self.label_noise < 0.5:
-            raise UserError(f"--label-noise is {self.label_noise}; it must be at least 0 and below 0.5")
 
 
 def run(config: DPOConfig) -> FitResult:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from instructgpt.errors import UserError
 from instructgpt.objectives.lm import Loss
 from instructgpt.objectives.policy import GRPOTerms, group_advantages, grpo_loss
+from instructgpt.settings import PositiveInt
 from instructgpt.stages.common import Machine, train
 from instructgpt.stages.policy import PolicyStageConfig, in_whole_rollouts, measure, require_even_split, start
 from instructgpt.training.loop import FitResult
@@ -32,13 +33,13 @@ from instructgpt.training.rollouts import (
 class GRPOConfig(PolicyStageConfig):
     """Raises the reward of the answers of the model in --init by comparing answers to the same prompt."""
 
-    prompts: int = 32
+    prompts: PositiveInt = 32
     """Prompts that are answered with the same weights."""
-    answers: int = 8
+    answers: PositiveInt = 8
     """G, the size of a group: answers to each prompt."""
-    minibatches: int = 4
+    minibatches: PositiveInt = 4
     """Equal parts of the answers; each is one step of training."""
-    epochs: int = 1
+    epochs: PositiveInt = 1
     """μ: how often the answers are trained on before new ones are made."""
     terms: GRPOTerms = field(default_factory=GRPOTerms)
 
@@ -47,7 +48,7 @@ def run(config: GRPOConfig) -> FitResult:
     """Trains the model in --init by GRPO and leaves a run directory."""
     if config.answers < 2:
         raise UserError(f"--answers {config.answers}: an answer is compared with others to its prompt; give 2 or more")
-    require_even_split(config, config.minibatches, config.epochs)
+    require_even_split(config, config.minibatches)
     config = in_whole_rollouts(config, config.minibatches * config.epochs)
     machine = Machine.of(config)
     actors = start(config, machine)

@@ -16,6 +16,7 @@ import numpy as np
 from instructgpt.data.queries import WorldQueries
 from instructgpt.evaluation.overoptimisation import Point, best_of_n_curve, trajectory, write_overoptimisation
 from instructgpt.runtime import resolve_device, resolve_precision
+from instructgpt.settings import PositiveInt, Settings
 from instructgpt.stages.policy import ModelReward
 from instructgpt.training.checkpoint import RunDirectory, load, load_reward_model
 from instructgpt.training.metrics import read_metrics
@@ -24,7 +25,7 @@ from instructgpt.training.rollouts import sample_answers
 
 
 @dataclass(frozen=True)
-class OverOptimisation:
+class OverOptimisation(Settings):
     """What to draw."""
 
     out: str
@@ -35,9 +36,9 @@ class OverOptimisation:
     """The run of the reward model that chooses."""
     policies: tuple[str, ...]
     """Runs trained on it, whose metrics.jsonl tells their way."""
-    prompts: int = 96
+    prompts: PositiveInt = 96
     """Held-out prompts of the world."""
-    answers: int = 32
+    answers: PositiveInt = 32
     """Answers to each, of which the best of 1, 2, 4, … is taken."""
     device: str = "auto"
     dtype: str = "auto"

@@ -18,6 +18,7 @@ from instructgpt.errors import UserError
 from instructgpt.evaluation.instructions import evaluate_examples
 from instructgpt.evaluation.loss import LossReport, evaluate_loss
 from instructgpt.runtime import resolve_device, resolve_precision
+from instructgpt.settings import NonNegative, NonNegativeInt, PositiveInt, Settings
 from instructgpt.stages import pretrain, sft, tokenizer
 from instructgpt.stages.common import require, write_json
 from instructgpt.stages.presets import recipe
@@ -30,7 +31,7 @@ _SPLITS = ("test", "test_phrasing", "test_composition")
 
 
 @dataclass(frozen=True)
-class PipelineConfig:
+class PipelineConfig(Settings):
     """Trains and measures a tokenizer, a base model and an instruction-tuned model, one directory each under --out."""
 
     out: str = ""
@@ -41,7 +42,7 @@ class PipelineConfig:
     """Raw text for tokenizer and pretraining: files, or `world`."""
     data: tuple[str, ...] = ("world",)
     """Instructions to tune on: files, or `world`."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Decides initial weights, data order and dropout."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
@@ -55,11 +56,11 @@ class PipelineConfig:
     """Replace the pipeline in --out."""
     tracker: Tracker = "none"
     """Also log to tensorboard or wandb (extra `track`)."""
-    max_steps: int = 0
+    max_steps: NonNegativeInt = 0
     """Most updates of each training stage; 0 leaves the preset's number."""
-    max_minutes: float = 0.0
+    max_minutes: NonNegative = 0.0
     """Most minutes of training, a half for each stage; 0 leaves the preset's limits."""
-    examples: int = 20
+    examples: PositiveInt = 20
     """Examples a family and split in the evaluation."""
 
 

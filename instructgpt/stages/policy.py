@@ -14,6 +14,7 @@ from instructgpt.errors import UserError
 from instructgpt.generation.engine import Completion
 from instructgpt.model.heads import RewardModel
 from instructgpt.model.transformer import Transformer
+from instructgpt.settings import NonNegative, PositiveInt
 from instructgpt.stages.common import Machine, StageConfig, build_model, fitting_row_length, require
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import load, load_reward_model
@@ -45,17 +46,17 @@ class PolicyStageConfig(StageConfig):
     messages), answers (texts), and `references` if it has such a parameter, and returns a list of numbers."""
     reward_weights: tuple[float, ...] = ()
     """Weights of --reward and then --reward-function in the sum that is the reward; 1 each by default."""
-    prompts: int = 64
+    prompts: PositiveInt = 64
     """Prompts that are answered with the same weights."""
-    answers: int = 4
+    answers: PositiveInt = 4
     """Answers to each of them."""
-    max_new_tokens: int = 32
+    max_new_tokens: PositiveInt = 32
     """Longest answer, its end token included; a longer one is cut off."""
-    unfinished_penalty: float = 1.0
+    unfinished_penalty: NonNegative = 1.0
     """Taken from the reward of an answer that was cut off: nobody can use it, and the reward never saw it end."""
     encoding: str = "utf-8"
     """How the files are encoded."""
-    val_examples: int = 200
+    val_examples: PositiveInt = 200
     """Held-out prompts of the embedded world, or of the files, on which reward and KL are measured."""
 
 
@@ -122,9 +123,6 @@ def start(config: PolicyStageConfig, machine: Machine) -> Actors:
     require(config.init, "--init", "name the run directory to start from, an instruction-tuned model")
     require(config.reward or config.reward_function, "--reward", "name a reward model's directory, or `world`")
     require(config.out, "--out", "name the run directory to write")
-    for name in ("prompts", "answers", "max_new_tokens", "val_examples"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be at least 1")
     model, tokenizer = load(config.init, machine.device, config.backend)
     policy = build_model(config, machine, lambda: model)
     row_length = fitting_row_length(config, policy.config)
@@ -148,11 +146,9 @@ def in_whole_rollouts(config: Config, steps: int) -> Config:
     return replace(config, fit=replace(config.fit, save_every=save_every))
 
 
-def require_even_split(config: PolicyStageConfig, minibatches: int, epochs: int) -> None:
+def require_even_split(config: PolicyStageConfig, minibatches: int) -> None:
     """Raises UserError unless the answers of a rollout make so many equal minibatches."""
     answers = config.prompts * config.answers
-    if minibatches < 1 or epochs < 1:
-        raise UserError(f"--minibatches is {minibatches} and --epochs {epochs}; both must be at least 1")
     if answers % minibatches:
         raise UserError(
             f"{config.prompts} prompts x {config.answers} answers = {answers} do not divide into --minibatches "

@@ -30,6 +30,7 @@ from instructgpt.objectives.policy import (
     whiten,
     with_pretraining,
 )
+from instructgpt.settings import NonNegative, PositiveInt, Share
 from instructgpt.stages import pretrain
 from instructgpt.stages.common import Machine, train
 from instructgpt.stages.policy import PolicyStageConfig, in_whole_rollouts, measure, require_even_split, start
@@ -50,37 +51,37 @@ from instructgpt.training.rollouts import (
 class PPOConfig(PolicyStageConfig):
     """Raises the reward of the answers of the model in --init, kept near it by a KL penalty."""
 
-    prompts: int = 256
+    prompts: PositiveInt = 256
     """Prompts that are answered with the same weights."""
-    answers: int = 1
+    answers: PositiveInt = 1
     """Answers to each of them."""
-    minibatches: int = 4
+    minibatches: PositiveInt = 4
     """Equal parts of the answers; each is one step of training."""
-    epochs: int = 2
+    epochs: PositiveInt = 2
     """How often the answers are trained on before new ones are made."""
     normalise_reward: bool = True
     """Shift and scale rewards so that those of --init have mean 0 and variance 1: β then means the same for any reward,
     and the value function, which begins at 0, begins right on average."""
-    kl_coefficient: float = 0.1
+    kl_coefficient: NonNegative = 0.1
     """β: the reward for each token is lowered by β·(log π - log π_ref). More keeps closer to --init."""
-    kl_target: float = 0.0
+    kl_target: NonNegative = 0.0
     """KL of a whole answer, in nats, to which β is driven (Ziegler et al. 2019); 0 leaves β as it is."""
-    discount: float = 1.0
+    discount: Share = 1.0
     """γ of GAE: what a reward is worth a token earlier."""
-    gae_decay: float = 0.95
+    gae_decay: Share = 0.95
     """λ of GAE: 1 trusts the rewards that came, 0 the value function."""
     terms: PPOTerms = field(default_factory=PPOTerms)
     ptx: tuple[str, ...] = ()
     """Raw text to mix in (PPO-ptx): files or `world`. Keeps what pretraining taught."""
-    ptx_coefficient: float = 1.0
+    ptx_coefficient: NonNegative = 1.0
     """γ of PPO-ptx: weight of the text's loss beside the policy's."""
-    ptx_rows: int = 4
+    ptx_rows: PositiveInt = 4
     """Rows of text in each step."""
 
 
 def run(config: PPOConfig) -> FitResult:
     """Trains the model in --init by PPO and leaves a run directory."""
-    require_even_split(config, config.minibatches, config.epochs)
+    require_even_split(config, config.minibatches)
     config = in_whole_rollouts(config, config.minibatches * config.epochs)
     machine = Machine.of(config)
     actors = start(config, machine)

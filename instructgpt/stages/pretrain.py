@@ -16,6 +16,7 @@ from instructgpt.data.sources import CorpusWindows, ExampleSource, Mixture, Worl
 from instructgpt.errors import UserError
 from instructgpt.model.transformer import Transformer
 from instructgpt.objectives.lm import next_token_loss
+from instructgpt.settings import PositiveInt, Share, ShareBelow1
 from instructgpt.stages.common import (
     LanguageStageConfig,
     Machine,
@@ -40,15 +41,15 @@ class PretrainConfig(LanguageStageConfig):
     """Text files (.txt, .json, .jsonl, .csv, .tsv, each also .gz), or `world` for the embedded world."""
     tokenizer: str = ""
     """A directory with a tokenizer.model; --init brings its own."""
-    holdout: float = 0.1
+    holdout: ShareBelow1 = 0.1
     """Share at the end of each file that is validated on and never trained on."""
     encoding: str = "utf-8"
     """How the files are encoded."""
     separator: str = ""
     """A string that ends a document in a .txt file, such as <|endoftext|>."""
-    world_share: float = 0.5
+    world_share: Share = 0.5
     """When `world` is named beside files: its share of the documents drawn."""
-    val_rows: int = 256
+    val_rows: PositiveInt = 256
     """Most stretches of held-out text that are validated on, evenly spread."""
     model: ModelConfig = field(default_factory=ModelConfig)
 

@@ -23,6 +23,7 @@ import torch
 from instructgpt.atomic import write_text
 from instructgpt.errors import UserError
 from instructgpt.evaluation.ledger import Entry
+from instructgpt.settings import NonNegativeInt, Positive, PositiveInt, Settings, Share
 from instructgpt.stages import assess, dpo, grpo, overoptimisation, ppo, pretrain, reward, sft, tokenizer
 from instructgpt.stages.assess import LedgerConfig, Task, measure
 from instructgpt.stages.common import require, write_json
@@ -42,7 +43,7 @@ _POLICIES = ("dpo", "ppo", "grpo")
 
 
 @dataclass(frozen=True)
-class RLHFConfig:
+class RLHFConfig(Settings):
     """SFT on demonstrations with faults, then a reward model, DPO, PPO and GRPO for each seed, and the ledger."""
 
     out: str = ""
@@ -51,21 +52,21 @@ class RLHFConfig:
     """Size of model and length of training; auto is `small` on a GPU and `tiny` without."""
     base: str = ""
     """A pretrain run to start from; without it, --out/pretrain, which is trained first where there is none."""
-    base_minutes: float = 3.0
+    base_minutes: Positive = 3.0
     """Most minutes for training a base model where there is none."""
-    seeds: int = 3
+    seeds: PositiveInt = 3
     """Runs of each stage after SFT."""
-    flawed_share: float = 0.45
+    flawed_share: Share = 0.45
     """Share of the demonstrations that are wrong, badly formatted or rambling."""
     ppo_reward: RewardSource = "model"
     """What PPO is rewarded by: the reward model, as InstructGPT; the world's own check; or both in a sum."""
     grpo_reward: RewardSource = "world"
     """The same for GRPO, by default the check: what a program can verify needs no reward model (DeepSeek-AI 2025)."""
-    n: int = 12
+    n: PositiveInt = 12
     """Prompts of each family of the world in the ledger."""
-    workers: int = 0
+    workers: NonNegativeInt = 0
     """Stages run at once, each in a process of its own; 0 is one a core on a CPU (at most 8), one on a GPU."""
-    max_steps: int = 0
+    max_steps: NonNegativeInt = 0
     """Most updates of each stage; 0 leaves the preset's number."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
@@ -82,8 +83,6 @@ class RLHFConfig:
 def run(config: RLHFConfig) -> None:
     """Runs the stages that are not done yet, measures all models and prints the ledger."""
     require(config.out, "--out", "name the directory to write")
-    if config.seeds < 1:
-        raise UserError(f"--seeds is {config.seeds}; it must be at least 1")
     out = Path(config.out)
     marker = out / "rlhf.json"
     if marker.exists() and not (config.resume or config.overwrite):

@@ -15,6 +15,7 @@ from instructgpt.data.sources import Conversations, ExampleSource, Mixture, Worl
 from instructgpt.data.tokens import Tokens
 from instructgpt.errors import UserError
 from instructgpt.objectives.lm import next_token_loss
+from instructgpt.settings import NonNegativeInt, Share, ShareBelow1
 from instructgpt.stages.common import (
     LanguageStageConfig,
     Machine,
@@ -49,11 +50,11 @@ class SFTConfig(LanguageStageConfig):
     """How the files are encoded."""
     strict: bool = False
     """Stop at the first unusable record, instead of dropping and counting it."""
-    val_share: float = 0.05
+    val_share: ShareBelow1 = 0.05
     """Share of each file's records that is validated on and never trained on (at most 500)."""
-    val_examples: int = 400
+    val_examples: NonNegativeInt = 400
     """Examples of the embedded world validated on."""
-    flawed_share: float = 0.0
+    flawed_share: Share = 0.0
     """Share of the embedded world's demonstrations that are wrong, badly formatted or rambling, as real ones are."""
 
 

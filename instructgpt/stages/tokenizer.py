@@ -10,6 +10,7 @@ from typing import Literal
 
 from instructgpt import world
 from instructgpt.data.corpus import read_split
+from instructgpt.settings import NonNegativeInt, PositiveInt, Settings, ShareBelow1
 from instructgpt.stages.common import require, write_json
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import RunDirectory
@@ -20,7 +21,7 @@ _HELD_OUT_SEED = 1_000_003
 
 
 @dataclass(frozen=True)
-class TokenizerConfig:
+class TokenizerConfig(Settings):
     """Trains a tokenizer on the first part of each file and reports how well it packs the rest."""
 
     text: tuple[str, ...] = ()
@@ -29,7 +30,7 @@ class TokenizerConfig:
     """The directory to write."""
     preset: str = "tiny"
     """Defaults of all other flags, by size of model."""
-    vocab_size: int = 2048
+    vocab_size: PositiveInt = 2048
     """Number of tokens. More make texts shorter and the model's embedding and head larger."""
     kind: Literal["bpe", "unigram"] = "bpe"
     """`bpe` merges frequent pairs (Sennrich et al. 2016); `unigram` prunes a likelihood model (Kudo 2018)."""
@@ -37,13 +38,13 @@ class TokenizerConfig:
     """Every digit its own token, so that arithmetic has something to work on."""
     character_coverage: float = 0.9995
     """Share of the text's characters that get a token of their own; the rest is spelt in bytes."""
-    holdout: float = 0.1
+    holdout: ShareBelow1 = 0.1
     """Share at the end of each file that is not trained on: `pretrain` validates on the same part."""
     encoding: str = "utf-8"
     """How the files are encoded."""
     separator: str = ""
     """A string that ends a document in a .txt file, such as <|endoftext|>."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Decides which part of the embedded world is read."""
     overwrite: bool = False
     """Replace what --out holds."""

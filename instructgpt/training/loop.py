@@ -18,6 +18,7 @@ from instructgpt.data.batch import BatchStream
 from instructgpt.errors import UserError
 from instructgpt.objectives.lm import Loss
 from instructgpt.runtime import Precision, Ranks
+from instructgpt.settings import NonNegative, NonNegativeInt, PositiveInt, Share, ShareBelow1
 from instructgpt.training.optimizer import Optimizer, OptimizerConfig, Parameters
 from instructgpt.training.schedule import Schedule, learning_rate_factor
 
@@ -26,33 +27,33 @@ from instructgpt.training.schedule import Schedule, learning_rate_factor
 class FitConfig(OptimizerConfig):
     """How long to train, at which rates, and what to watch. Every field is a flag of every stage."""
 
-    max_steps: int = 0
+    max_steps: NonNegativeInt = 0
     """Stop after this many updates; 0 sets no such limit."""
-    max_minutes: float = 0.0
+    max_minutes: NonNegative = 0.0
     """Stop after this much training time; 0 sets no such limit. The schedule ends at whichever limit comes first."""
-    micro_batches: int = 1
+    micro_batches: PositiveInt = 1
     """Batches whose gradients are added before one update: a large batch in the memory of a small one."""
     schedule: Schedule = "cosine"
     """Course of the learning rate after the warm-up."""
-    warmup_steps: int = 20
+    warmup_steps: NonNegativeInt = 20
     """Updates over which the learning rate rises from zero; Adam's first estimates are poor."""
-    cooldown: float = 0.3
+    cooldown: Share = 0.3
     """Share of the run in which `wsd` falls."""
-    final_learning_rate: float = 0.0
+    final_learning_rate: Share = 0.0
     """Where the schedule ends, as a share of the peak."""
-    clip: float = 1.0
+    clip: NonNegative = 1.0
     """Longest gradient (norm over all parameters); longer ones are shortened to it. 0 never clips."""
-    ema: float = 0.0
+    ema: ShareBelow1 = 0.0
     """Decay of an average of the weights over steps, which is what is then evaluated and saved; 0 keeps none."""
-    eval_every: int = 0
+    eval_every: NonNegativeInt = 0
     """Updates between validations; 0 validates at the end only."""
-    patience: int = 0
+    patience: NonNegativeInt = 0
     """Stop after this many validations without a better loss, and keep the best weights; 0 never stops early."""
-    save_every: int = 200
+    save_every: NonNegativeInt = 200
     """Updates between checkpoints, which is what a kill can cost; 0 saves at the end only."""
-    log_every: int = 10
+    log_every: PositiveInt = 10
     """Updates between lines of the log."""
-    max_bad_steps: int = 5
+    max_bad_steps: PositiveInt = 5
     """Steps in a row with a loss or gradient that is not finite, each skipped, before the run is given up."""
 
 

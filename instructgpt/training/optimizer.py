@@ -9,28 +9,30 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from instructgpt.settings import NonNegative, Positive, Settings, ShareBelow1
+
 Parameters = dict[str, nn.Parameter]
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Settings):
     """How weights are updated."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon` updates the hidden matrices with Muon and everything else with AdamW; `adamw` updates all."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Peak rate of AdamW. Too high diverges, too low wastes the run."""
-    muon_learning_rate: float = 0.02
+    muon_learning_rate: Positive = 0.02
     """Peak rate of Muon, in units of the update's spectral norm: the same value serves most sizes."""
-    beta1: float = 0.9
+    beta1: ShareBelow1 = 0.9
     """AdamW's decay of the gradient's mean."""
-    beta2: float = 0.95
+    beta2: ShareBelow1 = 0.95
     """AdamW's decay of the gradient's mean square."""
-    momentum: float = 0.95
+    momentum: ShareBelow1 = 0.95
     """Muon's momentum."""
     muon_iterations: Literal[1, 2, 3, 4, 5] = 5
     """Iterations of Muon's orthogonalisation: fewer are cheaper, and leave singular values further from 1."""
-    weight_decay: float = 0.1
+    weight_decay: NonNegative = 0.1
     """Decoupled decay (Loshchilov & Hutter 2019) of matrices; vectors (norms, biases) never decay."""
 
 

@@ -89,7 +89,7 @@ def test_a_resumed_run_equals_the_undisturbed_one(runs: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("flags", "told"),
-    [(("--beta", 0), "--beta is 0.0; it must be above 0"), (("--label-noise", 0.5), "--label-noise is 0.5")],
+    [(("--beta", 0), "beta is 0.0; it must be above 0"), (("--label-noise", 0.5), "label_noise is 0.5")],
 )
 def test_settings_that_make_no_sense(
     flags: tuple[object, ...], told: str, runs: Path, tmp_path: Path, refused: Callable[..., str]
