@@ -22,7 +22,7 @@ FLOORS = (
 """Rooms by floor, the lowest first. A room imports from lower floors and from itself, never from its neighbour."""
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Files that stand in no folder of their own.
-ROOMS = {"errors": "base", "atomic": "base", "config": "base", "runtime": "base", "flags": "base"}
+ROOMS = {"errors": "base", "settings": "base", "atomic": "base", "config": "base", "runtime": "base", "flags": "base"}
 ROOMS |= {"cli": "command line", "terminal": "command line", "__init__": "entrance", "__main__": "entrance"}
 
 
