@@ -60,9 +60,14 @@ def _tiny() -> Recipe:
         PretrainConfig(
             model=model_preset("tiny"),
             rows=6,
-            fit=replace(fit, max_steps=1500, max_minutes=6.2, cooldown=0.3, eval_every=750),
+            fit=replace(fit, max_steps=2300, max_minutes=6.2, cooldown=0.3, eval_every=1150),
         ),
-        SFTConfig(rows=6, fit=replace(fit, max_steps=1600, max_minutes=6.2, cooldown=0.9, eval_every=800)),
+        SFTConfig(
+            rows=6,
+            fit=replace(
+                fit, muon_learning_rate=0.007, max_steps=2450, max_minutes=6.4, cooldown=0.9, eval_every=1225
+            ),
+        ),
         SFTConfig(rows=6, fit=replace(fit, max_steps=1350, max_minutes=4.0, cooldown=0.7)),
         RewardConfig(prompts=16, fit=replace(gentle, max_steps=350, max_minutes=1.6)),
         # Without the chosen answers' own loss both log-probabilities fall, and the policy forgets what it knew.

@@ -51,7 +51,7 @@ def test_the_whole_fits_in_its_time() -> None:
 
 def test_wrong_input(runs: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     assert "--out is missing" in refused("rlhf")
-    assert "--seeds is 0" in refused("rlhf", "--out", tmp_path / "o", "--seeds", 0)
+    assert "seeds is 0" in refused("rlhf", "--out", tmp_path / "o", "--seeds", 0)
     assert "eval.json is missing" in refused("rlhf", "--out", tmp_path / "o", "--base", tmp_path)
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "rlhf.json").write_text("{}")
