@@ -64,9 +64,7 @@ def _tiny() -> Recipe:
         ),
         SFTConfig(
             rows=6,
-            fit=replace(
-                fit, muon_learning_rate=0.007, max_steps=2450, max_minutes=6.4, cooldown=0.9, eval_every=1225
-            ),
+            fit=replace(fit, muon_learning_rate=0.007, max_steps=2450, max_minutes=6.4, cooldown=0.9, eval_every=1225),
         ),
         SFTConfig(rows=6, fit=replace(fit, max_steps=1350, max_minutes=4.0, cooldown=0.7)),
         RewardConfig(prompts=16, fit=replace(gentle, max_steps=350, max_minutes=1.6)),
