@@ -79,7 +79,7 @@ ADD = Family(
         ),
     },
     key=_unordered,
-    weight=7,
+    weight=5,
 )
 
 SUBTRACT = Family(
@@ -111,7 +111,7 @@ SUBTRACT = Family(
             ("计算 {a} 与 {b} 的差。", "{a} 减 {b} 等于多少？"),
         ),
     },
-    weight=8,
+    weight=5,
 )
 
 # --- compare ----------------------------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ COUNT = Family(
         ),
     },
     key=_count_key,
-    weight=5,
+    weight=3,
 )
 
 # --- sort and maximum -------------------------------------------------------------------------------------------------
@@ -347,7 +347,7 @@ NEXT_IN_SEQUENCE = Family(
             ("给出这个数列的下一个数：{list}", "{list}\n接下来的数是多少？"),
         ),
     },
-    weight=4.5,
+    weight=3.5,
 )
 
 FAMILIES: tuple[Family, ...] = (ADD, SUBTRACT, COMPARE, COUNT, SORT, MAXIMUM, NEXT_IN_SEQUENCE)

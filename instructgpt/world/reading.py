@@ -95,7 +95,7 @@ PASSAGE = Family(
         ),
     },
     key=lambda passage: f"{_passage_text(passage, 'en')} {passage.kind} {passage.asked}",
-    weight=5,
+    weight=4.5,
 )
 
 # --- a shop's policy --------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ POLICY = Family(
         ),
     },
     key=lambda case: f"{[thing.en for thing in case.things]} {case.limits} {case.asked} {case.days}",
-    weight=6,
+    weight=3.5,
 )
 
 # --- a small table ----------------------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ TABLE = Family(
         ),
     },
     key=lambda table: f"{_table_text(table, 'en')} {table.row} {table.column} {table.asks_who}",
-    weight=9,
+    weight=5,
 )
 
 # --- summary ----------------------------------------------------------------------------------------------------------
