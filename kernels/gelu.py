@@ -40,10 +40,16 @@ def gelu_reference(x: Tensor, approximate: str = "tanh") -> Tensor:
 
 
 @jit
+def _logit(x):
+    """2u"""
+    return 1.5957691216057308 * (x + 0.044715 * x * x * x)  # 2·sqrt(2/π)
+
+
+@jit
 def _probability(x, TANH: tl.constexpr):
     """P: how much of x passes."""
     if TANH:
-        return tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))  # 2·sqrt(2/π)
+        return tl.sigmoid(_logit(x))
     else:
         return 0.5 + 0.5 * tl.math.erf(x * 0.7071067811865476)  # 1/√2
 
@@ -52,7 +58,8 @@ def _probability(x, TANH: tl.constexpr):
 def _density(x, p, TANH: tl.constexpr):
     """P', given P."""
     if TANH:
-        return p * (1 - p) * 1.5957691216057308 * (1 + 0.134145 * x * x)  # 3·0.044715
+        rest = tl.sigmoid(-_logit(x))  # 1 - p would keep few of its digits where p is near 1
+        return p * rest * 1.5957691216057308 * (1 + 0.134145 * x * x)  # 3·0.044715
     else:
         return tl.exp(-0.5 * x * x) * 0.3989422804014327  # 1/√(2π)
 
@@ -165,7 +172,7 @@ def spec() -> Spec:
             Mutant("square for cube", "0.044715 * x * x * x", "0.044715 * x * x"),
             Mutant("erf of x", "x * 0.7071067811865476", "x"),
             Mutant("derivative of the cube without its 3", "0.134145 * x * x", "0.044715 * x * x"),
-            Mutant("derivative of tanh for that of the logistic", "p * (1 - p)", "(1 - p * p)"),
+            Mutant("derivative of tanh for that of the logistic", "p * rest", "(1 - p * p)"),
             Mutant("density without its half", "tl.exp(-0.5 * x * x)", "tl.exp(-x * x)"),
             Mutant("x missing before the density", "p + value * _density", "p + _density"),
             Mutant("dy read as if contiguous", "dy + row * dy_stride", "dy + row * columns"),

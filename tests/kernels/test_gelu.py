@@ -66,3 +66,15 @@ def test_refuses_what_it_cannot_compute() -> None:
         gelu(torch.ones(2, device=DEVICE), "erf")
     with pytest.raises(TypeError, match="gelu: x is float64"):
         gelu(torch.ones(2, device=DEVICE, dtype=torch.float64))
+
+
+@needs_kernels
+def test_the_slope_keeps_its_digits_where_nearly_all_of_x_passes() -> None:
+    """There 1 - P has few digits left, if it is computed as that difference."""
+    x = torch.linspace(2, 4, 201, dtype=torch.float64)
+    x32, x64 = (x.to(DEVICE, dtype).requires_grad_() for dtype in (torch.float32, torch.float64))
+    x64.data.copy_(x32)  # the same rounded numbers
+    gelu(x32, "tanh").sum().backward()
+    gelu_reference(x64, "tanh").sum().backward()
+    assert x32.grad is not None and x64.grad is not None
+    assert float((x32.grad - x64.grad).abs().max()) < 2.5e-7  # two of float32's spacings at 1
