@@ -32,6 +32,8 @@ class Kernel:
     path: Path
     declare: Callable[[], Spec]
     """The function of the kernel's file that returns its spec."""
+    specs_begin: int
+    """The line (1-based) where the first spec of the file begins: what stands above is the kernel."""
 
     @cached_property
     def spec(self) -> Spec:
@@ -87,7 +89,8 @@ def kernels_of(module: ModuleType, target: str) -> list[Kernel]:
         if (name == "spec" or name.endswith("_spec")) and function.__module__ == module.__name__
     ]
     declared.sort(key=lambda function: function.__code__.co_firstlineno)
-    found = [Kernel(target, path, function) for function in declared]
+    begin = min((function.__code__.co_firstlineno for function in declared), default=0)
+    found = [Kernel(target, path, function, begin) for function in declared]
     return found if len(found) == 1 else [replace(kernel, target=f"{target}:{op_name(kernel)}") for kernel in found]
 
 

@@ -40,12 +40,12 @@ def plant(kernel: Kernel, mutant: Mutant) -> str:
     path = kernel.path.with_name(mutant.file) if mutant.file else kernel.path
     source = path.read_text(encoding="utf-8")
     lines = source.splitlines(keepends=True)
-    # The spec itself, further down, quotes the text of its mutants.
-    end = len(source) if mutant.file else sum(map(len, lines[: kernel.declare.__code__.co_firstlineno - 1]))
+    # The specs, further down, quote the text of their mutants.
+    end = len(source) if mutant.file else sum(map(len, lines[: kernel.specs_begin - 1]))
     count = source.count(mutant.old, 0, end)
     if count != 1:
         raise UsageError(
-            f"{path}: the text of mutant {mutant.name!r} occurs {count} times above the spec; it must occur once"
+            f"{path}: the text of mutant {mutant.name!r} occurs {count} times above the specs; it must occur once"
         )
     return source[:end].replace(mutant.old, mutant.new) + source[end:]
 

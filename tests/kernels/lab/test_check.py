@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.lab.check import check, check_case
-from kernels.lab.find import find, load
+from kernels.lab.find import Kernel, find, load, package_kernels
 from kernels.lab.mutants import plant, run_mutants
 from kernels.lab.spec import Inputs, Mutant, Spec, Tolerance
 from kernels.launch import INTERPRETED, jit, tl
@@ -168,9 +168,15 @@ def test_a_mutant_that_does_not_run_is_not_caught(tmp_path: Path):
     assert "valu" in outcomes[0].what and "SyntaxError" in outcomes[1].what
 
 
-def test_the_text_of_a_mutant_must_occur_once_above_the_spec(tmp_path: Path):
+def test_the_text_of_a_mutant_must_occur_once_above_the_specs(tmp_path: Path):
     (kernel,) = find(str(TOY))
     with pytest.raises(ValueError, match="'twice' occurs 2 times"):
         plant(kernel, Mutant("twice", "x.stride(", "x.size("))
     with pytest.raises(ValueError, match="occurs 0 times"):
         plant(kernel, Mutant("only in the spec", "bias forgotten", ""))
+
+
+@pytest.mark.parametrize("kernel", package_kernels(), ids=lambda kernel: kernel.target)
+def test_every_mutant_that_ships_can_be_planted(kernel: Kernel):
+    planted = {mutant.name: plant(kernel, mutant) for mutant in kernel.spec.mutants}
+    assert len(planted) == len(kernel.spec.mutants) and len(set(planted.values())) == len(planted)
