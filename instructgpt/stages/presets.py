@@ -75,7 +75,7 @@ def _tiny() -> Recipe:
             prompts=16,
             beta=0.3,
             chosen_weight=2.0,
-            fit=replace(gentle, muon_learning_rate=0.002, learning_rate=3e-4, max_steps=700, max_minutes=1.8),
+            fit=replace(gentle, muon_learning_rate=0.002, learning_rate=3e-4, max_steps=900, max_minutes=2.4),
         ),
         PPOConfig(
             prompts=256,

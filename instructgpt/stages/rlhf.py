@@ -52,7 +52,7 @@ class RLHFConfig(Settings):
     """Size of model and length of training; auto is `small` on a GPU and `tiny` without."""
     base: str = ""
     """A pretrain run to start from; without it, --out/pretrain, which is trained first where there is none."""
-    base_minutes: Positive = 2.4
+    base_minutes: Positive = 2.2
     """Most minutes for training a base model where there is none."""
     seeds: PositiveInt = 3
     """Runs of each stage after SFT."""
