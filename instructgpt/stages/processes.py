@@ -93,8 +93,8 @@ def _run(function: Callable[..., Any], arguments: tuple[Any, ...], log: str, thr
 
 
 def _say(started: float, line: str) -> None:
-    seconds = time.monotonic() - started
-    print(f"{seconds // 60:3.0f}:{seconds % 60:02.0f}  {line}", flush=True)
+    minutes, seconds = divmod(int(time.monotonic() - started), 60)
+    print(f"{minutes:3}:{seconds:02}  {line}", flush=True)
 
 
 def _last_line(log: Path) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from instructgpt.errors import UserError
+from instructgpt.stages import processes
 from instructgpt.stages.processes import Job, run_jobs
 
 
@@ -48,3 +49,11 @@ def test_a_failure_is_told_in_one_line_and_stops_the_others(tmp_path: Path) -> N
         run_jobs(jobs, workers=2)
     assert time.monotonic() - began < 30
     assert not (tmp_path / "slow").exists() and not (tmp_path / "after").exists()
+
+
+def test_the_clock_never_shows_sixty_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0 + 839.7)
+    processes._say(100.0, "dpo begins")
+    assert capsys.readouterr().out == " 13:59  dpo begins\n"
