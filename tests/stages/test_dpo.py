@@ -38,7 +38,7 @@ def test_it_starts_at_ln_2_and_learns(runs: Path, tmp_path: Path, capsys: pytest
 
 @pytest.mark.parametrize("loss", ["ipo", "simpo", "orpo"])
 def test_the_other_losses_learn(loss: str, runs: Path, tmp_path: Path) -> None:
-    flags = ("--max-steps", 30, "--learning-rate", 0.003, "--loss", loss)
+    flags = ("--max-steps", 30, "--learning-rate", 0.003, "--loss", loss, "--beta", 0.1, "--chosen-weight", 0)
     records = run(runs, tmp_path / "o", *flags)
     assert records[-2]["loss"] < records[0]["loss"] and records[-2]["margin"] > records[0]["margin"]
     assert ("chosen_shift" in records[0]) == (loss == "ipo"), "without a reference there is no shift"
