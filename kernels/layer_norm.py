@@ -18,13 +18,9 @@ of `rms_norm`.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.launch import cdiv, jit, tl
@@ -305,174 +301,13 @@ def add_layer_norm(
 
 
 def layer_norm_spec() -> Spec:
-    from hypothesis import strategies as st
+    """What the lab checks, compiles and measures."""
+    from kernels.norms_lab import describe_layer_norm
 
-    from kernels.lab import Inputs, Mutant, Spec, Tolerance, Work
-
-    def inputs(
-        generator: torch.Generator, rows: list[int], columns: int, size: float = 1.0, offset: float = 0.0,
-        eps: float = 1e-6, wide: str = "", has_bias: bool = True, added: bool = False,
-    ) -> Inputs:  # fmt: skip
-        """`wide` names a tensor that stays float32, as under autocast; `added`: with a residual."""
-        parts = size * (offset + torch.randn(1 + added, *rows, columns, generator=generator, dtype=torch.float64))
-        weight, bias = torch.randn(2, columns, generator=generator, dtype=torch.float64)
-        tensors = {**dict(zip(("x", "residual"), parts)), "weight": weight}
-        tensors |= {"bias": bias} if has_bias else {}
-        options = {"eps": eps} if has_bias else {"eps": eps, "bias": None}
-        return Inputs(tensors, options, gradients=tuple(tensors), float32=(wide,))
-
-    def floor(quantity: str, inputs: Inputs, results: Mapping[str, Tensor], eps: float) -> float:
-        """1.2e-7 of the terms that are added up: of x and μ before all, whose difference may be small."""
-        x, dy = results.get("total", inputs.tensors["x"]), results.get("dy", torch.zeros(())).abs()
-        mean = x.mean(-1, keepdim=True)
-        inverse = torch.rsqrt((x - mean).square().mean(-1, keepdim=True) + inputs.options["eps"])
-        normed, weight = (x.abs() + mean.abs()) * inverse, inputs.tensors["weight"].abs()
-        if quantity == "y":
-            terms = normed * weight + inputs.tensors.get("bias", torch.zeros(())).abs()
-        elif quantity == "total":
-            terms = results["total"]
-        elif quantity in ("dweight", "dbias"):
-            terms = (dy * normed if quantity == "dweight" else dy * torch.ones_like(x)).reshape(-1, len(weight)).sum(0)
-        else:
-            g = dy * weight
-            terms = inverse * (g + g.mean(-1, keepdim=True) + normed * (g * normed).mean(-1, keepdim=True))
-        return 1.2e-7 * float(terms.norm())
-
-    def work(element_size: int, rows: list[int], columns: int, added: bool = False, **_: Any) -> tuple[Work, Work]:
-        elements = torch.Size(rows).numel() * columns
-        forward, backward = (4, 4) if added else (2, 3)
-        return Work(forward * elements * element_size, 7 * elements), Work(
-            backward * elements * element_size, 12 * elements
-        )
-
-    def peers() -> dict[str, Callable[..., Any]]:
-        found: dict[str, Callable[..., Any]] = {
-            "torch": lambda x, weight, bias, eps: F.layer_norm(x, weight.shape, weight, bias, eps)
-        }
-        with contextlib.suppress(ImportError):
-            from liger_kernel.ops.layer_norm import LigerLayerNormFunction  # pyright: ignore[reportMissingImports]
-
-            found["liger"] = lambda x, weight, bias, eps: LigerLayerNormFunction.apply(x, weight, bias, eps)
-        return found
-
-    return Spec(
-        name="layer_norm",
-        op=layer_norm,
-        reference=layer_norm_reference,
-        cases=st.fixed_dictionaries(
-            {
-                # The interpreter's tiles are 2 and 4 rows, its blocks at most 64 columns, its persistent programs 3.
-                "rows": st.sampled_from([[], [0], [1], [3], [13], [2, 3], [3, 1, 5]]),
-                "columns": st.integers(1, 66) | st.sampled_from([128, 129, 200]),
-                "size": st.sampled_from([1.0, 1e-3, 0.0, 30.0]),
-                "offset": st.sampled_from([0.0, 0.0, 10.0, -300.0]),
-                "eps": st.sampled_from([1e-6, 1e-5, 0.1]),
-                "wide": st.sampled_from(["", "weight", "residual"]),
-                "has_bias": st.booleans(),
-            }
-        ),
-        inputs=inputs,
-        tolerance=Tolerance(naive=1.0, rounding=0.5, floor=floor),
-        builds=(
-            *({"rows": [256], "columns": columns} for columns in (768, 4096, 16384, 32768)),
-            {"rows": [256], "columns": 4096, "has_bias": False},
-        ),
-        # A row of 16,384 in the backward: x̂, g, w and the sums are 5 · 64 KiB, more than all the registers there are.
-        max_spill_bytes=256,
-        benchmarks=(
-            {"rows": [32768], "columns": 768},
-            {"rows": [4096], "columns": 4096},
-            {"rows": [4096], "columns": 16384},
-        ),
-        work=work,
-        peers=peers,
-        mutants=(
-            Mutant(
-                "deviations past the end",
-                "centred = tl.where(column < N, value - centre, 0.0)",
-                "centred = value - centre",
-            ),
-            Mutant(
-                "difference of squares",
-                "inverse = tl.rsqrt(tl.sum(centred * centred, 1)[:, None] / N + eps)",
-                "inverse = tl.rsqrt(tl.sum(value * value, 1)[:, None] / N - centre * centre + eps)",
-            ),
-            Mutant("long rows: means not merged", " + step * step * share * start", ""),
-            Mutant(
-                "long rows: last block as a full one", "size = tl.minimum(BLOCK, N - start)", "size = BLOCK + 0 * N"
-            ),
-            Mutant("mean of g left out", "(grad - tl.sum(grad, 1)[:, None] / N - normed", "(grad - normed"),
-            Mutant("tiles left out", "tl.cdiv(rows, ROWS), tl.num_programs(0)", "rows // ROWS, tl.num_programs(0)"),
-            Mutant("mean of the first row", "tl.load(mean + row, row < rows", "tl.load(mean + 0 * row, row < rows"),
-            Mutant("bias summed after the weight", "db += grad\n        grad *= w", "grad *= w\n        db += grad"),
-            Mutant(
-                "long rows: bias gradient of one row",
-                "db += grad\n        result",
-                "db = grad\n        result",
-            ),
-            Mutant(
-                "long rows: the two means exchanged",
-                "- tl.load(means + row) - normed",
-                "- tl.load(means + rows + row) - normed",
-            ),
-            Mutant("stride of x for dy", "strides = (grads.stride(0), rows", "strides = (rows.stride(0), rows"),
-        ),
-    )
+    return describe_layer_norm(layer_norm, layer_norm_reference)
 
 
 def add_layer_norm_spec() -> Spec:
-    from kernels.lab import Mutant
+    from kernels.norms_lab import describe_add_layer_norm
 
-    plain = layer_norm_spec()
-    assert plain.work is not None
-    work = plain.work
-
-    def unfused(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-        return F.layer_norm(x + residual, weight.shape, weight, bias, eps), x + residual
-
-    return replace(
-        plain,
-        name="add_layer_norm",
-        op=add_layer_norm,
-        reference=add_layer_norm_reference,
-        inputs=lambda generator, **case: plain.inputs(generator, **case, added=True),
-        outputs=("y", "total"),
-        # Both round the sum, which often is the whole error; the naive version rounds its gradient twice, with luck.
-        tolerance=replace(plain.tolerance, naive=1.5, rounding=1.0),
-        builds=({"rows": [256], "columns": 4096},),
-        benchmarks=({"rows": [4096], "columns": 4096},),
-        work=lambda element_size, **case: work(element_size, **case, added=True),
-        peers=lambda: {"torch": unfused},
-        mutants=(
-            Mutant(
-                "stride of x for the residual",
-                "tl.load(residual + row * stride_residual + column, inside",
-                "tl.load(residual + row * stride_x + column, inside",
-            ),
-            Mutant(
-                "sum stored past the end",
-                "row * N + column, rounded, inside)",
-                "row * N + column, rounded, column < N)",
-            ),
-            Mutant(
-                "long rows: mean of x alone",
-                "column < N, 0.0).to(tl.float32)\n            value = value.to(total",
-                "column < 0, 0.0).to(tl.float32)\n            value = value.to(total",
-            ),
-            Mutant(
-                "long rows: norm of x alone",
-                "column < N, 0.0).to(tl.float32)\n            rounded = value.to(total",
-                "column < 0, 0.0).to(tl.float32)\n            rounded = value.to(total",
-            ),
-            Mutant(
-                "gradient of the sum subtracted",
-                "[:, None] / N))\n        if dtotal is not None:\n            result += tl",
-                "[:, None] / N))\n        if dtotal is not None:\n            result -= tl",
-            ),
-            Mutant(
-                "gradient of the sum alone lost",
-                "(dtotal, None, None) if dy is None",
-                "(None, None, None) if dy is None",
-            ),
-        ),
-    )
+    return describe_add_layer_norm(add_layer_norm, add_layer_norm_reference)

@@ -49,8 +49,10 @@ def test_a_number_out_of_range_is_told(given: dict[str, Any], told: str) -> None
 
 
 def test_the_ends_of_a_range() -> None:
-    Small(rows=1, share=0.0, open=-0.999, free=math.nan)
-    Small(rows=10**9, share=1.0, open=0.999, free=-math.inf)
+    smallest = Small(rows=1, share=0.0, open=-0.999, free=-math.inf)
+    largest = Small(rows=10**9, share=1.0, open=0.999, free=math.inf)
+    assert (smallest.rows, smallest.share, smallest.open, smallest.free) == (1, 0.0, -0.999, -math.inf)
+    assert (largest.rows, largest.share, largest.open, largest.free) == (10**9, 1.0, 0.999, math.inf)
 
 
 def test_a_subclass_may_ask_for_more() -> None:
