@@ -32,8 +32,6 @@ class KVCache:
         shape = (config.layers, batch, config.kv_heads, capacity, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.recent = torch.zeros(batch, config.embedding_window - 1, config.width, device=device, dtype=dtype)
-        """Embeddings of the last tokens, (B, embedding_window - 1, C), for the convolution over them."""
         self.length = 0
         """Slots filled so far, in every row."""
         self.pad_lengths: Tensor | None = None
@@ -53,7 +51,7 @@ class KVCache:
 
     @property
     def bytes(self) -> int:
-        return 2 * self.keys.numel() * self.keys.element_size() + self.recent.numel() * self.recent.element_size()
+        return 2 * self.keys.numel() * self.keys.element_size()
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores k and v (B, K, T, D) of one layer after the filled slots; gives all of it, (B, K, length + T, D).
@@ -66,12 +64,6 @@ class KVCache:
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-
-    def follow(self, x: Tensor) -> Tensor:
-        """Embeddings x (B, T, C) with the recent ones before them, (B, embedding_window - 1 + T, C); keeps the last."""
-        joined = torch.cat([self.recent.to(x.dtype), x], dim=1)
-        self.recent = joined[:, x.size(1) :]
-        return joined
 
     def advance(self, tokens: int) -> None:
         self.length += tokens
@@ -95,6 +87,5 @@ class KVCache:
         """Keeps the rows of these indices, in this order; an index may occur several times, to branch a sequence."""
         self.keys = self.keys.index_select(1, rows)
         self.values = self.values.index_select(1, rows)
-        self.recent = self.recent.index_select(0, rows)
         if self.pad_lengths is not None:
             self.pad_lengths = self.pad_lengths.index_select(0, rows)

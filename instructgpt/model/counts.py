@@ -15,7 +15,7 @@ class Parameters:
     """Numbers of parameters by where they are and what shape they have."""
 
     embeddings: int
-    """Token and position embeddings, the convolution over them, and the head where it has a matrix of its own."""
+    """Token and position embeddings, and the head where it has a matrix of its own."""
     matrices: int
     """The weight matrices of all blocks."""
     vectors: int
@@ -38,7 +38,6 @@ def count_parameters(config: ModelConfig) -> Parameters:
     qk_norms = 2 * config.head_dim if config.qk_norm else 0
     tables = config.vocab_size * (1 if config.tie_embeddings else 2)
     tables += config.context if config.position == "learned" else 0
-    tables += config.embedding_window - 1
     return Parameters(
         embeddings=tables * C,
         matrices=config.layers * matrices,
@@ -110,6 +109,4 @@ def training_memory(
 def cache_memory(config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype = torch.float32) -> int:
     """Bytes of a `KVCache` of these sizes."""
     config = config.resolved()
-    keys_and_values = 2 * config.layers * batch * config.kv_heads * capacity * config.head_dim
-    recent_embeddings = batch * (config.embedding_window - 1) * config.width
-    return (keys_and_values + recent_embeddings) * dtype.itemsize
+    return 2 * config.layers * batch * config.kv_heads * capacity * config.head_dim * dtype.itemsize

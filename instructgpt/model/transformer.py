@@ -1,6 +1,6 @@
 """The decoder-only Transformer. GPT-2 (Radford et al. 2019) and Llama (Touvron et al. 2023) are two settings of it.
 
-    x = embedding(ids)  [mixed with the few before it]  [+ position_embedding(positions)]
+    x = embedding(ids)  [+ position_embedding(positions)]
     for each block:  x = x + attention(norm(x));  x = x + mlp(norm(x))
     logits = head(final_norm(x))
 
@@ -20,7 +20,6 @@ from instructgpt.errors import UserError
 from instructgpt.model.attention import Attention, Scope
 from instructgpt.model.backend import Backend, sdpa
 from instructgpt.model.cache import KVCache
-from instructgpt.model.embedding_conv import EmbeddingConv
 from kernels import rope_table
 
 
@@ -85,8 +84,6 @@ class Transformer(nn.Module):
         self.config = config = config.resolved()
         self.backend = backend or sdpa()
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        if config.embedding_window > 1:
-            self.embedding_conv = EmbeddingConv(config.width, config.embedding_window)
         if config.position == "learned":
             self.position_embedding = nn.Embedding(config.context, config.width)
         self.dropout = nn.Dropout(config.dropout)
@@ -100,16 +97,13 @@ class Transformer(nn.Module):
         """GPT-2's initialisation (Radford et al. 2019, section 2.3): N(0, 0.02), and less for what is added up.
 
         Each of the 2·layers projections into the residual stream starts smaller by sqrt(2·layers), so that the
-        stream's variance does not grow with depth. The convolution over embeddings starts at random, so that from the
-        start each neighbour leaves a mark of its own.
+        stream's variance does not grow with depth.
         """
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
             elif parameter.ndim == 1:
                 parameter.fill_(1.0)  # a norm's weight
-            elif name == "embedding_conv.weight":
-                parameter.normal_(0.0, 0.3, generator=generator)
             else:
                 adds_to_stream = name.endswith(("attention.output.weight", "mlp.down.weight"))
                 scale = (2 * self.config.layers) ** -0.5 if adds_to_stream else 1.0
@@ -150,8 +144,6 @@ class Transformer(nn.Module):
         if positions is None:
             positions = _positions(ids, documents) if cache is None else cache.positions(T)
         x = self.embedding(ids)  # (B, T, C)
-        if self.config.embedding_window > 1:
-            x = self.embedding_conv(x, positions, cache)
         if self.config.position == "learned":
             x = x + self.position_embedding(positions)
         x = self.dropout(x)

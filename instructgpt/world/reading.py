@@ -205,10 +205,7 @@ def _table_text(table: Table, language: Language) -> str:
     heads = [thing.zh if language == "zh" else thing.plural for thing in table.things]
     lines = [["名字" if language == "zh" else "name", *heads]]
     lines += [[who[language], *map(str, cells)] for who, cells in zip(table.people, table.cells)]
-    # As Markdown: to a tokenizer a word after a space is another word than at a line's start, and so each stands in its
-    # row as it does in the question.
-    left, between, right = ("|", "|", "|") if language == "zh" else ("| ", " | ", " |")
-    return "\n".join(f"{left}{between.join(line)}{right}" for line in lines)
+    return "\n".join(" | ".join(line) for line in lines)
 
 
 def _table_question(table: Table, language: Language, rng: Random) -> Question:

@@ -18,7 +18,6 @@ from instructgpt.text.tokenizer import Tokenizer
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": dict(mlp="gelu", norm="layernorm", position="learned", bias=True),
     "llama": dict(kv_heads=2, qk_norm=True),
-    "convolution": dict(embedding_window=4),
 }
 CONTEXT = 20
 

@@ -16,7 +16,6 @@ CONFIGS = {
         vocab_size=40, context=24, layers=2, width=24, heads=4, mlp="gelu", norm="layernorm", position="learned",
         bias=True,
     ),
-    "convolution": ModelConfig(vocab_size=40, context=24, layers=2, width=24, heads=4, embedding_window=4),
 }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ configs = st.builds(
     heads=st.integers(1, 2), group=st.integers(1, 3), head_dim=st.integers(1, 4), layers=st.integers(1, 3),
     width=st.integers(4, 24), mlp=st.sampled_from(["gelu", "swiglu"]), norm=st.sampled_from(["layernorm", "rmsnorm"]),
     mlp_width=st.integers(4, 40), position=st.sampled_from(["learned", "rope"]), bias=st.booleans(),
-    tie_embeddings=st.booleans(), qk_norm=st.booleans(), embedding_window=st.integers(1, 4),
+    tie_embeddings=st.booleans(), qk_norm=st.booleans(),
 )  # fmt: skip
 
 
@@ -103,6 +103,6 @@ def test_training_memory_is_what_the_tensors_hold(dtype: torch.dtype, name: str)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cache_memory_is_what_the_cache_holds(dtype: torch.dtype) -> None:
-    config = ModelConfig(vocab_size=40, layers=2, width=32, heads=4, kv_heads=2, embedding_window=4)
+    config = ModelConfig(vocab_size=40, layers=2, width=32, heads=4, kv_heads=2)
     cache = KVCache(config, batch=3, capacity=7, dtype=dtype)
-    assert cache_memory(config, 3, 7, dtype) == held([cache.keys, cache.values, cache.recent]) == cache.bytes
+    assert cache_memory(config, 3, 7, dtype) == held([cache.keys, cache.values]) == cache.bytes
