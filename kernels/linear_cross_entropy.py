@@ -68,11 +68,11 @@ def _logits(
 
 @jit
 def _forward_kernel(
-    hidden, weight, targets, lse, target, expected, N, V, C, tiles, hidden_stride, weight_stride,
-    WITH_EXPECTED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    hidden, weight, targets, lse, target, entropy, N, V, C, tiles, hidden_stride, weight_stride,
+    WITH_ENTROPY: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """ROWS rows against one part of the vocabulary, `tiles` tiles of it, by the online softmax (Milakov & Gimelshein
-    2018, algorithm 3). lse and expected (parts, N) are of that part alone; the target stands in one part only."""
+    2018, algorithm 3). lse and entropy (parts, N) are of that part alone; the target stands in one part only."""
     # Programs that run at the same time share a part of the weight, which is then read from the L2 cache.
     row_tiles = tl.cdiv(N, ROWS)
     part = tl.program_id(0) // row_tiles
@@ -80,7 +80,7 @@ def _forward_kernel(
     t = tl.load(targets + row, mask=row < N, other=-1)
     highest = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)  # Σ exp(x - highest)
-    weighted = tl.zeros((ROWS,), tl.float32)  # Σ exp(x - highest) · x
+    weighted = tl.zeros((ROWS,), tl.float32)  # Σ exp(x - highest) · (x - highest)
     at_target = tl.zeros((ROWS,), tl.float32)
     for tile in range(part * tiles, tl.minimum((part + 1) * tiles, tl.cdiv(V, COLUMNS))):
         column = tile * COLUMNS + tl.arange(0, COLUMNS)
@@ -89,36 +89,38 @@ def _forward_kernel(
         new_highest = tl.maximum(highest, tl.max(tl.where(column[None, :] < V, x, float("-inf")), 1))
         shrink = tl.exp(highest - new_highest)
         p = tl.where(column[None, :] < V, tl.exp(x - new_highest[:, None]), 0.0)
+        if WITH_ENTROPY:
+            fall = tl.where(total > 0, highest - new_highest, 0.0)  # before the first tile the highest is -∞
+            weighted = (weighted + total * fall) * shrink + tl.sum(p * (x - new_highest[:, None]), 1)
         total = total * shrink + tl.sum(p, 1)
-        if WITH_EXPECTED:
-            weighted = weighted * shrink + tl.sum(p * x, 1)
         highest = new_highest
     place = part.to(tl.int64) * N + row
     tl.store(lse + place, highest + tl.log(total), mask=row < N)
-    if WITH_EXPECTED:
-        tl.store(expected + place, weighted / total, mask=row < N)
+    if WITH_ENTROPY:
+        # Both terms are at least 0. lse - Σ p x would be the difference of two numbers as large as the logits.
+        tl.store(entropy + place, tl.log(total) - weighted / total, mask=row < N)
     is_here = (t >= part * tiles * COLUMNS) & (t < (part + 1) * tiles * COLUMNS)
     tl.store(target + row, at_target, mask=(row < N) & is_here)
 
 
 @jit
 def _backward_kernel(
-    hidden, weight, targets, lse, expected, dlse, dtarget, dexpected, dlogits, N, V, C,
+    hidden, weight, targets, lse, entropy, dlse, dtarget, dentropy, dlogits, N, V, C,
     hidden_stride, weight_stride, dlogits_stride,
-    WITH_EXPECTED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    WITH_ENTROPY: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """dx of one tile, from logits that are computed once more."""
     row_tiles = tl.cdiv(N, ROWS)
     row = (tl.program_id(0) % row_tiles) * ROWS + tl.arange(0, ROWS)
     column = (tl.program_id(0) // row_tiles) * COLUMNS + tl.arange(0, COLUMNS)
     x = _logits(hidden, weight, row, column, N, V, C, hidden_stride, weight_stride, ROWS, COLUMNS, DEPTH)
-    p = tl.exp(x - tl.load(lse + row, mask=row < N, other=0.0)[:, None])
+    logprob = x - tl.load(lse + row, mask=row < N, other=0.0)[:, None]
     slope = tl.load(dlse + row, mask=row < N, other=0.0)[:, None]
-    if WITH_EXPECTED:
-        mean = tl.load(expected + row, mask=row < N, other=0.0)[:, None]
-        slope = slope + tl.load(dexpected + row, mask=row < N, other=0.0)[:, None] * (1 + x - mean)
+    if WITH_ENTROPY:
+        surplus = logprob + tl.load(entropy + row, mask=row < N, other=0.0)[:, None]  # dH/dx = -p · (log p + H)
+        slope = slope - tl.load(dentropy + row, mask=row < N, other=0.0)[:, None] * surplus
     is_target = column[None, :] == tl.load(targets + row, mask=row < N, other=-1)[:, None]
-    dx = p * slope + tl.where(is_target, tl.load(dtarget + row, mask=row < N, other=0.0)[:, None], 0.0)
+    dx = tl.exp(logprob) * slope + tl.where(is_target, tl.load(dtarget + row, mask=row < N, other=0.0)[:, None], 0.0)
     place = dlogits + row.to(tl.int64)[:, None] * dlogits_stride + column[None, :]
     tl.store(place, dx, mask=(row[:, None] < N) & (column[None, :] < V))
 
@@ -149,7 +151,7 @@ def _tiles_a_program(row_tiles: int, column_tiles: int, device: torch.device) ->
 
 
 @torch.library.custom_op("kernels::head_statistics", mutates_args=())
-def _fused(hidden: Tensor, weight: Tensor, targets: Tensor, with_expected: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _fused(hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
     """As `_chunked`; the logits stay in the registers of the program that computes them."""
     hidden, weight, targets = _rows(hidden), _rows(weight), targets.contiguous()
     (N, C), V = hidden.shape, weight.size(0)
@@ -157,23 +159,24 @@ def _fused(hidden: Tensor, weight: Tensor, targets: Tensor, with_expected: bool)
     row_tiles, column_tiles = cdiv(N, launch.blocks["ROWS"]), cdiv(V, launch.blocks["COLUMNS"])
     tiles = _tiles_a_program(row_tiles, column_tiles, hidden.device)
     parts = cdiv(column_tiles, tiles)
-    lse, expected = hidden.new_empty((2, parts, N), dtype=torch.float32)
+    lse, entropy = hidden.new_empty((2, parts, N), dtype=torch.float32)
     target = hidden.new_empty(N, dtype=torch.float32)
     if N:
         _forward_kernel[(row_tiles * parts,)](
-            hidden, weight, targets, lse, target, expected, N, V, C, tiles, hidden.stride(0), weight.stride(0),
-            with_expected, **launch.options,
+            hidden, weight, targets, lse, target, entropy, N, V, C, tiles, hidden.stride(0), weight.stride(0),
+            with_entropy, **launch.options,
         )  # fmt: skip
-    if not with_expected:
+    if not with_entropy:
         return torch.logsumexp(lse, 0), target, torch.zeros_like(target)
-    # A part's share of the probability is its share of Σ exp(x).
-    return torch.logsumexp(lse, 0), target, (torch.softmax(lse, 0) * expected).sum(0)
+    # A part's share of the probability is its share of Σ exp(x); which part it is adds to the entropy.
+    log_share = torch.log_softmax(lse, 0)
+    return torch.logsumexp(lse, 0), target, (log_share.exp() * (entropy - log_share)).sum(0)
 
 
 @torch.library.custom_op("kernels::head_statistics_backward", mutates_args=())
 def _fused_backward(
-    hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, expected: Tensor,
-    dlse: Tensor, dtarget: Tensor, dexpected: Tensor, with_expected: bool,
+    hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, entropy: Tensor,
+    dlse: Tensor, dtarget: Tensor, dentropy: Tensor, with_entropy: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As `_chunked_backward`, with dx from a kernel, rounded to the inputs' dtype for the two products that follow."""
     hidden, weight, targets = _rows(hidden), _rows(weight), targets.contiguous()
@@ -182,14 +185,14 @@ def _fused_backward(
     step = rows_at_once(N, _CHUNK)
     dlogits = hidden.new_empty(step, 64 * cdiv(V, 64))  # rows that begin at whole cache lines
     launch = _launch("head_statistics_backward", hidden)
-    row_numbers = [t.contiguous() for t in (targets, lse, expected, dlse, dtarget, dexpected)]
+    row_numbers = [t.contiguous() for t in (targets, lse, entropy, dlse, dtarget, dentropy)]
     for start in range(0, N, step):
         some = hidden[start : start + step]
         numbers = [t[start : start + step] for t in row_numbers]
         grid = (cdiv(len(some), launch.blocks["ROWS"]) * cdiv(V, launch.blocks["COLUMNS"]),)
         _backward_kernel[grid](
             some, weight, *numbers, dlogits, len(some), V, C, some.stride(0), weight.stride(0), dlogits.stride(0),
-            with_expected, **launch.options,
+            with_entropy, **launch.options,
         )  # fmt: skip
         matrix_products(dlogits[: len(some), :V], some, weight, dhidden[start : start + step], dweight)
     return dhidden, dweight.to(weight.dtype)
@@ -353,7 +356,11 @@ def linear_cross_entropy_spec() -> Spec:
                 "bfloat16 logits", "    return x\n\n\n@jit", "    return x.to(tl.bfloat16).to(tl.float32)\n\n\n@jit"
             ),
             Mutant("no stride", "column.to(tl.int64)[:, None] * weight_stride", "column.to(tl.int64)[:, None] * C"),
-            Mutant("dx without target", "dx = p * slope + tl.where(is_target", "dx = p * slope + tl.where(False"),
+            Mutant(
+                "dx without target",
+                "dx = tl.exp(logprob) * slope + tl.where(is_target",
+                "dx = tl.exp(logprob) * slope + tl.where(False",
+            ),
             Mutant("chunks of dh in one place", "dhidden[start : start + step]", "dhidden[: len(some)]"),
             Mutant("the first chunk's numbers", "numbers = [t[start : start + step]", "numbers = [t[: len(some)]"),
         ),
@@ -376,11 +383,13 @@ def linear_logprobs_spec() -> Spec:
         tolerance=Tolerance(naive=1.0, rounding=1.0, floor=_floor),
         peers=lambda: {"chunked": linear_logprobs_chunked},
         mutants=(
-            Mutant("expectation not rescaled", "weighted = weighted * shrink", "weighted = weighted"),
-            Mutant("expectation not normalised", "weighted / total, mask", "weighted, mask"),
-            Mutant("parts weigh the same", "(torch.softmax(lse, 0) * expected).sum(0)", "expected.mean(0)"),
-            Mutant("entropy's slope without 1", "* (1 + x - mean)", "* (x - mean)"),
-            Mutant("logit without its mean", "(1 + x - mean)", "(1 + x)"),
+            Mutant("weighted sum not rescaled", "(weighted + total * fall) * shrink", "(weighted + total * fall)"),
+            Mutant("weighted sum of the old maximum", "(weighted + total * fall)", "weighted"),
+            Mutant("weighted sum not normalised", "weighted / total, mask", "weighted, mask"),
+            Mutant("parts weigh the same", "(log_share.exp() * (entropy - log_share)).sum(0)", "entropy.mean(0)"),
+            Mutant("no entropy between parts", "* (entropy - log_share)", "* entropy"),
+            Mutant("slope without the entropy", "surplus = logprob + tl.load", "surplus = logprob + 0 * tl.load"),
+            Mutant("slope of the wrong sign", "slope = slope - tl.load(dentropy", "slope = slope + tl.load(dentropy"),
             Mutant("parts added up", "torch.logsumexp(lse, 0), target, (", "lse.sum(0), target, ("),
             Mutant("tiles overlap", "range(part * tiles, ", "range(part * tiles - (part > 0), "),
         ),

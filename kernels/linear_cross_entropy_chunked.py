@@ -74,31 +74,33 @@ def _logits(hidden: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 
 @torch.library.custom_op("kernels::head_statistics_chunked", mutates_args=())
-def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, with_expected: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """lse, the target's logit and, if asked for, the expected logit E of each row, (N,) each, at least float32."""
+def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """lse, the target's logit and, if asked for, the entropy of each row, (N,) each, at least float32."""
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    lse, target, expected = (torch.zeros(hidden.size(0), dtype=wide, device=hidden.device) for _ in range(3))
+    lse, target, entropy = (torch.zeros(hidden.size(0), dtype=wide, device=hidden.device) for _ in range(3))
     for rows, logits in _logits(hidden, weight):
         lse[rows] = torch.logsumexp(logits, dim=-1)
         target[rows] = logits.gather(-1, targets[rows, None]).squeeze(-1)
-        if with_expected:
-            expected[rows] = (logits - lse[rows, None]).exp_().mul_(logits).sum(-1)
-    return lse, target, expected
+        if with_entropy:
+            logprobs = logits.sub_(lse[rows, None])
+            entropy[rows] = -logprobs.exp().mul_(logprobs).sum(-1)
+    return lse, target, entropy
 
 
 @torch.library.custom_op("kernels::head_statistics_chunked_backward", mutates_args=())
 def _chunked_backward(
-    hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, expected: Tensor,
-    dlse: Tensor, dtarget: Tensor, dexpected: Tensor, with_expected: bool,
+    hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, entropy: Tensor,
+    dlse: Tensor, dtarget: Tensor, dentropy: Tensor, with_entropy: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """dhidden and dweight. The gradients of the rows are known only now, so the logits are computed again."""
     wide = lse.dtype
     dhidden, dweight = hidden.new_empty(hidden.shape), weight.new_zeros(weight.shape, dtype=wide)
     for rows, logits in _logits(hidden, weight):
-        dlogits = (logits - lse[rows, None]).exp_()  # p so far
+        logprobs = logits.sub_(lse[rows, None])
+        dlogits = logprobs.exp()  # p so far
         slope = dlse[rows, None]
-        if with_expected:
-            slope = (logits.sub_(expected[rows, None]).add_(1)).mul_(dexpected[rows, None]).add_(slope)
+        if with_entropy:  # dH/dx = -p · (log p + H)
+            slope = slope - logprobs.add_(entropy[rows, None]).mul_(dentropy[rows, None])
         dlogits.mul_(slope).scatter_add_(1, targets[rows, None], dtarget[rows, None])
         matrix_products(dlogits.to(weight.dtype), hidden[rows], weight, dhidden[rows], dweight)
     return dhidden, dweight.to(weight.dtype)
@@ -116,10 +118,10 @@ def matrix_products(dlogits: Tensor, hidden: Tensor, weight: Tensor, dhidden: Te
 # ---- autograd
 
 
-def _fake(hidden: Tensor, weight: Tensor, targets: Tensor, with_expected: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    lse, target, expected = (hidden.new_empty(hidden.size(0), dtype=wide) for _ in range(3))
-    return lse, target, expected
+    lse, target, entropy = (hidden.new_empty(hidden.size(0), dtype=wide) for _ in range(3))
+    return lse, target, entropy
 
 
 def _fake_backward(hidden: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -127,16 +129,16 @@ def _fake_backward(hidden: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Ten
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, targets, ctx.with_expected = inputs
-    lse, _, expected = output
-    ctx.save_for_backward(hidden, weight, targets, lse, expected)
+    hidden, weight, targets, ctx.with_entropy = inputs
+    lse, _, entropy = output
+    ctx.save_for_backward(hidden, weight, targets, lse, entropy)
 
 
 def register(op: Any, backward_op: Any) -> None:
     """Makes `op` differentiable by `backward_op`, and both known to torch.compile."""
 
-    def backward(ctx: Any, dlse: Tensor, dtarget: Tensor, dexpected: Tensor) -> tuple[Tensor | None, ...]:
-        dhidden, dweight = backward_op(*ctx.saved_tensors, dlse, dtarget, dexpected, ctx.with_expected)
+    def backward(ctx: Any, dlse: Tensor, dtarget: Tensor, dentropy: Tensor) -> tuple[Tensor | None, ...]:
+        dhidden, dweight = backward_op(*ctx.saved_tensors, dlse, dtarget, dentropy, ctx.with_entropy)
         return dhidden, dweight, None, None
 
     op.register_fake(_fake)
@@ -178,8 +180,8 @@ def logprobs_of(
     statistics: Statistics, hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The log-probabilities (N,), and entropies (N,), of `linear_logprobs`."""
-    lse, target, expected = statistics(hidden, weight, targets, with_entropy)
-    return (target - lse, lse - expected) if with_entropy else target - lse
+    lse, target, entropy = statistics(hidden, weight, targets, with_entropy)
+    return (target - lse, entropy) if with_entropy else target - lse
 
 
 def linear_cross_entropy_chunked(

@@ -98,11 +98,24 @@ def test_gradient_of_the_docstring() -> None:
     dhidden, dweight = torch.autograd.grad(results, (hidden, weight), (dlogprobs[:, 0], dentropy[:, 0]))
     x = F.linear(hidden, weight)
     p = torch.softmax(x, -1)
-    expected = (p * x).sum(-1, keepdim=True)
-    dlse, de, dtarget = dentropy - dlogprobs, -dentropy, dlogprobs  # logprob = x_t - lse, entropy = lse - E
-    dx = p * (dlse + de * (1 + x - expected)) + dtarget * F.one_hot(targets, 11)
+    logprobs = torch.log_softmax(x, -1)
+    entropy = -(p * logprobs).sum(-1, keepdim=True)
+    dx = -p * (dlogprobs + dentropy * (logprobs + entropy)) + dlogprobs * F.one_hot(targets, 11)
     torch.testing.assert_close(dx @ weight, dhidden)
     torch.testing.assert_close(dx.mT @ hidden, dweight)
+
+
+@pytest.mark.parametrize("op", [linear_logprobs, linear_logprobs_chunked])
+def test_entropy_of_large_logits(op: Callable[..., Any]) -> None:
+    """Where one logit is large the entropy is small: it must not be the difference of two large numbers."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = 8 * torch.randn(64, 65, generator=generator)
+    weight = torch.randn(32, 65, generator=generator) / 65**0.5
+    targets = torch.zeros(64, dtype=torch.int64)
+    _, entropy = op(hidden, weight, targets, with_entropy=True)
+    _, exact = linear_logprobs_reference(hidden.double(), weight.double(), targets, with_entropy=True)
+    _, naive = linear_logprobs_reference(hidden, weight, targets, with_entropy=True)
+    assert (entropy - exact).norm() <= 1.5 * (naive - exact).norm()
 
 
 def test_chunked_adds_half_precision_up_in_float32() -> None:
@@ -120,8 +133,8 @@ def test_chunked_adds_half_precision_up_in_float32() -> None:
 
 def test_chunked_lives_with_the_rest_of_pytorch() -> None:
     hidden, weight, targets = draw(9, dtype=torch.float32)
-    for with_expected in (False, True):
-        torch.library.opcheck(chunked_file._chunked, (hidden, weight, targets, with_expected))
+    for with_entropy in (False, True):
+        torch.library.opcheck(chunked_file._chunked, (hidden, weight, targets, with_entropy))
     compiled = torch.compile(linear_cross_entropy_chunked, fullgraph=True, backend="aot_eager")
     for ours, theirs in zip(*(
         with_gradients(lambda h, w, f=f: f(h, w, targets, 0.1), hidden, weight)
