@@ -1,7 +1,6 @@
 """Numbers: add, subtract, compare, count, sort, find the largest, continue a sequence.
 
-Numbers stay below 100 and are written in digits in both languages: the tokenizer gives every digit a token of its own,
-so that a small model meets all the digits it has to align. Lists are separated by spaces.
+Numbers stay below 100 and are written in digits in both languages. Lists are separated by spaces.
 """
 
 from __future__ import annotations
