@@ -126,7 +126,7 @@ def tune(run: Run, data: Path, start: Path, out: Path, minutes: float) -> dict[s
         "train.py", "sft", "--data", *files, "--init", start, "--out", out, "--overwrite", *run.flags,
         "--max-minutes", minutes, "--max-steps", 0, "--rows", 4, "--patience", 3, "--eval-every", 100,
     )  # fmt: skip
-    account = [line for line in printed.splitlines() if not line.startswith("sft")]
+    account = [line.replace(f"{data}/", "") for line in printed.splitlines() if not line.startswith("sft")]
     tested = find(data, run.test) if run.test else [str(out / "val.jsonl")]
     flags = run.flags if run.test else ()
     call(
