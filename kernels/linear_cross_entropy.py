@@ -90,8 +90,8 @@ def _forward_kernel(
         shrink = tl.exp(highest - new_highest)
         p = tl.where(column[None, :] < V, tl.exp(x - new_highest[:, None]), 0.0)
         if WITH_ENTROPY:
-            fall = tl.where(total > 0, highest - new_highest, 0.0)  # before the first tile the highest is -∞
-            weighted = (weighted + total * fall) * shrink + tl.sum(p * (x - new_highest[:, None]), 1)
+            shift = tl.where(total > 0, highest - new_highest, 0.0)  # before the first tile the highest is -∞
+            weighted = (weighted + total * shift) * shrink + tl.sum(p * (x - new_highest[:, None]), 1)
         total = total * shrink + tl.sum(p, 1)
         highest = new_highest
     place = part.to(tl.int64) * N + row
@@ -117,8 +117,8 @@ def _backward_kernel(
     logprob = x - tl.load(lse + row, mask=row < N, other=0.0)[:, None]
     slope = tl.load(dlse + row, mask=row < N, other=0.0)[:, None]
     if WITH_ENTROPY:
-        surplus = logprob + tl.load(entropy + row, mask=row < N, other=0.0)[:, None]  # dH/dx = -p · (log p + H)
-        slope = slope - tl.load(dentropy + row, mask=row < N, other=0.0)[:, None] * surplus
+        centered = logprob + tl.load(entropy + row, mask=row < N, other=0.0)[:, None]  # dH/dx = -p · (log p + H)
+        slope = slope - tl.load(dentropy + row, mask=row < N, other=0.0)[:, None] * centered
     is_target = column[None, :] == tl.load(targets + row, mask=row < N, other=-1)[:, None]
     dx = tl.exp(logprob) * slope + tl.where(is_target, tl.load(dtarget + row, mask=row < N, other=0.0)[:, None], 0.0)
     place = dlogits + row.to(tl.int64)[:, None] * dlogits_stride + column[None, :]
@@ -383,12 +383,12 @@ def linear_logprobs_spec() -> Spec:
         tolerance=Tolerance(naive=1.0, rounding=1.0, floor=_floor),
         peers=lambda: {"chunked": linear_logprobs_chunked},
         mutants=(
-            Mutant("weighted sum not rescaled", "(weighted + total * fall) * shrink", "(weighted + total * fall)"),
-            Mutant("weighted sum of the old maximum", "(weighted + total * fall)", "weighted"),
+            Mutant("weighted sum not rescaled", "(weighted + total * shift) * shrink", "(weighted + total * shift)"),
+            Mutant("weighted sum of the old maximum", "(weighted + total * shift)", "weighted"),
             Mutant("weighted sum not normalised", "weighted / total, mask", "weighted, mask"),
             Mutant("parts weigh the same", "(log_share.exp() * (entropy - log_share)).sum(0)", "entropy.mean(0)"),
             Mutant("no entropy between parts", "* (entropy - log_share)", "* entropy"),
-            Mutant("slope without the entropy", "surplus = logprob + tl.load", "surplus = logprob + 0 * tl.load"),
+            Mutant("slope without the entropy", "centered = logprob + tl.load", "centered = logprob + 0 * tl.load"),
             Mutant("slope of the wrong sign", "slope = slope - tl.load(dentropy", "slope = slope + tl.load(dentropy"),
             Mutant("parts added up", "torch.logsumexp(lse, 0), target, (", "lse.sum(0), target, ("),
             Mutant("tiles overlap", "range(part * tiles, ", "range(part * tiles - (part > 0), "),

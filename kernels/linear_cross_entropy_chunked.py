@@ -100,7 +100,7 @@ def _chunked_backward(
         dlogits = logprobs.exp()  # p so far
         slope = dlse[rows, None]
         if with_entropy:  # dH/dx = -p · (log p + H)
-            slope = slope - logprobs.add_(entropy[rows, None]).mul_(dentropy[rows, None])
+            slope = logprobs.add_(entropy[rows, None]).mul_(-dentropy[rows, None]).add_(slope)
         dlogits.mul_(slope).scatter_add_(1, targets[rows, None], dtarget[rows, None])
         matrix_products(dlogits.to(weight.dtype), hidden[rows], weight, dhidden[rows], dweight)
     return dhidden, dweight.to(weight.dtype)
