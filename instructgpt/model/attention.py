@@ -1,4 +1,4 @@
-"""Causal self-attention with grouped key/value heads, RoPE, optional QK-norm and cache."""
+"""Causal self-attention with grouped key/value heads, RoPE, cache, and, optional, QK-norm and a short convolution."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from instructgpt.config import ModelConfig
 from instructgpt.model.backend import Backend
 from instructgpt.model.cache import KVCache
+from instructgpt.model.short_conv import ShortConv
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Scope:
     """Which keys each query may attend to, as the backend's attention takes it."""
     rotation: tuple[Tensor, Tensor] | None
     """RoPE's cos and sin, each (B, T, head_dim/2); None with learned positions."""
+    positions: Tensor
+    """(1 or B, T), how many tokens stand before each in its document."""
     cache: KVCache | None
     """Keys and values of earlier tokens."""
 
@@ -32,6 +35,8 @@ class Attention(nn.Module):
         # Rows: all query heads, then all key heads, then all value heads. One product is faster than three.
         self.qkv = nn.Linear(config.width, (H + 2 * K) * D, bias=config.bias)
         self.output = nn.Linear(H * D, config.width, bias=config.bias)
+        if config.qk_window > 1:
+            self.qk_conv = ShortConv((H + K) * D, config.qk_window)
         if config.qk_norm:
             self.query_norm = nn.RMSNorm(D, config.norm_eps)
             self.key_norm = nn.RMSNorm(D, config.norm_eps)
@@ -39,8 +44,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, scope: Scope) -> Tensor:
         B, T, _ = x.shape
         H, K, D = self.config.heads, self.config.kv_heads, self.config.head_dim
-        q, k, v = self.qkv(x).split((H * D, K * D, K * D), dim=-1)
-        q, k, v = q.view(B, T, H, D), k.view(B, T, K, D), v.view(B, T, K, D)
+        qk, v = self.qkv(x).split(((H + K) * D, K * D), dim=-1)
+        if self.config.qk_window > 1:
+            before = None if scope.cache is None else scope.cache.follow(self.layer, qk)
+            qk = self.qk_conv(qk, scope.positions, before)
+        q, k = qk.view(B, T, H + K, D).split((H, K), dim=2)
+        v = v.view(B, T, K, D)
         if self.config.qk_norm:
             q = self.backend.rms_norm(q, self.query_norm.weight, self.config.norm_eps)
             k = self.backend.rms_norm(k, self.key_norm.weight, self.config.norm_eps)

@@ -32,6 +32,9 @@ class KVCache:
         shape = (config.layers, batch, config.kv_heads, capacity, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
+        mixed = (config.heads + config.kv_heads) * config.head_dim
+        self.recent = torch.zeros(config.layers, batch, config.qk_window - 1, mixed, device=device, dtype=dtype)
+        """Each layer's queries and keys of the last tokens, side by side, before the convolution over them."""
         self.length = 0
         """Slots filled so far, in every row."""
         self.pad_lengths: Tensor | None = None
@@ -51,7 +54,7 @@ class KVCache:
 
     @property
     def bytes(self) -> int:
-        return 2 * self.keys.numel() * self.keys.element_size()
+        return sum(tensor.numel() * tensor.element_size() for tensor in (self.keys, self.values, self.recent))
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores k and v (B, K, T, D) of one layer after the filled slots; gives all of it, (B, K, length + T, D).
@@ -64,6 +67,12 @@ class KVCache:
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def follow(self, layer: int, qk: Tensor) -> Tensor:
+        """The queries and keys (B, qk_window - 1, (H + K)·D) before qk (B, T, (H + K)·D); keeps the last of both."""
+        before = self.recent[layer].clone()
+        self.recent[layer] = torch.cat([before, qk], dim=1)[:, qk.size(1) :]
+        return before
 
     def advance(self, tokens: int) -> None:
         self.length += tokens
@@ -87,5 +96,6 @@ class KVCache:
         """Keeps the rows of these indices, in this order; an index may occur several times, to branch a sequence."""
         self.keys = self.keys.index_select(1, rows)
         self.values = self.values.index_select(1, rows)
+        self.recent = self.recent.index_select(1, rows)
         if self.pad_lengths is not None:
             self.pad_lengths = self.pad_lengths.index_select(0, rows)

@@ -19,7 +19,7 @@ class Parameters:
     matrices: int
     """The weight matrices of all blocks."""
     vectors: int
-    """Norms and biases."""
+    """Norms, biases and convolutions."""
 
     @property
     def total(self) -> int:
@@ -36,12 +36,13 @@ def count_parameters(config: ModelConfig) -> Parameters:
     biases = (q_width + 2 * kv_width) + C + into_mlp + C if config.bias else 0
     norm = 2 * C if config.norm == "layernorm" and config.bias else C
     qk_norms = 2 * config.head_dim if config.qk_norm else 0
+    qk_conv = (config.qk_window - 1) * (q_width + kv_width)
     tables = config.vocab_size * (1 if config.tie_embeddings else 2)
     tables += config.context if config.position == "learned" else 0
     return Parameters(
         embeddings=tables * C,
         matrices=config.layers * matrices,
-        vectors=config.layers * (2 * norm + biases + qk_norms) + norm,
+        vectors=config.layers * (2 * norm + biases + qk_norms + qk_conv) + norm,
     )
 
 
@@ -109,4 +110,6 @@ def training_memory(
 def cache_memory(config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype = torch.float32) -> int:
     """Bytes of a `KVCache` of these sizes."""
     config = config.resolved()
-    return 2 * config.layers * batch * config.kv_heads * capacity * config.head_dim * dtype.itemsize
+    keys_and_values = 2 * config.kv_heads * capacity
+    recent = (config.qk_window - 1) * (config.heads + config.kv_heads)
+    return config.layers * batch * (keys_and_values + recent) * config.head_dim * dtype.itemsize

@@ -97,13 +97,16 @@ class Transformer(nn.Module):
         """GPT-2's initialisation (Radford et al. 2019, section 2.3): N(0, 0.02), and less for what is added up.
 
         Each of the 2·layers projections into the residual stream starts smaller by sqrt(2·layers), so that the
-        stream's variance does not grow with depth.
+        stream's variance does not grow with depth. A short convolution starts at N(0, 1), neighbours as large as the
+        token itself: each leaves a mark of its own from the start, and what follows a word is soon found by it.
         """
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
             elif parameter.ndim == 1:
                 parameter.fill_(1.0)  # a norm's weight
+            elif name.endswith("conv.weight"):
+                parameter.normal_(0.0, 1.0, generator=generator)
             else:
                 adds_to_stream = name.endswith(("attention.output.weight", "mlp.down.weight"))
                 scale = (2 * self.config.layers) ** -0.5 if adds_to_stream else 1.0
@@ -164,7 +167,7 @@ class Transformer(nn.Module):
         rotation = None
         if self.config.position == "rope":
             rotation = rope_table(positions, self.config.head_dim, self.config.rope_theta)
-        return Scope(self.backend.visibility(queries, keys, documents, x.device), rotation, cache)
+        return Scope(self.backend.visibility(queries, keys, documents, x.device), rotation, positions, cache)
 
     @property
     def output_weight(self) -> Tensor:

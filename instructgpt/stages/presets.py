@@ -56,16 +56,15 @@ def _tiny() -> Recipe:
     fit = replace(_MUON, muon_iterations=3)  # in so small a batch they take a quarter of a step's time
     gentle = replace(_GENTLE_MUON, muon_iterations=3)
     return Recipe(
-        # The world's numbers end at 99: whole, each is one token to look up, to copy and to compare.
-        TokenizerConfig(vocab_size=2560, split_digits=False),
+        TokenizerConfig(vocab_size=2560),
         PretrainConfig(
             model=model_preset("tiny"),
             rows=6,
-            fit=replace(fit, max_steps=2300, max_minutes=6.2, cooldown=0.3, eval_every=1150),
+            fit=replace(fit, max_steps=3200, max_minutes=6.2, cooldown=0.3, eval_every=1600),
         ),
         SFTConfig(
             rows=6,
-            fit=replace(fit, muon_learning_rate=0.007, max_steps=2450, max_minutes=6.4, cooldown=0.9, eval_every=1225),
+            fit=replace(fit, muon_learning_rate=0.007, max_steps=3400, max_minutes=6.4, cooldown=0.9, eval_every=1700),
         ),
         SFTConfig(rows=6, fit=replace(fit, muon_learning_rate=0.007, max_steps=1900, max_minutes=4.6, cooldown=0.9)),
         RewardConfig(prompts=16, fit=replace(gentle, max_steps=700, max_minutes=1.6)),

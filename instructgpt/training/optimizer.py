@@ -114,8 +114,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Muon's share: the matrices between embedding and head. Those two look rows up and stay with AdamW."""
-    return parameter.ndim == 2 and "embedding" not in name and not name.startswith("head")
+    """Muon's share: the matrices between embedding and head. Those two look rows up, a convolution scales channels."""
+    return parameter.ndim == 2 and "embedding" not in name and "conv." not in name and not name.startswith("head")
 
 
 class Optimizer:

@@ -142,6 +142,15 @@ def _exercises(language: Language, rng: Random) -> str:
     return "\n\n".join(told) if sum(map(len, told)) < _LONG else told[0]
 
 
+def _belongings(language: Language, rng: Random) -> str:
+    """Who has what, told again and again in another order: to look things up is learned from every second word."""
+    count = rng.randint(3, 6)
+    colon = "：" if language == "zh" else ": "
+    people, things = rng.sample(PEOPLE, count), rng.sample(NOUNS, count)
+    lines = [f"{who[language]}{colon}{what[language]}" for who, what in zip(people, things)]
+    return "\n".join(line for _ in range(3) for line in rng.sample(lines, count))
+
+
 def _parallel_sentences(language: Language, rng: Random) -> str:
     """Sentences, now and then words, in two or three languages side by side; `language` names the languages."""
     names = translation.LANGUAGE_NAMES[language]
@@ -174,7 +183,8 @@ def _dialogue(language: Language, rng: Random) -> str:
 _KINDS: tuple[tuple[Callable[[Language, Random], str], float], ...] = (
     (_number_facts, 0.3),
     (_word_facts, 0.08),
-    (_exercises, 0.4),
+    (_exercises, 0.36),
+    (_belongings, 0.08),
     (_parallel_sentences, 0.05),
     (_stories, 0.07),
     (_dialogue, 0.1),

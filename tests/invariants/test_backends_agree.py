@@ -23,7 +23,7 @@ configs = st.builds(
     kv_heads=st.integers(1, 2), group=st.integers(1, 3), half_head_dim=st.integers(1, 4), layers=st.integers(1, 2),
     width=st.integers(4, 24), mlp=st.sampled_from(["gelu", "swiglu"]), norm=st.sampled_from(["layernorm", "rmsnorm"]),
     position=st.sampled_from(["learned", "rope"]), bias=st.booleans(), tie_embeddings=st.booleans(),
-    qk_norm=st.booleans(),
+    qk_norm=st.booleans(), qk_window=st.integers(1, 4),
 )  # fmt: skip
 
 
@@ -56,7 +56,9 @@ needs_kernels = pytest.mark.skipif(
     not INTERPRETED and not torch.cuda.is_available(), reason="no Triton, or neither a CUDA device nor the interpreter"
 )
 DEVICE = "cpu" if INTERPRETED else "cuda"
-LLAMA = ModelConfig(vocab_size=40, context=16, layers=2, width=24, heads=4, kv_heads=2, head_dim=8, qk_norm=True)
+LLAMA = ModelConfig(
+    vocab_size=40, context=16, layers=2, width=24, heads=4, kv_heads=2, head_dim=8, qk_norm=True, qk_window=3
+)
 GPT2 = ModelConfig(
     vocab_size=40, context=16, layers=1, width=24, heads=3, mlp="gelu", norm="layernorm", position="learned", bias=True
 )

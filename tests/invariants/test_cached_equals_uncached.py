@@ -16,6 +16,7 @@ CONFIGS = {
         vocab_size=40, context=16, layers=2, width=24, heads=4, mlp="gelu", norm="layernorm", position="learned",
         bias=True,
     ),
+    "convolution": ModelConfig(vocab_size=40, context=16, layers=2, width=24, heads=4, kv_heads=2, qk_window=4),
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from instructgpt.text.tokenizer import Tokenizer
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": dict(mlp="gelu", norm="layernorm", position="learned", bias=True),
     "llama": dict(kv_heads=2, qk_norm=True),
+    "convolution": dict(kv_heads=2, qk_window=4),
 }
 CONTEXT = 20
 

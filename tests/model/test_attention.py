@@ -14,7 +14,7 @@ def build(heads: int, kv_heads: int, qk_norm: bool = False) -> Attention:
     return Attention(config, sdpa(), layer=0).double()
 
 
-SCOPE = Scope(None, rope_table(torch.arange(5)[None], 6, 1e4, torch.float64), None)
+SCOPE = Scope(None, rope_table(torch.arange(5)[None], 6, 1e4, torch.float64), torch.arange(5)[None], None)
 
 
 def test_grouped_heads_equal_repeated_heads() -> None:
@@ -39,5 +39,5 @@ def test_qk_norm_ignores_the_length_of_queries_and_keys() -> None:
 def test_one_token_gives_its_own_value() -> None:
     attention = build(4, 4)
     x = torch.randn(2, 1, 24, dtype=torch.float64)
-    scope = Scope(None, rope_table(torch.tensor([[7]]), 6, 1e4, torch.float64), None)
+    scope = Scope(None, rope_table(torch.tensor([[7]]), 6, 1e4, torch.float64), torch.tensor([[7]]), None)
     torch.testing.assert_close(attention(x, scope), attention.output(x @ attention.qkv.weight[48:].mT))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -65,6 +67,16 @@ def test_select_keeps_drops_and_repeats_rows() -> None:
     assert cache.keys[1, :, 0, 0, 0].tolist() == [120, 100, 120, 120]
     assert cache.values[1, :, 0, 0, 0].tolist() == [-120, -100, -120, -120]
     assert cache.pad_lengths is not None and cache.pad_lengths.tolist() == [2, 0, 2, 2]
+
+
+def test_select_takes_the_recent_queries_and_keys_along() -> None:
+    cache = KVCache(replace(CONFIG, qk_window=3), batch=2, capacity=4)
+    x = torch.arange(4.0).view(2, 2, 1).expand(-1, -1, cache.recent.size(-1))
+    assert cache.follow(1, x[:, :1])[0, :, 0].tolist() == [0, 0]  # none before the first
+    assert cache.follow(1, x[:, 1:])[1, :, 0].tolist() == [0, 2]
+    assert not cache.recent[0].any()  # of another layer
+    cache.select(torch.tensor([1, 1, 0]))
+    assert cache.recent[1, :, :, 0].tolist() == [[2, 3], [2, 3], [0, 1]]
 
 
 def test_dtype() -> None:

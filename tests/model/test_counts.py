@@ -18,7 +18,7 @@ from instructgpt.model.counts import (
     training_flops_per_token,
     training_memory,
 )
-from instructgpt.training.optimizer import Optimizer, OptimizerConfig
+from instructgpt.training.optimizer import Optimizer, OptimizerConfig, is_hidden_matrix
 
 configs = st.builds(
     lambda heads, group, head_dim, **rest: ModelConfig(
@@ -27,7 +27,7 @@ configs = st.builds(
     heads=st.integers(1, 2), group=st.integers(1, 3), head_dim=st.integers(1, 4), layers=st.integers(1, 3),
     width=st.integers(4, 24), mlp=st.sampled_from(["gelu", "swiglu"]), norm=st.sampled_from(["layernorm", "rmsnorm"]),
     mlp_width=st.integers(4, 40), position=st.sampled_from(["learned", "rope"]), bias=st.booleans(),
-    tie_embeddings=st.booleans(), qk_norm=st.booleans(),
+    tie_embeddings=st.booleans(), qk_norm=st.booleans(), qk_window=st.integers(1, 4),
 )  # fmt: skip
 
 
@@ -36,9 +36,9 @@ def test_parameters_are_the_models(config: ModelConfig) -> None:
     model = dict(Transformer(config).named_parameters())
     count = count_parameters(config)
     assert count.total == sum(p.numel() for p in model.values())
-    matrices = {n: p for n, p in model.items() if n.startswith("blocks") and p.ndim == 2}
+    matrices = {n: p for n, p in model.items() if is_hidden_matrix(n, p)}
     assert count.matrices == sum(p.numel() for p in matrices.values())
-    assert count.vectors == sum(p.numel() for p in model.values() if p.ndim == 1)
+    assert count.embeddings == sum(p.numel() for n, p in model.items() if "embedding" in n or n == "head_weight")
 
 
 def test_gpt2_has_124_million_parameters() -> None:
@@ -103,6 +103,6 @@ def test_training_memory_is_what_the_tensors_hold(dtype: torch.dtype, name: str)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cache_memory_is_what_the_cache_holds(dtype: torch.dtype) -> None:
-    config = ModelConfig(vocab_size=40, layers=2, width=32, heads=4, kv_heads=2)
+    config = ModelConfig(vocab_size=40, layers=2, width=32, heads=4, kv_heads=2, qk_window=4)
     cache = KVCache(config, batch=3, capacity=7, dtype=dtype)
-    assert cache_memory(config, 3, 7, dtype) == held([cache.keys, cache.values]) == cache.bytes
+    assert cache_memory(config, 3, 7, dtype) == held([cache.keys, cache.values, cache.recent]) == cache.bytes

@@ -123,7 +123,7 @@ def test_dropout_covers_embedding_attention_and_mlp() -> None:
     model, ids = build(LLAMA).train(), torch.arange(9)[None]
     block, x = model.blocks[0], torch.randn(1, 9, 32)
     block.dropout.p = 1.0
-    assert torch.equal(block(x, Scope(None, None, None)), x)
+    assert torch.equal(block(x, Scope(None, None, torch.zeros(1, 1), None)), x)
     assert model.hidden(ids).any()
     model.dropout.p = 1.0
     assert not model.hidden(ids).any()

@@ -45,6 +45,7 @@ def test_muon_takes_hidden_matrices_only():
         "embedding.weight": (9, 4),
         "head_weight": (9, 4),
         "blocks.0.mlp.up.weight": (8, 4),
+        "blocks.0.attention.qk_conv.weight": (3, 4),
         "norm.weight": (4,),
     }
     taken = [name for name, shape in named.items() if is_hidden_matrix(name, torch.zeros(shape))]

@@ -79,7 +79,7 @@ def test_the_limit_of_the_other_thing_often_says_otherwise() -> None:
 @given(seed=seeds)
 def test_a_table_answers_its_question(seed: int) -> None:
     english, chinese = both(TABLE, seed)
-    heads, *rows = (line.split(" | ") for line in english.slots["table"].split("\n"))
+    heads, *rows = (line.strip("| ").split(" | ") for line in english.slots["table"].split("\n"))
     asked = english.slots["question"]
     if match := re.fullmatch(r"Who has (\d+) (\w+)\?", asked):
         answers = [row[0] for row in rows if row[heads.index(match[2])] == match[1]]
