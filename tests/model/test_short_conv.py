@@ -48,8 +48,8 @@ def test_a_cache_remembers_what_stands_before(pieces: list[int]) -> None:
 
 
 def test_a_key_finds_what_stands_after_the_same_word() -> None:
-    """One head of two channels, queries and keys the input itself, keys of the vector before alone: the last token
-    attends to what follows its like, the third."""
+    """One head of two channels, values the input itself, keys little but the vector before: the last token, which is
+    like the first, attends to the second."""
     config = ModelConfig(vocab_size=9, width=2, heads=1, qk_window=2).resolved()
     attention = Attention(config, naive(), layer=0)
     attention.qkv.weight.data = torch.cat([20 * torch.eye(2), torch.eye(2), torch.eye(2)])
