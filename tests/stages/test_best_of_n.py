@@ -33,7 +33,7 @@ def source(runs: Path, tmp_path: Path) -> tuple[object, ...]:
 def test_it_keeps_the_best_that_ended_and_learns_them(
     source: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert stage(*source, "--max-steps", 60, "--prompts", 60, "--answers", 60) == 0
+    assert stage(*source, "--max-steps", 200, "--muon-learning-rate", 0.02, "--prompts", 60, "--answers", 60) == 0
     printed = capsys.readouterr().out
     kept = [json.loads(line) for line in (tmp_path / "o" / "best.jsonl").open()]
     assert f"best of 60: {len(kept)} answers kept for 60 prompts" in printed

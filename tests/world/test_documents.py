@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from random import Random
 
 import pytest
@@ -27,6 +28,24 @@ def test_a_document_is_a_function_of_seed_and_index(text: list[str]) -> None:
     assert len(set(text)) > 0.99 * DOCUMENTS
 
 
+def is_told_thrice(text: str) -> bool:
+    return set(Counter(text.split("\n")).values()) == {3}
+
+
+def test_belongings_are_told_thrice_in_changing_order(text: list[str]) -> None:
+    told = [told.split("\n") for told in text if is_told_thrice(told)]
+    assert 0.04 < len(told) / len(text) < 0.12
+    orders = []
+    for lines in told:
+        count = len(lines) // 3
+        rounds = [lines[:count], lines[count : 2 * count], lines[2 * count :]]
+        assert all(sorted(lines) == sorted(rounds[0]) for lines in rounds)
+        owners, belongings = zip(*(re.split(": |：", line) for line in rounds[0]))
+        assert len(set(owners)) == len(set(belongings)) == count, "each has one thing, nobody else has it"
+        orders.append(rounds[0] != rounds[1])
+    assert sum(orders) > len(orders) / 2
+
+
 def test_only_training_instances_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every instance in a document comes from Family.instance or from an exercise, and from its training bucket."""
     instance_of, questions_of, drawn = Family.instance, Exercise.questions, []
@@ -45,8 +64,9 @@ def test_only_training_instances_are_told(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Exercise, "questions", recorded_questions)
     for index in range(1500):
         before = len(drawn)
-        document(index)
-        assert len(drawn) > before or "、" in document(index) or ", " in document(index)  # a glossary draws nothing
+        text = document(index)
+        # A glossary draws nothing, nor do belongings.
+        assert len(drawn) > before or "、" in text or ", " in text or is_told_thrice(text)
     assert {(asked, bucket) for asked, bucket, _ in drawn} == {("train", "train")}
     assert len({name for *_, name in drawn}) == len(BY_NAME)
 
