@@ -32,8 +32,8 @@ class KVCache:
         shape = (config.layers, batch, config.kv_heads, capacity, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
-        mixed = (config.heads + config.kv_heads) * config.head_dim
-        self.recent = torch.zeros(config.layers, batch, config.qk_window - 1, mixed, device=device, dtype=dtype)
+        channels = (config.heads + config.kv_heads) * config.head_dim
+        self.recent = torch.zeros(config.layers, batch, config.qk_window - 1, channels, device=device, dtype=dtype)
         """Each layer's queries and keys of the last tokens, side by side, before the convolution over them."""
         self.length = 0
         """Slots filled so far, in every row."""
