@@ -80,7 +80,7 @@ def _work(
 def describe(attention: Callable[..., Any], reference: Callable[..., Any]) -> Spec:
     """The spec of this `attention`, which is the module's own or one with a bug planted, and its reference."""
     shape = dict(causal=True, return_lse=False)
-    built = dict(shape, batch=2, queries=512, keys=512, kv_heads=2, group=2)
+    built = dict(causal=True, batch=2, queries=512, keys=512, kv_heads=2, group=2)
     return Spec(
         name="attention",
         op=attention,
@@ -95,6 +95,7 @@ def describe(attention: Callable[..., Any], reference: Callable[..., Any]) -> Sp
             for dtype in ("float16", "bfloat16")
             for extra in ({}, {"documents": 3, "padding": 20})
         ),
+        max_spill_bytes=232,  # dk and dv at head_dim 128 on 90: see the launches of attention_backward.py
         needs_tensor_cores=True,
         benchmarks=tuple(
             dict(shape, batch=16384 // length, queries=length, keys=length, kv_heads=2048 // dim, group=1, head_dim=dim)

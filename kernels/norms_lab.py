@@ -149,7 +149,10 @@ def describe_add_rms_norm(op: Callable[..., Any], reference: Callable[..., Any])
 
     return replace(
         _with_residual(describe_rms_norm(op, reference)),
-        builds=({"rows": [256], "columns": 4096}, {"rows": [256], "columns": 16384}),
+        builds=(
+            *({"rows": [256], "columns": columns} for columns in (4096, 16384)),
+            {"rows": [256], "columns": 1, "dtype": "float32"},
+        ),
         benchmarks=({"rows": [4096], "columns": 4096}, {"rows": [4096], "columns": 16384}),
         peers=lambda: {"torch": unfused},
         mutants=(
@@ -304,7 +307,7 @@ def describe_add_layer_norm(op: Callable[..., Any], reference: Callable[..., Any
 
     return replace(
         _with_residual(describe_layer_norm(op, reference)),
-        builds=({"rows": [256], "columns": 4096},),
+        builds=({"rows": [256], "columns": 4096}, {"rows": [256], "columns": 1, "dtype": "float32"}),
         benchmarks=({"rows": [4096], "columns": 4096},),
         peers=lambda: {"torch": unfused},
         mutants=(

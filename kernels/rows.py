@@ -62,7 +62,8 @@ def forward_launch(n: int, device: torch.device) -> Launch:
 
 
 def backward_launch(n: int, bytes_loaded: int, device: torch.device) -> Launch:
-    """For rows of n that fit a block, where `bytes_loaded` is what a program loads for each element of a tile.
+    """For rows of n that fit a block, where `bytes_loaded` is what a program loads for each element of a tile, besides
+    up to two float32 numbers for each row, which weigh as much as the elements where rows are short.
 
     Few programs run, so each must have much on its way from memory: a tile is loaded one or two tiles before it is
     computed (STAGES - 1), as far as shared memory holds it.
@@ -71,7 +72,7 @@ def backward_launch(n: int, bytes_loaded: int, device: torch.device) -> Launch:
     if generation(device) == 0:
         return Launch({"ROWS": 2, "BLOCK": block, "STAGES": 1})
     rows = max(1, 8192 // block)
-    ahead = (SHARED_MEMORY.get(generation(device), 65_536) - 4096) // (rows * block * bytes_loaded)
+    ahead = (SHARED_MEMORY.get(generation(device), 65_536) - 4096) // (rows * (block * bytes_loaded + 8))
     return Launch({"ROWS": rows, "BLOCK": block, "STAGES": 1 + min(2, ahead)}, num_warps=max(8, block // 512))
 
 

@@ -32,6 +32,11 @@ def measure(specs: Sequence[Spec], instruments: Instruments, ceilings: Ceilings)
 
 def measure_case(spec: Spec, case: Case, instruments: Instruments, ceilings: Ceilings) -> dict[str, Any]:
     """The op and its peers on the same inputs."""
+    with torch.cuda.stream(instruments.stream):
+        return _measure_case(spec, case, instruments, ceilings)
+
+
+def _measure_case(spec: Spec, case: Case, instruments: Instruments, ceilings: Ceilings) -> dict[str, Any]:
     torch.manual_seed(0)
     torch.compiler.reset()  # after a few recompilations for other sizes, what was compiled would quietly run eagerly
     call = prepare(spec, case, instruments.device)
@@ -80,7 +85,7 @@ def _times(
     instruments: Instruments,
     least: dict[str, float],
 ) -> dict[str, Any]:
-    """Milliseconds and percent of the roofline by phase, and the peak of memory."""
+    """Milliseconds and percent of the roofline by phase; the time of a whole call from Python; the peak of memory."""
     copies = [call.copy() for _ in range(max(2, math.ceil(2 * instruments.cache_bytes / max(call.bytes, 1))))]
 
     def both(copy: Call) -> list[Tensor]:
@@ -94,9 +99,21 @@ def _times(
         with functorch.patch(donated_buffer=False):
             graphs = [(copy, copy.forward(function)) for copy in copies]
             backwards = [lambda c=c, outputs=y: c.backward(outputs, cotangents, again=True) for c, y in graphs]
-            times["backward"] = instruments.milliseconds(in_turn(backwards))
+            try:
+                backwards[0]()
+                backwards[0]()
+            except RuntimeError:  # an op that overwrites what it saved; its graph can be run backward once
+                times["backward"] = times["both"] - times["forward"]
+            else:
+                times["backward"] = instruments.milliseconds(in_turn(backwards))
+    whole = in_turn([(lambda c=c: both(c)) if cotangents else (lambda c=c: c.forward(function)) for c in copies])
     roofline = {phase: 100 * least[phase] / time for phase, time in times.items() if phase in least}
-    return {"ms": times, "roofline_percent": roofline, "peak_bytes": instruments.peak_bytes(lambda: both(call))}
+    return {
+        "ms": times,
+        "roofline_percent": roofline,
+        "call_ms": instruments.call_milliseconds(whole),
+        "peak_bytes": instruments.peak_bytes(lambda: both(call)),
+    }
 
 
 def _judge(spec: Spec, call: Call, cotangents: list[Tensor]) -> Callable[..., dict[str, Any]]:
@@ -142,7 +159,7 @@ def report(measured: dict[str, Any]) -> str:
         f"{measured['device']}: copies {ceilings.bytes_per_second / 1e12:.2f} TB/s, "
         f"multiplies matrices at {ceilings.flops_per_second / 1e12:.0f} TFLOP/s"
     ]
-    heads = ["", *(f"{phase} {unit}" for phase in PHASES for unit in ("ms", "%")), "peak MiB", "error/eager"]
+    heads = ["", *(f"{phase} {unit}" for phase in PHASES for unit in ("ms", "%")), "call ms", "peak MiB", "error/eager"]
     for case in measured["cases"]:
         rows = []
         for name, found in case["implementations"].items():
@@ -152,7 +169,7 @@ def report(measured: dict[str, Any]) -> str:
             cells = [(found["ms"].get(phase), found["roofline_percent"].get(phase)) for phase in PHASES]
             numbers = [text for ms, percent in cells for text in (_number(ms, ".4f"), _number(percent, ".0f"))]
             error = _number(found["error_over_naive"], ".2f")
-            rows.append([name, *numbers, f"{found['peak_bytes'] / 2**20:.1f}", error])
+            rows.append([name, *numbers, f"{found['call_ms']:.4f}", f"{found['peak_bytes'] / 2**20:.1f}", error])
         lines += ["", f"{case['op']}: {describe(case['case'])}", table(heads, rows)]
         for kernel in case["kernels"]:
             numbers = (
@@ -178,26 +195,28 @@ def plot(measured: dict[str, Any], path: Path) -> None:
         raise UsageError("--plot needs matplotlib: install the extra `plot`") from None
     cases = [case for case in measured["cases"] if case["least_ms"]]
     names = list(dict.fromkeys(_role(case, name) for case in cases for name in case["implementations"]))
-    height = 1 + 0.25 * len(cases) * (len(names) + 1)
-    figure, axes = plt.subplots(1, 2, figsize=(14, height), sharey=True, layout="constrained")
-    bars = [
-        (row, names.index(_role(case, name)), found["roofline_percent"])
-        for row, case in enumerate(cases)
-        for name, found in case["implementations"].items()
-        if "failed" not in found
-    ]
-    width = 1 / (len(names) + 1)
+    # One bar below the other, and a gap after each case: (place, color's number, percent by phase).
+    bars: list[tuple[int, int, dict[str, float]]] = []
+    labels: dict[float, str] = {}
+    place = 0
+    for case in cases:
+        ran = [(name, found) for name, found in case["implementations"].items() if "failed" not in found]
+        labels[place + (len(ran) - 1) / 2] = f"{case['op']}\n{describe(case['case'])}"
+        for name, found in ran:
+            bars.append((place, names.index(_role(case, name)), found["roofline_percent"]))
+            place += 1
+        place += 1
+    figure, axes = plt.subplots(1, 2, figsize=(14, 1 + 0.2 * place), sharey=True, layout="constrained")
     for axis, phase in zip(axes, PHASES):
-        for row, number, percent in bars:
-            axis.barh(row + number * width, percent.get(phase, 0), width, align="edge", color=f"C{number}")
+        for at, number, percent in bars:
+            axis.barh(at, percent.get(phase, 0), 1, color=f"C{number}")
         axis.axvline(100, color="black", linewidth=0.8)
         axis.set(xlabel=f"{phase}: % of the measured roofline", xlim=(0, None))
         axis.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks([row + 0.4 for row in range(len(cases))])
-    axes[0].set_yticklabels([f"{case['op']}\n{describe(case['case'])}" for case in cases], fontsize=7)
-    axes[0].invert_yaxis()
+    axes[0].set_yticks(list(labels), list(labels.values()), fontsize=7)
+    axes[0].set_ylim(place - 1, -1)
     handles = [Patch(color=f"C{number}") for number in range(len(names))]
-    axes[1].legend(handles, names, fontsize=8)
+    figure.legend(handles, names, fontsize=8, loc="outside lower center", ncols=len(names))
     figure.suptitle(measured["device"])
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

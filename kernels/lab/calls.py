@@ -59,8 +59,10 @@ class Call:
 
 
 def prepare(spec: Spec, case: Case, device: torch.device) -> Call:
-    """The case's inputs with the strides that the spec gives them, floating-point ones in the case's dtype."""
-    inputs = spec.make(case)
+    """The case's inputs with the strides that the spec gives them, floating-point ones in the case's dtype.
+
+    Drawn on the device itself: a gigabyte of random numbers takes a CPU seconds."""
+    inputs = spec.make(case, device)
     dtype = dtype_of(case)
     tensors = {}
     for name, tensor in inputs.tensors.items():

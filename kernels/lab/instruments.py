@@ -6,6 +6,7 @@ import itertools
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -16,11 +17,15 @@ class Instruments:
     device: torch.device
     name: str
     milliseconds: Callable[[Callable[[], Any]], float]
-    """How long a call takes: the median of many."""
+    """How long a call keeps the device busy: the median of many."""
+    call_milliseconds: Callable[[Callable[[], Any]], float]
+    """How long a call takes from Python, whose launches may take longer than what they launch."""
     peak_bytes: Callable[[Callable[[], Any]], int]
     """How much memory a call holds at most, besides what was there before."""
     cache_bytes: int
     """The device's last cache: what is measured is read from memory, past it."""
+    stream: torch.cuda.Stream | None = None
+    """Where calls are to run: a backward runs on its forward's stream, and the default stream cannot be captured."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,20 @@ def cuda_instruments() -> Instruments | None:
         return None
     from triton.testing import do_bench
 
-    def milliseconds(call: Callable[[], Any]) -> float:
+    stream = torch.cuda.Stream()
+
+    def call_milliseconds(call: Callable[[], Any]) -> float:
         # By CUDA events. The mean, which is the default, would count the machine's other work.
         return do_bench(call, return_mode="median")  # pyright: ignore[reportReturnType]
+
+    def milliseconds(call: Callable[[], Any]) -> float:
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            try:
+                return replayed_milliseconds(call)
+            except RuntimeError:  # it waits for the device in between, and cannot be captured
+                torch.cuda.synchronize()
+                return call_milliseconds(call)
 
     def peak_bytes(call: Callable[[], Any]) -> int:
         call()  # what is allocated once and kept, such as workspaces, is not counted
@@ -58,7 +74,36 @@ def cuda_instruments() -> Instruments | None:
 
     properties = torch.cuda.get_device_properties()
     device = torch.device("cuda", torch.cuda.current_device())
-    return Instruments(device, properties.name, milliseconds, peak_bytes, properties.L2_cache_size)
+    return Instruments(
+        device, properties.name, milliseconds, call_milliseconds, peak_bytes, properties.L2_cache_size, stream
+    )
+
+
+def replayed_milliseconds(call: Callable[[], Any]) -> float:
+    """Median time of a call that is captured in a CUDA graph, some 10 ms of it, and replayed: kernels follow each other
+    at once. On a stream that is not the default one. RuntimeError where the call cannot be captured."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def timed(run: Callable[[], Any]) -> float:
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end)
+
+    call()
+    torch.cuda.synchronize()
+    # The first call is all launches, so that short ones are counted too few times; 200 of 10 µs are enough.
+    count = max(1, min(200, int(10 / max(timed(call), 1e-3))))
+    graph = torch.cuda.CUDAGraph()
+    graph.capture_begin()
+    try:
+        for _ in range(count):
+            call()
+    finally:
+        graph.capture_end()
+    graph.replay()
+    return median(timed(graph.replay) / count for _ in range(10 if count > 1 else 4))
 
 
 def measure_ceilings(instruments: Instruments, copied: int = 2**30, width: int = 8192) -> Ceilings:

@@ -117,7 +117,9 @@ class Spec:
     reference) and `compile` (torch.compile of it) are always measured."""
     mutants: tuple[Mutant, ...] = ()
 
-    def make(self, case: Case) -> Inputs:
-        """The inputs of one case: the same ones each time."""
-        generator = torch.Generator().manual_seed(case.get("seed", 0))
-        return self.inputs(generator, **{key: value for key, value in case.items() if key not in ("seed", "dtype")})
+    def make(self, case: Case, device: torch.device | str = "cpu") -> Inputs:
+        """The inputs of one case: the same ones each time, of one kind of device."""
+        generator = torch.Generator(device).manual_seed(case.get("seed", 0))
+        settings = {key: value for key, value in case.items() if key not in ("seed", "dtype")}
+        with torch.device(device):
+            return self.inputs(generator, **settings)

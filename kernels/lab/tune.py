@@ -47,6 +47,11 @@ class Tuned:
 
 def tune_case(spec: Spec, case: Case, instruments: Instruments) -> list[Tuned]:
     """Tries every launch that the case's kernels offer, forward and backward, one kernel at a time."""
+    with torch.cuda.stream(instruments.stream):
+        return _tune_case(spec, case, instruments)
+
+
+def _tune_case(spec: Spec, case: Case, instruments: Instruments) -> list[Tuned]:
     torch.manual_seed(0)
     call = prepare(spec, case, instruments.device)
     calls = [call, *(call.copy() for _ in range(2 * instruments.cache_bytes // max(call.bytes, 1)))]

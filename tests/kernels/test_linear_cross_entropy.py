@@ -28,6 +28,8 @@ from kernels.launch import INTERPRETED
 chunked_file = importlib.import_module("kernels.linear_cross_entropy_chunked")
 kernel_file = importlib.import_module("kernels.linear_cross_entropy")
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 def draw(
     rows: int, width: int = 6, vocabulary: int = 11, seed: int = 0, dtype: torch.dtype = torch.float64
@@ -108,10 +110,10 @@ def test_gradient_of_the_docstring() -> None:
 @pytest.mark.parametrize("op", [linear_logprobs, linear_logprobs_chunked])
 def test_entropy_of_large_logits(op: Callable[..., Any]) -> None:
     """Where one logit is large the entropy is small: it must not be the difference of two large numbers."""
-    generator = torch.Generator().manual_seed(0)
-    hidden = 8 * torch.randn(64, 65, generator=generator)
-    weight = torch.randn(32, 65, generator=generator) / 65**0.5
-    targets = torch.zeros(64, dtype=torch.int64)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    hidden = 8 * torch.randn(64, 65, generator=generator, device=DEVICE)
+    weight = torch.randn(32, 65, generator=generator, device=DEVICE) / 65**0.5
+    targets = torch.zeros(64, dtype=torch.int64, device=DEVICE)
     _, entropy = op(hidden, weight, targets, with_entropy=True)
     _, exact = linear_logprobs_reference(hidden.double(), weight.double(), targets, with_entropy=True)
     _, naive = linear_logprobs_reference(hidden, weight, targets, with_entropy=True)

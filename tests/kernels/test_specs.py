@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from kernels.lab.calls import prepare
 from kernels.lab.check import check, check_case
 from kernels.lab.find import Kernel, op_name, package_kernels
 from kernels.lab.mutants import run_mutants
@@ -31,6 +32,13 @@ def test_planted_bugs_are_caught(kernel: Kernel):
     outcomes = list(run_mutants(kernel, examples=200))
     assert len(outcomes) >= 6
     assert [outcome for outcome in outcomes if not outcome.is_caught] == []
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_builds_return_all_that_is_judged(kernel: Kernel):
+    """A GPU judges them, so they must not leave out a result."""
+    call = prepare(kernel.spec, kernel.spec.builds[0], torch.device("cpu"))
+    assert len(call.forward(kernel.spec.reference)) == len(kernel.spec.outputs)
 
 
 @pytest.mark.gpu

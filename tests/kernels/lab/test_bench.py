@@ -47,7 +47,7 @@ def instruments(milliseconds: Callable[[Callable[[], Any]], float], cache_bytes:
         call()
         return 3 * 2**20
 
-    return Instruments(torch.device("cpu"), "stand-in", milliseconds, peak_bytes, cache_bytes)
+    return Instruments(torch.device("cpu"), "stand-in", milliseconds, lambda call: 5.0, peak_bytes, cache_bytes)
 
 
 def four_milliseconds(call: Callable[[], Any]) -> float:
@@ -69,6 +69,7 @@ def test_times_become_percentages_of_the_roofline() -> None:
     for found in case["implementations"].values():
         assert found["ms"] == {"forward": 4.0, "backward": 4.0, "both": 4.0}
         assert found["roofline_percent"] == pytest.approx({"forward": 50.0, "backward": 75.0, "both": 125.0})
+        assert found["call_ms"] == 5.0
         assert found["peak_bytes"] == 3 * 2**20
 
 
@@ -116,6 +117,15 @@ def test_the_backward_is_timed_alone() -> None:
     assert counts == [2, 2, 0]
 
 
+def test_a_graph_that_can_be_run_backward_once_is_timed_by_difference() -> None:
+    spec = next(kernel.spec for kernel in package_kernels() if op_name(kernel) == "cross_entropy")
+    case = {"rows": 4, "vocabulary": 8, "dtype": "float32"}
+    took = iter([1.0, 3.0])
+    call = bench.prepare(spec, case, torch.device("cpu"))
+    times = bench._times(spec.op, call, [torch.ones(4)], instruments(lambda call: call() and next(took)), {})
+    assert times["ms"] == {"forward": 1.0, "both": 3.0, "backward": 2.0}
+
+
 def test_errors_are_told_over_the_eager_version() -> None:
     def wrong(x: Tensor, weight: Tensor) -> Tensor:
         return 1.001 * x * weight
@@ -149,7 +159,7 @@ def test_report_and_plot_read_the_json_alone(tmp_path: Path) -> None:
     text = bench.report(measured)
     assert "stand-in: copies 0.00 TB/s" in text and "scaled: rows=4 columns=8 float32" in text
     row = next(line.split() for line in text.splitlines() if line.startswith("eager"))
-    assert row[1:8] == ["4.0000", "50", "4.0000", "75", "4.0000", "125", "3.0"]
+    assert row[1:9] == ["4.0000", "50", "4.0000", "75", "4.0000", "125", "5.0000", "3.0"]
     bench.plot(measured, tmp_path / "sub" / "plot.png")
     assert (tmp_path / "sub" / "plot.png").read_bytes().startswith(b"\x89PNG")
 
@@ -185,6 +195,17 @@ def test_peers_compute_the_same(kernel: Kernel) -> None:
     for peer in spec.peers().values():
         for got, expected in zip(call.forward(peer), call.forward(spec.reference)):
             torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.gpu
+def test_a_replay_is_faster_than_its_launches() -> None:
+    found = cuda_instruments()
+    if found is None:
+        pytest.skip("no CUDA device here")
+    x = torch.ones(1000, device=found.device)
+    assert found.milliseconds(lambda: x + 1) < found.call_milliseconds(lambda: x + 1)
+    # What waits for the device cannot be captured, and is timed as it is called.
+    assert found.milliseconds(lambda: (x + 1).sum().item()) > 0
 
 
 @pytest.mark.gpu

@@ -64,7 +64,7 @@ def by_block(call: Callable[[], Any]) -> float:
     return MILLISECONDS[Twice.used[-1][1]]
 
 
-STAND_IN = Instruments(torch.device("cpu"), "stand-in", by_block, lambda call: 0, cache_bytes=100)
+STAND_IN = Instruments(torch.device("cpu"), "stand-in", by_block, by_block, lambda call: 0, cache_bytes=100)
 
 
 @pytest.fixture
