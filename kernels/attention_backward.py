@@ -35,12 +35,12 @@ from kernels.attention_forward import (
 from kernels.launch import cdiv, jit, tl
 
 # As in the forward: BLOCK_Q, BLOCK_K, warps, stages. dk and dv need registers for two sums besides S and dP: at
-# head_dim 64 and 128 they fit into 8 warps, or into 4 with 64 keys of 64 channels. 90's are the fastest of those tried
-# on an H200 (benchmarks/results/nvidia-h200-attention-launches.json): with 64 keys of 128 channels in 4 warps 232 bytes a
-# thread are spilled, and the backward takes a seventh less time than with 128 keys in 8 warps, which spill nothing. At 256, with the 64 keys that the tensor cores of 90
-# and 100 need at least, they spill on 90, and for 100 Triton 3.7 builds an empty one: 32 keys take 80's instructions.
-# On 100, where sums move between tensor memory and registers, a loop over several query heads spills 448 bytes at
-# head_dim 128 in two stages, none in one.
+# head_dim 64 and 128 they fit into 8 warps, or into 4 with 64 keys of 64 channels. On an H200, those of 90 were the
+# fastest tried (benchmarks/results/nvidia-h200-attention-launches.json) that spill nothing, but at head_dim 128: there
+# 64 keys in 4 warps spill 232 bytes a thread, and the whole backward takes a seventh less time than with 128 in 8.
+# At 256, with the 64 keys that the tensor cores of 90 and 100 need at least, they spill on 90, and for 100 Triton 3.7
+# builds an empty one: 32 keys take 80's instructions. On 100, where sums move between tensor memory and registers, a
+# loop over several query heads spills 448 bytes at head_dim 128 in two stages, none in one.
 DQ_LAUNCHES = {
     0: by_row_bytes({1024: (32, 16, 4, 1)}),
     80: by_row_bytes({128: (128, 64, 8, 2), 256: (128, 32, 8, 2), 512: (64, 32, 8, 1), 1024: (16, 16, 8, 1)}),
