@@ -66,8 +66,8 @@ def _tiny() -> Recipe:
             rows=6,
             fit=replace(fit, muon_learning_rate=0.007, max_steps=3400, max_minutes=6.4, cooldown=0.9, eval_every=1700),
         ),
-        SFTConfig(rows=6, fit=replace(fit, muon_learning_rate=0.007, max_steps=1900, max_minutes=4.6, cooldown=0.9)),
-        RewardConfig(prompts=16, fit=replace(gentle, max_steps=700, max_minutes=1.6)),
+        SFTConfig(rows=6, fit=replace(fit, muon_learning_rate=0.007, max_steps=2300, max_minutes=5.2, cooldown=0.9)),
+        RewardConfig(prompts=16, fit=replace(gentle, max_steps=700, max_minutes=1.2)),
         # Without the chosen answers' own loss both log-probabilities fall, and the policy forgets what it knew. Small
         # rates: at twice to four times these it reached less in the same time.
         DPOConfig(

@@ -143,12 +143,20 @@ def _exercises(language: Language, rng: Random) -> str:
 
 
 def _belongings(language: Language, rng: Random) -> str:
-    """Who has what, told again and again in another order: to look things up is learned from every second word."""
+    """Who has what, told again twice in another order: to look things up is learned from every second word.
+
+    Half of the time it is then asked whether it is this or that: to compare is learned from two words side by side.
+    """
     count = rng.randint(3, 6)
-    colon = "：" if language == "zh" else ": "
+    colon, asks = ("：", "；{}？{}。") if language == "zh" else (": ", "; {}? {}.")
     people, things = rng.sample(PEOPLE, count), rng.sample(NOUNS, count)
     lines = [f"{who[language]}{colon}{what[language]}" for who, what in zip(people, things)]
-    return "\n".join(line for _ in range(3) for line in rng.sample(lines, count))
+    told = rng.sample(lines, count)
+    for i in (*rng.sample(range(count), count), *rng.sample(range(count), count)):
+        asked = things[i] if rng.random() < 0.5 else rng.choice([*things[:i], *things[i + 1 :]])
+        question = asks.format(asked[language], reasoning.VERDICTS[language][asked is things[i]])
+        told.append(lines[i] + (question if rng.random() < 0.5 else ""))
+    return "\n".join(told)
 
 
 def _parallel_sentences(language: Language, rng: Random) -> str:

@@ -7,6 +7,7 @@ right answer in another language. It always scores lower by the example's own ch
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
@@ -59,8 +60,10 @@ Fault = Callable[[Task, Random], "str | None"]
 
 def _wrong_answer(task: Task, rng: Random) -> str | None:
     answer, example = task.example.answer, task.example
-    if answer.isdecimal() and rng.random() < 0.5:
-        return str(abs(int(answer) + rng.choice((-10, -2, -1, 1, 2, 10))))
+    if (numbers := list(re.finditer(r"\d+", answer))) and rng.random() < 0.5:
+        number = rng.choice(numbers)
+        near = abs(int(number[0]) + rng.choice((-10, -2, -1, 1, 2, 10)))
+        return f"{answer[: number.start()]}{near}{answer[number.end() :]}"
     words = answer.split(" ")
     if task.family.name in _LISTS and len(words) > 1 and rng.random() < 0.5:
         i = rng.randrange(len(words) - 1)

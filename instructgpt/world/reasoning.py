@@ -1,7 +1,14 @@
-"""Reasoning: a yes/no inference in two steps, and an item that fits what somebody liked before."""
+"""Reasoning: a yes/no inference in two steps, and an item that fits what somebody liked before.
+
+The answer to an inference says its two steps first, and again what was asked beside what was found, so that each next
+word is one look at the facts (Wei et al. 2022, "Chain-of-Thought Prompting Elicits Reasoning in Large Language
+Models").
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from random import Random
 from typing import NamedTuple
 
@@ -16,6 +23,18 @@ _RELATIONS = (
     (("faster", "快"), ("slower", "慢")),
     (("stronger", "强"), ("weaker", "弱")),
 )
+VERDICTS: Mapping[Language, tuple[str, str]] = {"en": ("No", "Yes"), "zh": ("不是", "是")}
+"""Index: whether it holds."""
+
+
+def _conclusion(steps: Sequence[str], asked: str, holds: bool, language: Language) -> str:
+    """Steps as sentences, and whether they lead to what was asked."""
+    said, verdict = _sentences(steps, language), VERDICTS[language][holds]
+    return f"{said[:-1]}；{asked}？{verdict}。" if language == "zh" else f"{said[:-1]}; {asked}? {verdict}."
+
+
+def _sentences(clauses: Sequence[str], language: Language) -> str:
+    return "".join(f"{clause}。" for clause in clauses) if language == "zh" else " ".join(f"{c}." for c in clauses)
 
 
 class Chain(NamedTuple):
@@ -39,19 +58,35 @@ class Chain(NamedTuple):
         ]
         if self.swapped:
             steps.reverse()
-        first, last = self.people[0], self.people[-1]
-        subject, other = (first, last) if self.asks_greater == self.holds else (last, first)
-        word = _RELATIONS[self.relation][0 if self.asks_greater else 1]
+        subject, _, other = self._from_subject()
+        word = self._word(self.asks_greater, language)
         if language == "zh":
-            return "".join(f"{step}。" for step in steps), f"{subject.zh}比{other.zh}{word[1]}吗？"
-        return " ".join(f"{step}." for step in steps), f"Is {subject.en} {word[0]} than {other.en}?"
+            return _sentences(steps, language), f"{subject.zh}比{other.zh}{word}吗？"
+        return _sentences(steps, language), f"Is {subject.en} {word} than {other.en}?"
+
+    def answer(self, language: Language) -> str:
+        """From the one asked about over the one between to the other, told from that side."""
+        line = self._from_subject()
+        falls = line == self.people
+        steps = [
+            self._compare(*((a, b) if falls else (b, a)), from_greater=falls, language=language)
+            for a, b in pairwise(line)
+        ]
+        return _conclusion(steps, self._word(self.asks_greater, language), self.holds, language)
+
+    def _from_subject(self) -> tuple[Person, ...]:
+        """The three people in their order, starting with whom the question is about."""
+        return self.people if self.asks_greater == self.holds else self.people[::-1]
 
     def _compare(self, greater: Person, lesser: Person, from_greater: bool, language: Language) -> str:
-        word = _RELATIONS[self.relation][0 if from_greater else 1]
+        word = self._word(from_greater, language)
         subject, other = (greater, lesser) if from_greater else (lesser, greater)
         if language == "zh":
-            return f"{subject.zh}比{other.zh}{word[1]}"
-        return f"{subject.en} is {word[0]} than {other.en}"
+            return f"{subject.zh}比{other.zh}{word}"
+        return f"{subject.en} is {word} than {other.en}"
+
+    def _word(self, is_greater: bool, language: Language) -> str:
+        return _RELATIONS[self.relation][0 if is_greater else 1][1 if language == "zh" else 0]
 
 
 class Containment(NamedTuple):
@@ -67,20 +102,33 @@ class Containment(NamedTuple):
 
     def text(self, language: Language) -> tuple[str, str]:
         """The three facts, and the question."""
-        asked = self.where if self.holds else self.elsewhere
         if language == "zh":
-            facts = (
-                f"{self.thing.zh}在{self.inside.zh}里。",
-                f"{self.inside.zh}在{self.where.zh}。",
-                f"{self.decoy.zh}在{self.elsewhere.zh}。",
+            question = f"{self.thing.zh}在{self._asked.zh}吗？"
+        else:
+            question = f"Is the {self.thing.en} at the {self._asked.en}?"
+        facts = self._facts(language)
+        return _sentences([facts[i] for i in self.order], language), question
+
+    def answer(self, language: Language) -> str:
+        """In what the thing is, and where that is."""
+        return _conclusion(self._facts(language)[:2], self._asked[language], self.holds, language)
+
+    @property
+    def _asked(self) -> Place:
+        return self.where if self.holds else self.elsewhere
+
+    def _facts(self, language: Language) -> tuple[str, str, str]:
+        if language == "zh":
+            return (
+                f"{self.thing.zh}在{self.inside.zh}里",
+                f"{self.inside.zh}在{self.where.zh}",
+                f"{self.decoy.zh}在{self.elsewhere.zh}",
             )
-            return "".join(facts[i] for i in self.order), f"{self.thing.zh}在{asked.zh}吗？"
-        facts = (
-            f"The {self.thing.en} is in the {self.inside.en}.",
-            f"The {self.inside.en} is at the {self.where.en}.",
-            f"The {self.decoy.en} is at the {self.elsewhere.en}.",
+        return (
+            f"The {self.thing.en} is in the {self.inside.en}",
+            f"The {self.inside.en} is at the {self.where.en}",
+            f"The {self.decoy.en} is at the {self.elsewhere.en}",
         )
-        return " ".join(facts[i] for i in self.order), f"Is the {self.thing.en} at the {asked.en}?"
 
 
 _CONTAINERS = tuple(noun for noun in THINGS if noun.en in {"box", "bag", "car"})
@@ -108,8 +156,7 @@ def _draw_inference(rng: Random) -> Chain | Containment:
 
 def _inference_question(instance: Chain | Containment, language: Language, rng: Random) -> Question:
     facts, asked = instance.text(language)
-    answer = ("是" if instance.holds else "不是") if language == "zh" else "yes" if instance.holds else "no"
-    return Question({"facts": facts, "question": asked}, answer)
+    return Question({"facts": facts, "question": asked}, instance.answer(language))
 
 
 def _inference_key(instance: Chain | Containment) -> str:
@@ -146,7 +193,7 @@ INFERENCE = Family(
         ),
     },
     key=_inference_key,
-    weight=4,
+    weight=3.5,
 )
 
 # --- recommendation ---------------------------------------------------------------------------------------------------

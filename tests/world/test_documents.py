@@ -28,12 +28,14 @@ def test_a_document_is_a_function_of_seed_and_index(text: list[str]) -> None:
     assert len(set(text)) > 0.99 * DOCUMENTS
 
 
-def is_told_thrice(text: str) -> bool:
-    return set(Counter(text.split("\n")).values()) == {3}
+def told_belongings(text: str) -> list[str]:
+    """The lines of a text about belongings, without what they may ask; of another text none."""
+    lines = [re.sub(r"; \w+\? (Yes|No)\.$|；\w+？(是|不是)。$", "", line) for line in text.split("\n")]
+    return lines if set(Counter(lines).values()) == {3} else []
 
 
 def test_belongings_are_told_thrice_in_changing_order(text: list[str]) -> None:
-    told = [told.split("\n") for told in text if is_told_thrice(told)]
+    told = list(filter(None, map(told_belongings, text)))
     assert 0.04 < len(told) / len(text) < 0.12
     orders = []
     for lines in told:
@@ -44,6 +46,14 @@ def test_belongings_are_told_thrice_in_changing_order(text: list[str]) -> None:
         assert len(set(owners)) == len(set(belongings)) == count, "each has one thing, nobody else has it"
         orders.append(rounds[0] != rounds[1])
     assert sum(orders) > len(orders) / 2
+
+
+def test_belongings_are_compared_with_what_is_asked(text: list[str]) -> None:
+    lines = "\n".join(one for one in text if told_belongings(one)).split("\n")
+    asked = [match.groups() for line in lines if (match := re.search(r"(?:: |：)(\w+)[;；] ?(\w+)[?？] ?(\w+)", line))]
+    assert 0.25 < len(asked) / len(lines) < 0.42  # half of two rounds in three
+    assert all((thing == other) == (verdict in ("Yes", "是")) for thing, other, verdict in asked)
+    assert 0.4 < sum(thing == other for thing, other, _ in asked) / len(asked) < 0.6
 
 
 def test_only_training_instances_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +76,7 @@ def test_only_training_instances_are_told(monkeypatch: pytest.MonkeyPatch) -> No
         before = len(drawn)
         text = document(index)
         # A glossary draws nothing, nor do belongings.
-        assert len(drawn) > before or "、" in text or ", " in text or is_told_thrice(text)
+        assert len(drawn) > before or "、" in text or ", " in text or told_belongings(text)
     assert {(asked, bucket) for asked, bucket, _ in drawn} == {("train", "train")}
     assert len({name for *_, name in drawn}) == len(BY_NAME)
 

@@ -25,26 +25,37 @@ def both(family, seed: int) -> tuple[Question, Question]:
     return english, chinese
 
 
-def bare(answer: str) -> str:
-    return re.sub(r"^(at )?(the|an?) ", "", answer)
+def sentences(text: str) -> list[str]:
+    """Chinese ones, each with its full stop."""
+    return re.findall(r"[^。]+。", text)
 
 
 @given(seed=seeds)
 def test_a_passage_answers_its_question(seed: int) -> None:
+    """By the sentence of the text that it is about, up to the word asked for, or by who did it."""
     english, chinese = both(PASSAGE, seed)
-    events = re.findall(r"(\w+) (\w+) an? (\w+) at the (\w+)\.", english.slots["text"])
+    events = re.findall(r"((\w+) (\w+) (an? (\w+)) at the (\w+))\.", english.slots["text"])
     asked = english.slots["question"]
     if match := re.fullmatch(r"Who (\w+) the (\w+)\?", asked):
-        answers = [who for who, verb, what, _ in events if (verb, what) == match.groups()]
+        ((i, who),) = (
+            (i, who) for i, (_, who, verb, _, what, _) in enumerate(events) if (verb, what) == match.groups()
+        )
+        assert english.answer == f"The one who {match[1]} the {match[2]} is {who}."
+        told = sentences(chinese.slots["text"])[i]
+        deed, zh_who = re.fullmatch(r"(.+)的是(.+)。", chinese.answer).groups()
+        assert zh_who == CHINESE[who] and told.startswith(zh_who)
+        assert deed.endswith(CHINESE[match[2]]) and told.endswith(f"{CHINESE[match[2]]}。")
     elif match := re.fullmatch(r"What did (\w+) (\w+)\?", asked):
-        answers = [f"the {what}" for who, verb, what, _ in events if (who, verb) == (match[1], PAST[match[2]])]
+        ((i, what),) = ((i, what) for i, (_, who, verb, what, *_) in enumerate(events) if who == match[1])
+        assert english.answer == f"{match[1]} {PAST[match[2]]} {what}."
+        assert chinese.answer == sentences(chinese.slots["text"])[i]
     else:
         match = re.fullmatch(r"Where was (\w+)\?", asked)
         assert match
-        answers = [f"at the {where}" for who, _, _, where in events if who == match[1]]
-    assert answers == [english.answer]
-    assert chinese.answer == CHINESE[bare(english.answer)]
-    assert chinese.answer in chinese.slots["text"]
+        ((told, where),) = ((event[0], event[-1]) for event in events if event[1] == match[1])
+        assert english.answer == f"{told}."
+        assert chinese.answer == f"{CHINESE[match[1]]}在{CHINESE[where]}。"
+        assert chinese.answer.removesuffix("。") in chinese.slots["text"]
 
 
 def test_a_passage_names_nobody_and_nothing_twice() -> None:
@@ -62,8 +73,10 @@ def test_a_return_is_within_the_limit_of_its_own_thing(seed: int) -> None:
     limits = dict(re.findall(r"(\w+) (\d+) days", english.slots["policy"]))
     limit, days = int(limits[english.slots["thing"]]), int(english.slots["days"])
     assert len(limits) == 2
-    assert english.answer == (f"Yes, within {limit} days." if days <= limit else f"No, only within {limit} days.")
-    assert chinese.answer == f"{'可以' if days <= limit else '不可以'}，期限是 {limit} 天。"
+    thing = english.slots["thing"]
+    assert english.answer == f"The {thing}: {limit} days. {days} days: {'yes' if days <= limit else 'no'}."
+    may = "可以" if days <= limit else "不可以"
+    assert chinese.answer == f"{chinese.slots['thing']}：{limit} 天。{days} 天：{may}。"
     assert f"{chinese.slots['thing']} {limit} 天" in chinese.slots["policy"]
 
 
@@ -78,18 +91,25 @@ def test_the_limit_of_the_other_thing_often_says_otherwise() -> None:
 
 @given(seed=seeds)
 def test_a_table_answers_its_question(seed: int) -> None:
+    """By the one who has so many, or by all of the row and then, where it has more cells, the one asked for."""
     english, chinese = both(TABLE, seed)
-    heads, *rows = (line.strip("| ").split(" | ") for line in english.slots["table"].split("\n"))
+    (_, *heads), *rows = (line.strip("| ").split(" | ") for line in english.slots["table"].split("\n"))
+    (_, *zh_heads), *_ = (line.strip("|").split("|") for line in chinese.slots["table"].split("\n"))
     asked = english.slots["question"]
     if match := re.fullmatch(r"Who has (\d+) (\w+)\?", asked):
-        answers = [row[0] for row in rows if row[heads.index(match[2])] == match[1]]
-        assert chinese.answer == CHINESE[english.answer]
+        (who,) = (who for who, *cells in rows if cells[heads.index(match[2])] == match[1])
+        assert english.answer == f"The one with {match[1]} {match[2]} is {who}."
+        assert re.fullmatch(rf"有 {match[1]} .+的是{CHINESE[who]}。", chinese.answer)
     else:
         match = re.fullmatch(r"How many (\w+) does (\w+) have\?", asked)
         assert match
-        answers = [row[heads.index(match[1])] for row in rows if row[0] == match[2]]
-        assert chinese.answer == english.answer
-    assert answers == [english.answer]
+        (cells,) = (cells for who, *cells in rows if who == match[2])
+        column = heads.index(match[1])
+        row = ", ".join(map(" ".join, zip(heads, cells)))
+        zh_row = "，".join(map(" ".join, zip(zh_heads, cells)))
+        more = len(cells) > 1
+        assert english.answer == f"{match[2]}: {row}." + f" So {match[1]} {cells[column]}." * more
+        assert chinese.answer == f"{CHINESE[match[2]]}：{zh_row}。" + f"所以{zh_heads[column]} {cells[column]}。" * more
 
 
 @given(seed=seeds)
@@ -117,5 +137,6 @@ def test_examples_by_hand() -> None:
 
     assert example(SUMMARY, "Anna bought an apple.", "zh") == "安娜买了一个苹果。"
     assert example(SUMMARY, "Tom drew a cow.", "zh") == "汤姆画了一头牛。"
-    assert example(POLICY, "Yes, within 30 days.", "zh") == "可以，期限是 30 天。"
-    assert example(PASSAGE, "at the library", "zh") == "图书馆"
+    assert example(POLICY, "The hat: 30 days. 12 days: yes.", "zh") == "帽子：30 天。12 天：可以。"
+    assert example(PASSAGE, "The one who bought the hat is Anna.", "zh") == "买了帽子的是安娜。"
+    assert example(TABLE, "Anna: hats 2, dogs 3. So dogs 3.", "zh") == "安娜：帽子 2，狗 3。所以狗 3。"

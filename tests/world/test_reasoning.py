@@ -51,24 +51,38 @@ def places(text: str, question: str, chinese: bool) -> tuple[Pair, dict[str, str
     return inside, where, asked
 
 
+def conclusion(answer: str, chinese: bool) -> tuple[str, str, bool]:
+    """The steps, each with its full stop; what is asked again; whether it holds."""
+    match = re.fullmatch(r"(.+)；(\w+)？(是|不是)。" if chinese else r"(.+); (\w+)\? (Yes|No)\.", answer)
+    assert match
+    return match[1] + ("。" if chinese else "."), match[2], match[3] in ("是", "Yes")
+
+
 @given(seed=seeds)
 def test_an_inference_takes_two_facts_and_no_more(seed: int) -> None:
     rng = Random(seed)
     instance = INFERENCE.instance(rng, "train")
-    for language, yes, no in (("en", "yes", "no"), ("zh", "是", "不是")):
+    for language, is_chinese in (("en", False), ("zh", True)):
         question = INFERENCE.question(instance, language, rng)
-        text = (question.slots["facts"], question.slots["question"], language == "zh")
-        assert question.answer in (yes, no)
+        steps, again, holds = conclusion(question.answer, is_chinese)
+        text = (question.slots["facts"], question.slots["question"], is_chinese)
         if isinstance(instance, Chain):
             told, wanted = comparisons(*text)
             assert len(told) == 2
             assert wanted not in told and wanted[::-1] not in told  # no single fact answers
-            assert follows(told, wanted if question.answer == yes else wanted[::-1])
+            assert follows(told, wanted if holds else wanted[::-1])
+            # The steps are the facts, from the one asked about on.
+            said, _ = comparisons(steps, text[1], is_chinese)
+            assert sorted(said) == sorted(told) and again in text[1]
+            subject = steps.split("比" if is_chinese else " is ")[0]
+            assert text[1].removeprefix("Is ").startswith(subject)
         else:
             (thing, container), where, (asked, place) = places(*text)
             assert asked == thing and thing not in where and len(where) == 2
             assert place in where.values()
-            assert (where[container] == place) == (question.answer == yes)
+            assert (where[container] == place) == holds
+            assert places(steps, text[1], is_chinese)[:2] == ((thing, container), {container: where[container]})
+            assert again == place
 
 
 def test_yes_and_no_are_as_frequent_whichever_fact_comes_first() -> None:
@@ -80,7 +94,7 @@ def test_yes_and_no_are_as_frequent_whichever_fact_comes_first() -> None:
         facts, asked = question.slots["facts"], question.slots["question"]
         # Whether the thing or person asked about is the first one named, which a glance can see.
         glance = facts.split(" is ")[0].removeprefix("The ") == asked.split()[1]
-        first_named[glance, question.answer == "yes"] += 1
+        first_named[glance, question.answer.endswith("Yes.")] += 1
     for glance in (True, False):
         share = first_named[glance, True] / (first_named[glance, True] + first_named[glance, False])
         assert 0.3 < share < 0.7
