@@ -189,8 +189,8 @@ def _dialogue(language: Language, rng: Random) -> str:
 
 
 _KINDS: tuple[tuple[Callable[[Language, Random], str], float], ...] = (
-    (_number_facts, 0.28),
-    (_word_facts, 0.1),
+    (_number_facts, 0.27),
+    (_word_facts, 0.12),
     (_exercises, 0.36),
     (_belongings, 0.08),
     (_parallel_sentences, 0.05),

@@ -142,7 +142,7 @@ EXERCISES: tuple[Exercise, ...] = (
             "remove": {"en": ("without {word}: {answer}",), "zh": ("去掉{word}：{answer}",)},
             "replace": {"en": ("{new} for {old}: {answer}",), "zh": ("把{old}换成{new}：{answer}",)},
         },
-        weight=7,
+        weight=9,
     ),
     Exercise(
         _count,

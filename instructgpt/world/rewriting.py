@@ -182,7 +182,7 @@ REPLACE = Family(
         ),
     },
     key=_replacement_key,
-    weight=3,
+    weight=4,
 )
 
 
@@ -240,7 +240,7 @@ REMOVE = Family(
         ),
     },
     key=_removal_key,
-    weight=2.5,
+    weight=3.5,
 )
 
 # --- plural -----------------------------------------------------------------------------------------------------------
