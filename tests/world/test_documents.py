@@ -82,11 +82,12 @@ def test_only_training_instances_are_told(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_no_test_question_is_in_a_document(text: list[str]) -> None:
-    blob = "\n\n".join(text)
+    blob = "\n\n".join(text) + "\n"
     for split in ("val", "test", "test_phrasing"):
         for example in sample(split, 320):
             if len(example.messages) == 1:  # after other turns, the last one alone says nothing
-                assert example.messages[-1]["content"] not in blob
+                # To the end of its line: "la feuille" may be tested where "la feuille rouge" is trained on.
+                assert f"{example.messages[-1]['content']}\n" not in blob
 
 
 def test_no_sum_or_translation_of_the_test_is_in_a_document(text: list[str]) -> None:
