@@ -28,13 +28,15 @@ VERDICTS: Mapping[Language, tuple[str, str]] = {"en": ("No", "Yes"), "zh": ("不
 
 
 def _conclusion(steps: Sequence[str], asked: str, holds: bool, language: Language) -> str:
-    """Steps as sentences, and whether they lead to what was asked."""
-    said, verdict = _sentences(steps, language), VERDICTS[language][holds]
-    return f"{said[:-1]}；{asked}？{verdict}。" if language == "zh" else f"{said[:-1]}; {asked}? {verdict}."
+    """Steps, and whether they lead to what was asked."""
+    verdict = VERDICTS[language][holds]
+    if language == "zh":
+        return f"{'。'.join(steps)}；{asked}？{verdict}。"
+    return f"{'. '.join(steps)}; {asked}? {verdict}."
 
 
 def _sentences(clauses: Sequence[str], language: Language) -> str:
-    return "".join(f"{clause}。" for clause in clauses) if language == "zh" else " ".join(f"{c}." for c in clauses)
+    return f"{'。'.join(clauses)}。" if language == "zh" else f"{'. '.join(clauses)}."
 
 
 class Chain(NamedTuple):

@@ -91,10 +91,11 @@ def _times(
     def both(copy: Call) -> list[Tensor]:
         return copy.backward(copy.forward(function), cotangents)
 
+    whole = in_turn([lambda c=c: both(c) for c in copies])
     both(call)  # compiles
     times = {"forward": instruments.milliseconds(in_turn([lambda c=c: c.forward(function) for c in copies]))}
     if cotangents:
-        times["both"] = instruments.milliseconds(in_turn([lambda c=c: both(c) for c in copies]))
+        times["both"] = instruments.milliseconds(whole)
         # One graph a copy, kept: torch.compile must not reuse the memory of what its backward reads.
         with functorch.patch(donated_buffer=False):
             graphs = [(copy, copy.forward(function)) for copy in copies]
@@ -106,7 +107,6 @@ def _times(
                 times["backward"] = times["both"] - times["forward"]
             else:
                 times["backward"] = instruments.milliseconds(in_turn(backwards))
-    whole = in_turn([(lambda c=c: both(c)) if cotangents else (lambda c=c: c.forward(function)) for c in copies])
     roofline = {phase: 100 * least[phase] / time for phase, time in times.items() if phase in least}
     return {
         "ms": times,
