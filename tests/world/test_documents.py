@@ -86,8 +86,9 @@ def test_no_test_question_is_in_a_document(text: list[str]) -> None:
     for split in ("val", "test", "test_phrasing"):
         for example in sample(split, 320):
             if len(example.messages) == 1:  # after other turns, the last one alone says nothing
-                # To the end of its line: "la feuille" may be tested where "la feuille rouge" is trained on.
-                assert f"{example.messages[-1]['content']}\n" not in blob
+                content = example.messages[-1]["content"]
+                # One that ends in a word may begin a trained one: "… la feuille", "… la feuille rouge".
+                assert (f"{content}\n" if content[-1].isalpha() else content) not in blob
 
 
 def test_no_sum_or_translation_of_the_test_is_in_a_document(text: list[str]) -> None:
