@@ -86,11 +86,12 @@ def check(
     examples: int = 100,
     dtypes: Sequence[str] = (),
     layouts: Sequence[str] = LAYOUTS,
+    every_dtype: bool = True,
     seed: int = 0,
     shrink: bool = True,
     target: str = "",
 ) -> Report:
-    """Draws `examples` cases and layouts and judges the op on each, in every dtype.
+    """Draws `examples` cases and layouts and judges the op on each, in every dtype (or in a drawn one of them).
 
     dtypes: names in `DTYPES`, the spec's by default. shrink: look for the smallest example that fails, which takes more
     runs than finding the first. The same seed draws the same examples.
@@ -98,11 +99,11 @@ def check(
     names = tuple(dtypes) or tuple(name for name, dtype in DTYPES.items() if dtype in spec.dtypes)
     report = Report(target or spec.name)
 
-    def example(case: Case, layout: str, number: int) -> None:
+    def example(case: Case, layout: str, number: int, chosen: tuple[str, ...]) -> None:
         case = {"seed": number, **case}
         if report.failure is None:
             report.examples += 1
-        for dtype in names:
+        for dtype in chosen:
             try:
                 ratios = judge(spec, case, DTYPES[dtype], layout)
             except Wrong as wrong:
@@ -119,7 +120,12 @@ def check(
         phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
     )
-    drawn = hypothesis.given(case=spec.cases, layout=st.sampled_from(layouts), number=st.integers(0, 999))
+    drawn = hypothesis.given(
+        case=spec.cases,
+        layout=st.sampled_from(layouts),
+        number=st.integers(0, 999),
+        chosen=st.just(names) if every_dtype else st.sampled_from([(name,) for name in names]),
+    )
     try:
         hypothesis.seed(seed)(settings(drawn(example)))()
     # Flaky: a failure that did not come again, which a kernel with a race can do; it is one all the same.
