@@ -23,7 +23,8 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Files that stand in no folder of their own.
 ROOMS = {"errors": "base", "settings": "base", "atomic": "base", "config": "base", "runtime": "base", "flags": "base"}
-ROOMS |= {"cli": "command line", "terminal": "command line", "__init__": "entrance", "__main__": "entrance"}
+ROOMS |= {"cli": "command line", "commands": "command line", "terminal": "command line"}
+ROOMS |= {"__init__": "entrance", "__main__": "entrance"}
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:

@@ -8,7 +8,8 @@ from typing import Annotated, Any, get_type_hints
 
 import pytest
 
-from instructgpt.cli import EvalConfig, GenerateConfig
+from instructgpt.commands.evaluate import EvalConfig
+from instructgpt.commands.generate import GenerateConfig
 from instructgpt.errors import UserError
 from instructgpt.settings import PositiveInt, Range, Settings, Share
 from instructgpt.stages.assess import LedgerConfig

@@ -1,0 +1,46 @@
+"""What commands share: which model they use, and how they print."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from instructgpt.errors import UserError
+from instructgpt.model.transformer import Transformer
+from instructgpt.runtime import resolve_device, resolve_precision
+from instructgpt.settings import Settings
+from instructgpt.text.tokenizer import Tokenizer
+from instructgpt.training.checkpoint import load
+
+
+@dataclass(frozen=True)
+class ModelChoice(Settings):
+    """Which model, computed where."""
+
+    model: str = ""
+    """The run directory to use, such as runs/tiny/sft."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    dtype: str = "auto"
+    """float32, bfloat16, float16, or auto: bfloat16 where the hardware multiplies it fast enough to pay."""
+    backend: str = "auto"
+    """naive, sdpa, triton (our kernels, on CUDA) or auto."""
+    quantize: Literal["none", "int8", "int4"] = "none"
+    """Bits of the blocks' weights: int8 costs next to no quality, int4 some; both make a token cheaper on a GPU."""
+
+    def load(self, batched: bool) -> tuple[Transformer, Tokenizer, AbstractContextManager[Any]]:
+        """The model, its tokenizer, and the context to compute in."""
+        if not self.model:
+            raise UserError("--model is missing: name a run directory, such as runs/tiny/sft")
+        device = resolve_device(self.device)
+        # For one token at a time on a CPU, casting the weights costs more than the faster products save.
+        slow_to_cast = self.dtype == "auto" and device.type == "cpu" and not batched
+        precision = resolve_precision("float32" if slow_to_cast else self.dtype, device)
+        model, tokenizer = load(self.model, device, self.backend, "" if self.quantize == "none" else self.quantize)
+        return model.to(precision.parameters), tokenizer, precision.context(device)
+
+
+def write(text: str) -> None:
+    """To standard output, at once."""
+    print(text, end="", flush=True)
