@@ -55,13 +55,20 @@ def render_conversation(messages: Sequence[Message], tokenizer: Tokenizer) -> Re
     return _render(messages, tokenizer)
 
 
+def render_turn(message: Message, tokenizer: Tokenizer) -> Rendered:
+    """One turn: the control token of its role, what is said, and `end`. A conversation is `bos` and all its turns."""
+    content = tokenizer.encode(message["content"])
+    answers = message["role"] == "assistant"
+    ids = [tokenizer.control_ids[message["role"]], *content, tokenizer.end]
+    return Rendered(ids, [False, *[answers] * (len(content) + 1)])
+
+
 def _render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendered:
     ids, is_answer = [tokenizer.bos], [False]
     for message in messages:
-        content = tokenizer.encode(message["content"])
-        answers = message["role"] == "assistant"
-        ids += [tokenizer.control_ids[message["role"]], *content, tokenizer.end]
-        is_answer += [False, *[answers] * (len(content) + 1)]
+        turn = render_turn(message, tokenizer)
+        ids += turn.ids
+        is_answer += turn.is_answer
     return Rendered(ids, is_answer)
 
 
