@@ -58,6 +58,17 @@ def given_value(argv: Sequence[str], flag: str) -> str | None:
     return values[-1] if values else None
 
 
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+
+
+def unescape(text: str) -> str:
+    r"""The text that a flag's value stands for: `\n`, `\t`, `\r` and `\\` are line end, tab, return and backslash.
+
+    A shell gives a program `\n` as two characters. Any other backslash stays what it is.
+    """
+    return re.sub(r"\\([ntr\\])", lambda escape: _ESCAPES[escape[1]], text)
+
+
 def parse(config_class: type[Config], argv: Sequence[str], prog: str, default: Config | None = None) -> Config:
     """An instance of a dataclass, its fields (those of dataclasses inside it too) taken from flags.
 

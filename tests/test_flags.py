@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructgpt.errors import UserError
-from instructgpt.flags import given_value, parse, run_main
+from instructgpt.flags import given_value, parse, run_main, unescape
 
 
 @dataclass(frozen=True)
@@ -169,3 +169,26 @@ def test_a_reader_that_goes_away_is_no_traceback():
     running.stdout.readline()
     running.stdout.close()
     assert (running.stderr.read(), running.wait()) == (b"", 1)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        (r"\n", "\n"),
+        (r"a\tb\r\n", "a\tb\r\n"),
+        (r"\\n", r"\n"),
+        (r"\\\n", "\\\n"),
+        (r"C:\data", r"C:\data"),
+        ("\\", "\\"),
+        ("\n", "\n"),
+        ("", ""),
+    ],
+)
+def test_escapes_of_a_flag(written: str, meant: str):
+    assert unescape(written) == meant
+
+
+@given(st.text())
+def test_what_is_escaped_comes_back(text: str):
+    escaped = text.replace("\\", r"\\").replace("\n", r"\n").replace("\t", r"\t").replace("\r", r"\r")
+    assert unescape(escaped) == text
