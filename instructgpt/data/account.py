@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+_NAMES = 30  # of fields not used, in a report
+
 
 class Account:
     """Counts while files are read; `report` says them.
 
     read: records; kept: conversations or pairs made of them (a bilingual record makes two);
-    dropped: what could not be used, by reason; notes: what is odd or was changed, by kind.
+    dropped: what could not be used, by reason; notes: what is odd or was changed, by kind;
+    not_used: fields that were filled in so many of the records kept, and took no part in what was made of them.
     """
 
     def __init__(self, name: str = ""):
@@ -19,6 +22,7 @@ class Account:
         self.kept = 0
         self.dropped: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
+        self.not_used: Counter[str] = Counter()
         self._first: dict[str, str] = {}  # reason -> FILE:LINE of the first that was dropped for it
 
     def drop(self, reason: str, where: str | Path, line: int) -> None:
@@ -36,14 +40,19 @@ class Account:
         self.kept += other.kept
         self.dropped += other.dropped
         self.notes += other.notes
+        self.not_used += other.not_used
         self._first = {**other._first, **self._first}
 
     def report(self) -> str:
-        """One paragraph: a line of totals, and a line for each reason and each note, the most frequent first."""
+        """One paragraph: totals, a line for each reason and each note, the fields not used; the most frequent first."""
         name = f"{self.name}: " if self.name else ""
         lines = [f"{name}{self.read:,} records read, {self.kept:,} kept, {self.dropped.total():,} dropped"]
         lines += [f"  dropped {n:,}: {reason} (first at {self._first[reason]})" for reason, n in _ranked(self.dropped)]
         lines += [f"  noted {n:,}: {kind}" for kind, n in _ranked(self.notes)]
+        if self.not_used:
+            names = [f"{name} ({n:,})" for name, n in _ranked(self.not_used)]
+            more = [f"{len(names) - _NAMES} others"] if len(names) > _NAMES else []
+            lines.append(f"  not used: {', '.join(names[:_NAMES] + more)}")
         return "\n".join(lines)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from instructgpt.data.account import Account
+from instructgpt.data.fields import Fields
 from instructgpt.data.files import Unreadable, read_records
 from instructgpt.errors import UserError
 from instructgpt.text.chat import Message
@@ -46,7 +48,7 @@ def convert_files(
     encoding: str,
     account: Account,
     strict: bool,
-    convert: Callable[[dict[str, Any]], Iterable[T | Unusable]],
+    convert: Callable[[Fields], Iterable[T | Unusable]],
 ) -> Iterator[T]:
     """What `convert` makes of each record of the files, in order, with every record accounted for.
 
@@ -58,7 +60,10 @@ def convert_files(
         for line, record in read_records(path, columns, encoding):
             account.read += 1
             seen += 1
-            for result in _results(record, convert):
+            fields, results = _results(record, convert)
+            if not all(isinstance(result, Unusable) for result in results):
+                account.not_used.update(fields.unused())
+            for result in results:
                 if isinstance(result, Unusable):
                     complaint = f"{result.reason}{result.detail and f'; {result.detail}'}"
                     if strict:
@@ -80,15 +85,17 @@ def convert_files(
             raise UserError(f"{complaint}; none of the first {seen:,} record(s) is usable", path, line)
 
 
-def _results(record: Any, convert: Callable[[dict[str, Any]], Iterable[T | Unusable]]) -> list[T | Unusable]:
+def _results(record: Any, convert: Callable[[Fields], Iterable[T | Unusable]]) -> tuple[Fields, list[T | Unusable]]:
+    """A record's fields, and what `convert` makes of them."""
+    fields = Fields(record if isinstance(record, dict) else {})
     try:
         if isinstance(record, Unreadable):
             raise Unusable(record.reason)
         if not isinstance(record, dict):
             raise Unusable(f"{kind_of(record)} where a record should be")
-        return list(convert(record))
+        return fields, list(convert(fields))
     except Unusable as unusable:
-        return [unusable]
+        return fields, [unusable]
 
 
 def attempt(make: Callable[..., T], *arguments: Any) -> T | Unusable:
@@ -107,43 +114,45 @@ def kind_of(value: Any) -> str:
     return kinds.get(type(value), type(value).__name__)
 
 
-def text_of(record: dict[str, Any], field: str) -> str:
+def text_of(fields: Fields, name: str) -> str:
     """The text in a field. Raises Unusable when the field is missing or holds something else."""
-    if field not in record:
-        raise Unusable(f"no field {field!r}", f"it has {_names(record)}")
-    value = record[field]
+    if name not in fields:
+        kind = f"null where text should be, in {name!r}" if name in fields.names else f"no field {name!r}"
+        raise Unusable(kind, f"it has {names_of(fields)}")
+    return text(fields.take(name), name)
+
+
+def text(value: Any, name: str) -> str:
+    """A value as text; numbers and truth values are written out as in JSON. Raises Unusable for lists and objects."""
+    if isinstance(value, (bool, int, float)):
+        return json.dumps(value)
     if not isinstance(value, str):
-        raise Unusable(f"{kind_of(value)} where text should be, in {field!r}")
+        raise Unusable(f"{kind_of(value)} where text should be, in {name!r}")
     return value
 
 
-def optional_text(record: dict[str, Any], field: str) -> str:
+def optional_text(fields: Fields, name: str) -> str:
     """The text in a field; "" when there is no such field, or null in it."""
-    return "" if record.get(field) is None else text_of(record, field)
+    return text_of(fields, name) if name in fields else ""
 
 
-def first_field(record: dict[str, Any], fields: Iterable[str]) -> str | None:
-    """The first of the fields that the record has."""
-    return next((field for field in fields if field in record), None)
+def unknown_format(fields: Fields, known: str) -> Unusable:
+    return Unusable("none of the known formats", f"it has {names_of(fields)}; known are {known}")
 
 
-def unknown_format(record: dict[str, Any], known: str) -> Unusable:
-    return Unusable("none of the known formats", f"it has {_names(record)}; known are {known}")
-
-
-def _names(record: dict[str, Any]) -> str:
-    names = ", ".join(str(name)[:40] for name in list(record)[:10])
+def names_of(fields: Fields) -> str:
+    names = ", ".join(name[:40] for name in fields.names[:10])
     return f"the fields {names}" if names else "no fields"
 
 
 # ---- prompts
 
 
-def alpaca_prompt(record: dict[str, Any], account: Account, prefix: str = "") -> str:
+def alpaca_prompt(record: Fields, account: Account, prefix: str = "") -> str:
     """Instruction and input, an empty line between them; an input such as "n/a" is none."""
-    field = first_field(record, [prefix + name for name in PROMPT_FIELDS])
+    field = record.first([prefix + name for name in PROMPT_FIELDS])
     if field is None:
-        raise Unusable("no prompt", f"it has {_names(record)}, none of {', '.join(PROMPT_FIELDS)}")
+        raise Unusable("no prompt", f"it has {names_of(record)}, none of {', '.join(PROMPT_FIELDS)}")
     instruction = text_of(record, field)
     given = optional_text(record, f"{prefix}input")
     if given.strip(_MARKS).casefold() in _PSEUDO_EMPTY:
@@ -156,20 +165,21 @@ def alpaca_prompt(record: dict[str, Any], account: Account, prefix: str = "") ->
     return f"{instruction}\n\n{given}" if given.strip() else instruction
 
 
-def prompt_turns(record: dict[str, Any], account: Account) -> list[Message]:
+def prompt_turns(record: Fields, account: Account) -> list[Message]:
     """All turns of a record but the answer, which stands in a field of its own. The last one is the user's."""
-    field = first_field(record, ("messages", "conversations"))
-    if field is None and isinstance(record.get("prompt"), list):
+    field = record.first(("messages", "conversations"))
+    if field is None and isinstance(record.peek("prompt"), list):
         field = "prompt"
-    turns = _alpaca_turns(record, account) if field is None else turns_of(record[field], account)
+    turns = _alpaca_turns(record, account) if field is None else field_turns(record, field, account)
     if not turns or turns[-1]["role"] != "user":
         raise Unusable("a prompt that does not end with the user's turn")
     return turns
 
 
-def _alpaca_turns(record: dict[str, Any], account: Account) -> list[Message]:
-    turns = [_turn("system", text)] if (text := optional_text(record, "system")).strip() else []
-    history = record.get("history") or []  # earlier turns: [[question, answer], …]
+def _alpaca_turns(record: Fields, account: Account) -> list[Message]:
+    system = optional_text(record, "system")
+    turns = [_turn("system", system)] if system.strip() else []
+    history = record.take("history") or []  # earlier turns: [[question, answer], …]
     if not isinstance(history, list):
         raise Unusable(f"{kind_of(history)} where a list of earlier turns should be, in 'history'")
     for pair in history:
@@ -179,15 +189,16 @@ def _alpaca_turns(record: dict[str, Any], account: Account) -> list[Message]:
     return joined([*turns, _turn("user", alpaca_prompt(record, account))], account)
 
 
-def turns_of(messages: Any, account: Account) -> list[Message]:
+def field_turns(record: Fields, field: str, account: Account) -> list[Message]:
     """Chat (`role`, `content`) or ShareGPT (`from`, `value`) messages as turns that alternate, system first.
 
     Turns of one role in a row are joined. Raises Unusable for tool calls, unknown roles, content that is not text,
     empty turns, a system turn that is not first, and a first turn of the assistant.
     """
+    messages = record.take(field)
     if not isinstance(messages, list):
         raise Unusable(f"{kind_of(messages)} where a list of messages should be")
-    return joined([_message(message) for message in messages], account)
+    return joined([_message(record, field, message) for message in messages], account)
 
 
 def joined(turns: Iterable[Message], account: Account) -> list[Message]:
@@ -218,25 +229,27 @@ def _turn(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def _message(message: Any) -> Message:
-    if not isinstance(message, dict):
-        raise Unusable(f"{kind_of(message)} where a message should be")
-    role = message.get("role", message.get("from"))
-    if (isinstance(role, str) and role in _TOOL_ROLES) or message.get("tool_calls") or message.get("function_call"):
+def _message(record: Fields, field: str, value: Any) -> Message:
+    if not isinstance(value, dict):
+        raise Unusable(f"{kind_of(value)} where a message should be")
+    message = record.inner(field, value)
+    name = message.first(("role", "from"))
+    role = message.take(name) if name else None
+    if (isinstance(role, str) and role in _TOOL_ROLES) or message.peek("tool_calls") or message.peek("function_call"):
         raise Unusable("tool calls")
     if not isinstance(role, str) or role not in _ROLES:
         raise Unusable("unknown role of a message", f"{str(role)[:40]!r}; known are {', '.join(_ROLES)}")
     return _turn(_ROLES[role], message_text(message))
 
 
-def message_text(message: dict[str, Any]) -> str:
+def message_text(message: Fields) -> str:
     """A message's content: text, or a list of parts that are all text."""
-    field = first_field(message, ("content", "value", "text"))
+    field = message.first(("content", "value", "text"))
     if field is None:
         raise Unusable("a message without content")
-    content = message[field]
+    content = message.take(field)
     if not isinstance(content, list):
-        return text_of(message, field)
+        return text(content, field)
     return "".join([_part_text(part) for part in content])
 
 
@@ -248,15 +261,21 @@ def _part_text(part: Any) -> str:
     return part
 
 
-def reply_text(record: dict[str, Any], field: str) -> str:
+def reply_text(record: Fields, field: str) -> str:
     """An answer in a field: text, a message, or the last message of a conversation. Raises Unusable if it is blank."""
-    value = record[field]
+    value = record.take(field)
     if isinstance(value, list) and value and isinstance(value[-1], dict):
         value = value[-1]
-    text = message_text(value) if isinstance(value, dict) else text_of(record, field)
-    if not text.strip():
+    if isinstance(value, dict):
+        message = record.inner(field, value)
+        for name in ("role", "from"):
+            message.take(name)
+        answer = message_text(message)
+    else:
+        answer = text_of(record, field)
+    if not answer.strip():
         raise Unusable("empty answer")
-    return text
+    return answer
 
 
 def is_transcript(value: Any) -> bool:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from instructgpt.data.account import Account
 from instructgpt.data.conversation import (
@@ -28,16 +27,17 @@ from instructgpt.data.conversation import (
     alpaca_prompt,
     attempt,
     convert_files,
-    first_field,
+    field_turns,
     is_transcript,
     kind_of,
+    names_of,
     prompt_turns,
     reply_text,
     text_of,
     transcript_turns,
-    turns_of,
     unknown_format,
 )
+from instructgpt.data.fields import Fields
 from instructgpt.errors import UserError
 from instructgpt.text.chat import Message
 
@@ -78,11 +78,11 @@ def read_instructions(
 
 
 def _conversations(
-    record: dict[str, Any], template: tuple[str, str] | None, account: Account
+    record: Fields, template: tuple[str, str] | None, account: Account
 ) -> list[list[Message] | Unusable]:
     if template is not None:
         return [_exchange(_fill(template[0], record), _fill(template[1], record))]
-    if record.get("label") is False:
+    if record.take("label") is False:
         raise Unusable("labelled as a bad answer")
     if "instances" in record:
         return _instances(record, account)
@@ -92,13 +92,13 @@ def _conversations(
     return [_conversation(record, account)]
 
 
-def _conversation(record: dict[str, Any], account: Account) -> list[Message]:
+def _conversation(record: Fields, account: Account) -> list[Message]:
     for field in ("messages", "conversations"):
         if field in record and "chosen" not in record:
-            return _answered(turns_of(record[field], account), account)
-    if is_transcript(record.get("chosen")) and first_field(record, PROMPT_FIELDS) is None:
-        return _answered(transcript_turns(record["chosen"], account), account)
-    if first_field(record, (*PROMPT_FIELDS, "messages", "conversations")) is not None:
+            return _answered(field_turns(record, field, account), account)
+    if is_transcript(record.peek("chosen")) and record.first(PROMPT_FIELDS) is None:
+        return _answered(transcript_turns(record.take("chosen"), account), account)
+    if record.first((*PROMPT_FIELDS, "messages", "conversations")) is not None:
         return [*prompt_turns(record, account), {"role": "assistant", "content": _answer(record)}]
     pair = _parallel_columns(record)
     if pair is None:
@@ -106,29 +106,28 @@ def _conversation(record: dict[str, Any], account: Account) -> list[Message]:
     return _exchange(text_of(record, pair[0]), text_of(record, pair[1]))
 
 
-def _instances(record: dict[str, Any], account: Account) -> list[list[Message] | Unusable]:
-    instances = record["instances"]
+def _instances(record: Fields, account: Account) -> list[list[Message] | Unusable]:
+    instances = record.take("instances")
     if not isinstance(instances, list) or not instances:
         raise Unusable(f"{kind_of(instances) if instances else 'nothing'} where a list of instances should be")
     instruction = text_of(record, "instruction")
 
-    def conversation(instance: Any) -> list[Message]:
+    def conversation(instance: object) -> list[Message]:
         if not isinstance(instance, dict):
             raise Unusable(f"{kind_of(instance)} where an instance should be")
-        return _alpaca({**instance, "instruction": instruction}, account)
+        return _alpaca(record.inner("instances", {**instance, "instruction": instruction}), account)
 
     return [attempt(conversation, instance) for instance in instances]
 
 
-def _alpaca(record: dict[str, Any], account: Account, prefix: str = "") -> list[Message]:
+def _alpaca(record: Fields, account: Account, prefix: str = "") -> list[Message]:
     return _exchange(alpaca_prompt(record, account, prefix), _answer(record, prefix))
 
 
-def _answer(record: dict[str, Any], prefix: str = "") -> str:
-    field = first_field(record, [prefix + name for name in (*ANSWER_FIELDS, "chosen")])
+def _answer(record: Fields, prefix: str = "") -> str:
+    field = record.first([prefix + name for name in (*ANSWER_FIELDS, "chosen")])
     if field is None:
-        names = ", ".join(str(name)[:40] for name in list(record)[:10])
-        raise Unusable("no answer", f"it has the fields {names}, none of {', '.join(ANSWER_FIELDS)}")
+        raise Unusable("no answer", f"it has {names_of(record)}, none of {', '.join(ANSWER_FIELDS)}")
     return reply_text(record, field)
 
 
@@ -150,11 +149,11 @@ def _exchange(prompt: str, answer: str) -> list[Message]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
-def _parallel_columns(record: dict[str, Any]) -> tuple[str, str] | None:
+def _parallel_columns(record: Fields) -> tuple[str, str] | None:
     for pair in _PARALLEL_COLUMNS:
         if pair[0] in record and pair[1] in record:
             return pair
-    languages = [name for name in record if name.lower() in _LANGUAGES]
+    languages = [name for name in record.filled() if name.lower() in _LANGUAGES]
     return (languages[0], languages[1]) if len(languages) == 2 else None
 
 
@@ -172,13 +171,6 @@ def _template(prompt: str | None, answer: str | None) -> tuple[str, str] | None:
     return prompt, answer
 
 
-def _fill(template: str, record: dict[str, Any]) -> str:
+def _fill(template: str, record: Fields) -> str:
     """The template with each {field} replaced by the record's; numbers and truth values are written out."""
-
-    def value(match: re.Match[str]) -> str:
-        field = match[1]
-        if isinstance(found := record.get(field), (int, float)):
-            return str(found)
-        return text_of(record, field)
-
-    return _FIELD.sub(value, template)
+    return _FIELD.sub(lambda match: text_of(record, match[1]), template)

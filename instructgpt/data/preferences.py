@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from instructgpt.data.account import Account
 from instructgpt.data.conversation import (
@@ -19,16 +18,16 @@ from instructgpt.data.conversation import (
     PROMPT_FIELDS,
     Unusable,
     convert_files,
-    first_field,
+    field_turns,
     is_transcript,
     kind_of,
     prompt_turns,
     reply_text,
     text_of,
     transcript_turns,
-    turns_of,
     unknown_format,
 )
+from instructgpt.data.fields import Fields
 from instructgpt.text.chat import Message
 
 _KNOWN = "prompt or instruction or messages with chosen and rejected, and HH-RLHF transcripts (chosen, rejected)"
@@ -79,14 +78,14 @@ def read_rankings(
     return convert_files(paths, columns, encoding, counts, strict, lambda record: [_ranking(record, counts)])
 
 
-def _ranking(record: dict[str, Any], account: Account) -> Ranking:
+def _ranking(record: Fields, account: Account) -> Ranking:
     if "ranking" not in record:
         pair = _preference(record, account, _KNOWN_RANKINGS)
         return Ranking(pair.messages, (pair.chosen, pair.rejected))
-    answers = record["ranking"]
+    answers = record.take("ranking")
     if not isinstance(answers, list):
         raise Unusable(f"{kind_of(answers)} where a list of answers should be, in 'ranking'")
-    texts = tuple(reply_text({"ranking": answer}, "ranking") for answer in answers)
+    texts = tuple(reply_text(Fields({"ranking": answer}), "ranking") for answer in answers)
     if len(texts) < 2:
         raise Unusable("a ranking of fewer than two answers")
     if len(set(texts)) < len(texts):
@@ -94,11 +93,11 @@ def _ranking(record: dict[str, Any], account: Account) -> Ranking:
     return Ranking(prompt_turns(record, account), texts)
 
 
-def _preference(record: dict[str, Any], account: Account, known: str = _KNOWN) -> Preference:
-    chosen_field = first_field(record, ("chosen", *ANSWER_FIELDS))
+def _preference(record: Fields, account: Account, known: str = _KNOWN) -> Preference:
+    chosen_field = record.first(("chosen", *ANSWER_FIELDS))
     if chosen_field is None or "rejected" not in record:
         raise unknown_format(record, known)
-    if first_field(record, (*PROMPT_FIELDS, "messages", "conversations")) is None:
+    if record.first((*PROMPT_FIELDS, "messages", "conversations")) is None:
         messages, chosen, rejected = _conversations(record, account)
     else:
         messages = prompt_turns(record, account)
@@ -108,19 +107,19 @@ def _preference(record: dict[str, Any], account: Account, known: str = _KNOWN) -
     return Preference(messages, chosen, rejected)
 
 
-def _conversations(record: dict[str, Any], account: Account) -> tuple[list[Message], str, str]:
+def _conversations(record: Fields, account: Account) -> tuple[list[Message], str, str]:
     """Prompt and answers of two whole conversations that differ in the last turn."""
     halves = []
     for field in ("chosen", "rejected"):
-        value = record.get(field)
+        value = record.peek(field)
         if is_transcript(value):
             turns = transcript_turns(text_of(record, field), account)
         elif isinstance(value, list):
-            turns = turns_of(value, account)
+            turns = field_turns(record, field, account)
         elif isinstance(value, str):
             raise unknown_format(record, _KNOWN)
         else:
-            turns = turns_of([value], account)
+            turns = field_turns(Fields({field: [value]}), field, account)
         if not turns or turns[-1]["role"] != "assistant":
             raise Unusable("a conversation that does not end with the assistant's turn")
         halves.append(turns)

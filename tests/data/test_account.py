@@ -30,3 +30,13 @@ def test_adding_accounts() -> None:
     assert (first.read, first.kept, first.dropped.total()) == (5, 2, 3)
     assert "empty answer (first at a.json:1)" in first.report() and "no answer (first at b.json:3)" in first.report()
     assert Account().report() == "0 records read, 0 kept, 0 dropped"
+
+
+def test_fields_that_were_not_used_are_listed_the_most_frequent_first() -> None:
+    account, other = Account("all"), Account()
+    account.not_used.update(["images"] * 6)
+    other.not_used.update(["tools"] * 41)
+    account.add(other)
+    assert account.report().splitlines()[1:] == ["  not used: tools (41), images (6)"]
+    account.not_used.update(f"{i:02}" for i in range(40))
+    assert account.report().endswith("(1), 27 (1), 12 others")

@@ -80,6 +80,9 @@ PARTS = [
             [exchange("a\n\ni", "b"), exchange("a", "c")],
         ),
         ({"question": "a", "answer": "b"}, [exchange("a", "b")]),
+        ({"question": "a", "answer": 7}, [exchange("a", "7")]),
+        ({"question": "a", "answer": 7.5}, [exchange("a", "7.5")]),
+        ({"question": "a", "answer": True}, [exchange("a", "true")]),
         ({"prompt": "a", "completion": "b"}, [exchange("a", "b")]),
         ({"prompt": "a", "completion": "b", "label": True}, [exchange("a", "b")]),
         (
@@ -142,10 +145,9 @@ BAD = [
     ({"instruction": "say"}, "no answer"),
     ({"instruction": "say", "output": ""}, "empty answer"),
     ({"instruction": "say", "output": " \n"}, "empty answer"),
-    ({"instruction": "say", "output": None}, "null where text should be, in 'output'"),
+    ({"instruction": "say", "output": None}, "no answer"),
     ({"instruction": "say", "output": ["hello"]}, "a list where text should be, in 'output'"),
-    ({"instruction": "say", "output": 7}, "a number where text should be, in 'output'"),
-    ({"instruction": None, "output": "hello"}, "null where text should be, in 'instruction'"),
+    ({"instruction": None, "output": "hello"}, "none of the known formats"),
     ({"instruction": "say", "input": ["it"], "output": "hello"}, "a list where text should be, in 'input'"),
     ({"instruction": " ", "output": "hello"}, "empty prompt"),
     ({"output": "hello"}, "none of the known formats"),
@@ -160,11 +162,11 @@ BAD = [
     ),
     ({"instruction": "say", "output": "hello", "label": False}, "labelled as a bad answer"),
     ({"messages": "hello"}, "text where a list of messages should be"),
-    ({"messages": None}, "null where a list of messages should be"),
+    ({"messages": None}, "none of the known formats"),
     ({"messages": []}, "no answer"),
     ({"messages": ["hello"]}, "text where a message should be"),
     ({"messages": [{"role": "user"}]}, "a message without content"),
-    (chat(("user", None), ("assistant", "b")), "null where text should be, in 'content'"),
+    (chat(("user", None), ("assistant", "b")), "a message without content"),
     (chat(("user", "a"), ("assistant", "")), "empty answer"),
     (chat(("user", ""), ("assistant", "b")), "empty prompt"),
     (chat(("user", "a"), ("usr", "b")), "unknown role of a message"),
@@ -262,6 +264,20 @@ def test_wrong_files_are_told_with_their_line(tmp_path: Path) -> None:
 
 def test_duplicates_are_noted(path: Path) -> None:
     assert read(path, [GOOD, {**GOOD, "input": ""}, GOOD])[1].notes == {"exact duplicate, kept": 2}
+
+
+# ---- fields that were not used
+
+
+def test_filled_fields_that_were_not_used_are_said_with_how_many_records_had_them(path: Path) -> None:
+    records = [{**GOOD, "images": [1] if i < 6 else [], "tools": "t" if i < 41 else None} for i in range(50)]
+    _, account = read(path, [*records, {"instruction": "say", "images": [1]}])
+    assert account.report().splitlines()[-1] == "  not used: tools (41), images (6)"
+    messages = [{**message, "name": "Ann"} for message in CHAT]
+    assert read(path, [{"messages": messages, "id": 1}])[1].not_used == {"messages.name": 1, "id": 1}
+    assert read(path, [{"text": "t", "label": 1, "n": 2}], prompt="{text}", answer="{label}")[1].not_used == {"n": 1}
+    instances = [{"input": "i", "output": "b", "is_classification": True}, 3]
+    assert read(path, [{"instruction": "a", "instances": instances}])[1].not_used == {"instances.is_classification": 1}
 
 
 # ---- tables and templates
