@@ -17,12 +17,22 @@ from instructgpt.text.tokenizer import Tokenizer
 ROLES = ("system", "user", "assistant")
 
 
-class Message(TypedDict):
-    """One turn."""
-
+class _Turn(TypedDict):
     role: str
     """`system`, `user` or `assistant`."""
     content: str
+
+
+class Message(_Turn, total=False):
+    """One turn."""
+
+    learn: bool
+    """False on a turn of the assistant that stands in the data to be read, not to be learnt; True if it is not said."""
+
+
+def is_learnt(message: Message) -> bool:
+    """Whether this is what a model is to learn to say: a turn of the assistant, unless it is marked as context only."""
+    return message["role"] == "assistant" and message.get("learn", True)
 
 
 class Rendered(NamedTuple):
@@ -30,7 +40,8 @@ class Rendered(NamedTuple):
 
     ids: list[int]
     is_answer: list[bool]
-    """True on what the assistant says and on the `end` token that closes it: what is trained on."""
+    """True on what the assistant says and on the `end` token that closes it: what is trained on. Turns that are not to
+    be learnt have none."""
 
 
 def render_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
@@ -47,10 +58,10 @@ def render_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int
 def render_conversation(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendered:
     """Ids of a whole conversation, with what of it is the assistant's.
 
-    Raises UserError unless the messages are valid and the assistant has a turn in them.
+    Raises UserError unless the messages are valid and the assistant has a turn in them that is to be learnt.
     """
     validate_messages(messages)
-    if not any(message["role"] == "assistant" for message in messages):
+    if not any(map(is_learnt, messages)):
         raise UserError("the conversation has no assistant turn to learn from")
     return _render(messages, tokenizer)
 
@@ -58,7 +69,7 @@ def render_conversation(messages: Sequence[Message], tokenizer: Tokenizer) -> Re
 def render_turn(message: Message, tokenizer: Tokenizer) -> Rendered:
     """One turn: the control token of its role, what is said, and `end`. A conversation is `bos` and all its turns."""
     content = tokenizer.encode(message["content"])
-    answers = message["role"] == "assistant"
+    answers = is_learnt(message)
     ids = [tokenizer.control_ids[message["role"]], *content, tokenizer.end]
     return Rendered(ids, [False, *[answers] * (len(content) + 1)])
 

@@ -41,6 +41,17 @@ def test_every_assistant_turn_is_an_answer(tokenizer: Tokenizer) -> None:
     assert answers == [*tokenizer.encode("hello"), tokenizer.end, tokenizer.end]
 
 
+def test_a_turn_that_is_not_to_be_learnt_is_read_only(tokenizer: Tokenizer) -> None:
+    context: Message = {"role": "assistant", "content": "hello", "learn": False}
+    messages = [turn("user", "say"), context, turn("user", "then"), turn("assistant", "be brief")]
+    ids, is_answer = render_conversation(messages, tokenizer)
+    assert ids == render_conversation([*messages[:1], turn("assistant", "hello"), *messages[2:]], tokenizer).ids
+    answers = [i for i, answer in zip(ids, is_answer) if answer]
+    assert answers == [*tokenizer.encode("be brief"), tokenizer.end]
+    with pytest.raises(UserError, match="no assistant turn to learn from"):
+        render_conversation(messages[:2], tokenizer)
+
+
 imitations = st.sampled_from([*(f"<|{name}|>" for name in CONTROL_NAMES), "</s>", "\n\nHuman:"])
 
 
