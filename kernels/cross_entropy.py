@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.checks import known_targets, require_targets
 from kernels.launch import Launch, cdiv, generation, jit, next_power_of_2, require, tl
 from kernels.rows import rows_of
 
@@ -43,16 +44,18 @@ def cross_entropy_reference(
 ) -> Tensor:
     """logits (N, V), targets (N,) int64 -> (N,) loss of each row in nats, float32 (float64 for float64 logits).
 
-    0 where the target is `ignore_index`.
+    0 where the target is `ignore_index`, NaN where it is neither that nor in the vocabulary.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    require_targets("cross_entropy", targets, logits.size(-1), ignore_index)
     is_ignored = targets == ignore_index
+    targets, one_or_nan = known_targets(targets.masked_fill(is_ignored, 0), logits.size(-1))
     lse = torch.logsumexp(logits, dim=-1)  # (N,)
-    target = logits.gather(-1, targets.masked_fill(is_ignored, 0)[:, None]).squeeze(-1)  # (N,)
+    target = logits.gather(-1, targets[:, None]).squeeze(-1)  # (N,)
     losses = lse - (1 - label_smoothing) * target
     if label_smoothing:  # 0 times the mean would be NaN where a logit is -inf
         losses = losses - label_smoothing * logits.mean(-1)
-    return (losses + z_loss * lse.square()).masked_fill(is_ignored, 0.0)
+    return ((losses + z_loss * lse.square()) * one_or_nan).masked_fill(is_ignored, 0.0)
 
 
 @jit
@@ -178,8 +181,9 @@ def cross_entropy(
     """logits (N, V), targets (N,) int64 -> (N,) loss of each row in nats, float32; the logits are not changed.
 
     A row whose target is `ignore_index` has loss 0 and gradient 0, whatever its logits. A logit of -inf (a token that
-    may not occur) has probability 0; label smoothing, which gives every token a share, makes such a row's loss inf. A
-    target outside the vocabulary gives NaN: to raise, the device would have to be waited for.
+    may not occur) has probability 0; label smoothing, which gives every token a share, makes such a row's loss inf.
+
+    A target outside of the vocabulary gives NaN, in the row's loss and gradient; with KERNELS_DEBUG=1, ValueError.
 
     The rows of logits may be at any distance, as they are if columns that pad the vocabulary are cut off; only a last
     stride above 1 is copied first. A graph can be run backward once (see above).
@@ -194,6 +198,7 @@ def cross_entropy(
         raise ValueError(f"cross_entropy: targets are on {targets.device}, not on {logits.device} like the logits")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; it must be between 0 and 1")
+    require_targets("cross_entropy", targets, logits.shape[1], ignore_index)
     differentiate = torch.is_grad_enabled() and logits.requires_grad
     return cross_entropy_forward(logits, targets, label_smoothing, z_loss, ignore_index, differentiate)[0]
 

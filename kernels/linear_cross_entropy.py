@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kernels.checks import require_targets
 from kernels.launch import Launch, cdiv, generation, jit, require, tl, tuned
 from kernels.linear_cross_entropy_chunked import (
     linear_cross_entropy_chunked,
@@ -99,7 +100,8 @@ def _forward_kernel(
     if WITH_ENTROPY:
         # Both terms are at least 0. lse - Σ p x would be the difference of two numbers as large as the logits.
         tl.store(entropy + place, tl.log(total) - weighted / total, mask=row < N)
-    is_here = (t >= part * tiles * COLUMNS) & (t < (part + 1) * tiles * COLUMNS)
+    # What stands past the vocabulary in the last tile is no token.
+    is_here = (t >= part * tiles * COLUMNS) & (t < tl.minimum((part + 1) * tiles * COLUMNS, V))
     tl.store(target + row, at_target, mask=(row < N) & is_here)
 
 
@@ -160,7 +162,7 @@ def _fused(hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool) 
     tiles = _tiles_a_program(row_tiles, column_tiles, hidden.device)
     parts = cdiv(column_tiles, tiles)
     lse, entropy = hidden.new_empty((2, parts, N), dtype=torch.float32)
-    target = hidden.new_empty(N, dtype=torch.float32)
+    target = hidden.new_empty(N, dtype=torch.float32).fill_(float("nan"))  # unknown targets stand in no part
     if N:
         _forward_kernel[(row_tiles * parts,)](
             hidden, weight, targets, lse, target, entropy, N, V, C, tiles, hidden.stride(0), weight.stride(0),
@@ -216,10 +218,12 @@ def linear_cross_entropy(
 ) -> Tensor:
     """hidden (N, C), weight (V, C), targets (N,) int64 -> (N,) loss of each row in nats, float32.
 
-    A row whose target is `ignore_index` has loss 0 and no gradient. Autocast changes nothing: hidden and weight come in
-    the dtype to multiply in. Errors: TypeError for dtypes, ValueError for shapes and devices.
+    A row whose target is `ignore_index` has loss 0 and no gradient. One whose target is outside of the vocabulary has
+    loss NaN, and with it its row of hidden's gradient, and weight's gradient, to which every row adds; KERNELS_DEBUG=1
+    raises ValueError instead. Autocast changes nothing: hidden and weight come in the dtype to multiply in. Errors:
+    TypeError for dtypes, ValueError for shapes and devices.
     """
-    _check("linear_cross_entropy", hidden, weight, targets)
+    _check("linear_cross_entropy", hidden, weight, targets, ignore_index)
     return losses_of(_fused, hidden, weight, targets, label_smoothing, z_loss, ignore_index)
 
 
@@ -232,7 +236,7 @@ def linear_logprobs(
     return logprobs_of(_fused, hidden, weight, targets, with_entropy)
 
 
-def _check(op: str, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
+def _check(op: str, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int | None = None) -> None:
     require(op, {"hidden": hidden, "weight": weight})
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.size(1) != weight.size(1) or hidden.size(1) == 0:
         raise ValueError(f"{op}: hidden is {tuple(hidden.shape)}, weight {tuple(weight.shape)}; not (N, C) and (V, C)")
@@ -241,6 +245,7 @@ def _check(op: str, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
     if targets.shape != hidden.shape[:1] or targets.device != hidden.device or targets.dtype != torch.int64:
         given = f"{targets.dtype} {tuple(targets.shape)} on {targets.device}"
         raise ValueError(f"{op}: targets are {given}; there must be int64 ({hidden.size(0)},) on {hidden.device}")
+    require_targets(op, targets, len(weight), ignore_index)
 
 
 # ---- what the lab knows of the two

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.checks import is_unknown, known_targets, require_targets
 from kernels.cross_entropy import cross_entropy_reference
 from kernels.launch import cdiv
 
@@ -31,7 +32,7 @@ def linear_cross_entropy_reference(
 ) -> Tensor:
     """hidden (N, C), weight (V, C), targets (N,) int64 -> (N,) loss of each row in nats, float32 (float64 for float64).
 
-    A row whose target is `ignore_index` has loss 0 and no gradient.
+    A row whose target is `ignore_index` has loss 0 and no gradient; one whose target is outside of the vocabulary, NaN.
     """
     return cross_entropy_reference(_reference_logits(hidden, weight), targets, label_smoothing, z_loss, ignore_index)
 
@@ -40,9 +41,14 @@ def linear_logprobs_reference(
     hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
     """hidden (N, C), weight (V, C), targets (N,) int64 -> (N,) log-probability of each target, float32 (float64 for
-    float64); with the entropy (N,) of each row's distribution, in nats, if asked for."""
+    float64); with the entropy (N,) of each row's distribution, in nats, if asked for.
+
+    NaN where the target is outside of the vocabulary; the entropy does not depend on it.
+    """
+    require_targets("linear_logprobs", targets, len(weight))
+    targets, one_or_nan = known_targets(targets, len(weight))
     logprobs = torch.log_softmax(_reference_logits(hidden, weight), dim=-1)  # (N, V)
-    chosen = logprobs.gather(-1, targets[:, None]).squeeze(-1)  # (N,)
+    chosen = logprobs.gather(-1, targets[:, None]).squeeze(-1) * one_or_nan  # (N,)
     return (chosen, -(logprobs.exp() * logprobs).sum(-1)) if with_entropy else chosen
 
 
@@ -75,12 +81,14 @@ def _logits(hidden: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 @torch.library.custom_op("kernels::head_statistics_chunked", mutates_args=())
 def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """lse, the target's logit and, if asked for, the entropy of each row, (N,) each, at least float32."""
+    """lse, the target's logit (NaN outside of the vocabulary) and, if asked for, the entropy of each row, (N,) each, at
+    least float32."""
     wide = torch.promote_types(hidden.dtype, torch.float32)
     lse, target, entropy = (torch.zeros(hidden.size(0), dtype=wide, device=hidden.device) for _ in range(3))
+    targets, one_or_nan = known_targets(targets, len(weight))
     for rows, logits in _logits(hidden, weight):
         lse[rows] = torch.logsumexp(logits, dim=-1)
-        target[rows] = logits.gather(-1, targets[rows, None]).squeeze(-1)
+        target[rows] = logits.gather(-1, targets[rows, None]).squeeze(-1) * one_or_nan[rows]
         if with_entropy:
             logprobs = logits.sub_(lse[rows, None])
             entropy[rows] = -logprobs.exp().mul_(logprobs).sum(-1)
@@ -95,6 +103,7 @@ def _chunked_backward(
     """dhidden and dweight. The gradients of the rows are known only now, so the logits are computed again."""
     wide = lse.dtype
     dhidden, dweight = hidden.new_empty(hidden.shape), weight.new_zeros(weight.shape, dtype=wide)
+    targets, _ = known_targets(targets, len(weight))
     for rows, logits in _logits(hidden, weight):
         logprobs = logits.sub_(lse[rows, None])
         dlogits = logprobs.exp()  # p so far
@@ -138,7 +147,10 @@ def register(op: Any, backward_op: Any) -> None:
     """Makes `op` differentiable by `backward_op`, and both known to torch.compile."""
 
     def backward(ctx: Any, dlse: Tensor, dtarget: Tensor, dentropy: Tensor) -> tuple[Tensor | None, ...]:
-        dhidden, dweight = backward_op(*ctx.saved_tensors, dlse, dtarget, dentropy, ctx.with_entropy)
+        hidden, weight, targets, lse, entropy = ctx.saved_tensors
+        # An unknown target's logit is NaN, and so is all that depends on it. dlse is 0 where a row is not used for it.
+        dlse = dlse.masked_fill(is_unknown(targets, len(weight)) & (dlse != 0), float("nan"))
+        dhidden, dweight = backward_op(hidden, weight, targets, lse, entropy, dlse, dtarget, dentropy, ctx.with_entropy)
         return dhidden, dweight, None, None
 
     op.register_fake(_fake)
@@ -193,6 +205,7 @@ def linear_cross_entropy_chunked(
     ignore_index: int = -100,
 ) -> Tensor:
     """As `linear_cross_entropy`, in plain PyTorch for any device: the logits of a few hundred rows at a time."""
+    require_targets("linear_cross_entropy", targets, len(weight), ignore_index)
     return losses_of(_chunked, hidden, weight, targets, label_smoothing, z_loss, ignore_index)
 
 
@@ -200,4 +213,5 @@ def linear_logprobs_chunked(
     hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
     """As `linear_logprobs`, in plain PyTorch for any device: the logits of a few hundred rows at a time."""
+    require_targets("linear_logprobs", targets, len(weight))
     return logprobs_of(_chunked, hidden, weight, targets, with_entropy)

@@ -14,12 +14,16 @@ import kernels
 from instructgpt.errors import UserError, suggestion
 from instructgpt.model import cpu_ops
 from kernels import launch
+from kernels.checks import known_targets, require_targets
 
 BACKENDS = ("auto", "naive", "sdpa", "triton")
 
 _LOGITS_AT_ONCE = 1 << 26
 """Elements: from here on the logits of a loss are not held all at once. Computing them twice costs a third more of the
 head's time, and keeping them three times their memory."""
+
+_IGNORED = -100
+"""The target of a row without a loss, as the kernels and PyTorch have it."""
 
 
 @dataclass(frozen=True)
@@ -177,9 +181,14 @@ def _rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor:
+    require_targets("cross_entropy", targets, logits.size(-1), _IGNORED)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    is_ignored = targets == _IGNORED
+    targets, one_or_nan = known_targets(targets.masked_fill(is_ignored, 0), logits.size(-1))
     losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
-    return losses + z_loss * torch.logsumexp(logits, dim=-1).square() if z_loss else losses
+    if z_loss:
+        losses = losses + z_loss * torch.logsumexp(logits, dim=-1).square()
+    return (losses * one_or_nan).masked_fill(is_ignored, 0.0)
 
 
 def _are_many_logits(hidden: Tensor, weight: Tensor) -> bool:
@@ -200,7 +209,9 @@ def _linear_logprobs(
     if _are_many_logits(hidden, weight):
         hidden, weight = under_autocast(hidden), under_autocast(weight)
         return kernels.linear_logprobs_chunked(hidden, weight, targets, with_entropy)
+    require_targets("linear_logprobs", targets, len(weight))
+    targets, one_or_nan = known_targets(targets, len(weight))
     logits = F.linear(hidden, weight)
     logprobs = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)  # (N, V)
-    chosen = logprobs.gather(-1, targets[:, None]).squeeze(-1)  # (N,)
+    chosen = logprobs.gather(-1, targets[:, None]).squeeze(-1) * one_or_nan  # (N,)
     return (chosen, -(logprobs.exp() * logprobs).sum(-1)) if with_entropy else chosen
