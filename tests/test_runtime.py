@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -59,3 +63,13 @@ def test_peak_memory_grows_with_what_is_held() -> None:
     before = peak_memory(CPU)
     held = torch.ones(60_000_000)
     assert peak_memory(CPU) > before + 100_000_000 or before > 10 * held.nbytes
+
+
+@pytest.mark.parametrize(("given", "then"), [(None, "PASSIVE"), ("active", "active")])
+def test_waiting_threads_sleep_unless_the_user_wants_otherwise(given: str | None, then: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+    # Before torch is loaded: OpenMP reads it once.
+    program = "import os, sys, instructgpt; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == [then, "False"]

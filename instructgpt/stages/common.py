@@ -31,7 +31,7 @@ from instructgpt.runtime import (
     resolve_precision,
     seed_everything,
 )
-from instructgpt.settings import NonNegativeInt, PositiveInt, Settings, ShareBelow1
+from instructgpt.settings import NonNegative, NonNegativeInt, PositiveInt, Settings, ShareBelow1
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import RunDirectory
 from instructgpt.training.loop import FitConfig, FitResult, Hooks, Snapshot, fit
@@ -40,7 +40,17 @@ from instructgpt.training.optimizer import Parameters
 from instructgpt.training.plot import plot_curves
 
 # Settings that may differ between a run and its resumption: they say where and how long, not what.
-_FREE_ON_RESUME = {"out", "resume", "overwrite", "max_steps", "max_minutes", "device", "tracker", "preset"}
+_FREE_ON_RESUME = {
+    "out",
+    "resume",
+    "overwrite",
+    "max_steps",
+    "max_minutes",
+    "device",
+    "tracker",
+    "preset",
+    "expected_minutes",
+}
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,9 @@ class StageConfig(Settings):
     """Also log to tensorboard or wandb (extra `track`)."""
     row_length: NonNegativeInt = 0
     """Tokens of a row, into which documents are packed; 0 means the model's context."""
+    expected_minutes: NonNegative = 0.0
+    """How long this takes on the machine that the preset was made on (two slow cores for `tiny`): it changes nothing,
+    but where it will take more than twice as long, the flags that shorten it are told. 0 tells none."""
     fit: FitConfig = field(default_factory=FitConfig)
 
 
@@ -154,10 +167,14 @@ def train(
         run.write_config(stage, model.config, tokenizer, config, head)
     device, precision = machine.device, machine.precision
     flops = training_flops_per_token(model.config, config.row_length or model.config.context)
-    first_step = int(snapshot.values["progress"]["step"]) if snapshot else 0
+    start = snapshot.values["progress"] if snapshot else {"step": 0, "seconds": 0.0}
+    first_step = int(start["step"])
     sinks: list[Sink] = []
     if is_first:
-        console = ConsoleLog(stage, partial(_share, config.fit), flops, measure_peak_flops(device, precision))
+        console = ConsoleLog(
+            stage, partial(_share, config.fit), flops, measure_peak_flops(device, precision), start,
+            config.expected_minutes,
+        )  # fmt: skip
         sinks = [JsonLines(run.metrics_file, first_step), console, *open_tracker(config.tracker, run.path)]
         print(_description(stage, machine, model, first_step), flush=True)
     metrics = Metrics(sinks)
@@ -240,10 +257,11 @@ def _description(stage: str, machine: Machine, model: Transformer | RewardModel,
     """One line that says what is about to run."""
     parameters = sum(p.numel() for p in model.parameters())
     ranks = f" x {machine.ranks.size}" if machine.ranks.size > 1 else ""
+    threads = f" with {torch.get_num_threads()} thread(s)" if machine.device.type == "cpu" else ""
     going_on = f", going on from step {first_step}" if first_step else ""
     return (
-        f"{stage}: {parameters / 1e6:.2f}M parameters on {machine.device.type}{ranks}, {machine.precision.name}, "
-        f"backend {model.backend.name}{going_on}"
+        f"{stage}: {parameters / 1e6:.2f}M parameters on {machine.device.type}{threads}{ranks}, "
+        f"{machine.precision.name}, backend {model.backend.name}{going_on}"
     )
 
 

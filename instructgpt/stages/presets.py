@@ -52,7 +52,10 @@ _GENTLE_MUON = replace(_MUON, muon_learning_rate=0.004, learning_rate=6e-4)
 
 
 def _tiny() -> Recipe:
-    """A laptop's CPU, minutes a stage: the limits in minutes hold on machines too slow for the steps."""
+    """A laptop's CPU, minutes a stage. Updates, not minutes: one seed gives one model, however busy the machine is.
+
+    `expected_minutes` are those of two slow cores (AVX2, float32), from which the updates were chosen.
+    """
     fit = replace(_MUON, muon_iterations=3)  # in so small a batch they take a quarter of a step's time
     gentle = replace(_GENTLE_MUON, muon_iterations=3)
     return Recipe(
@@ -60,28 +63,36 @@ def _tiny() -> Recipe:
         PretrainConfig(
             model=model_preset("tiny"),
             rows=6,
-            fit=replace(fit, max_steps=3200, max_minutes=6.2, cooldown=0.3, eval_every=1600),
+            expected_minutes=6.2,
+            fit=replace(fit, max_steps=2360, cooldown=0.3, eval_every=1180),
         ),
         SFTConfig(
             rows=6,
-            fit=replace(fit, muon_learning_rate=0.007, max_steps=3400, max_minutes=6.4, cooldown=0.9, eval_every=1700),
+            expected_minutes=6.4,
+            fit=replace(fit, muon_learning_rate=0.007, max_steps=2880, cooldown=0.9, eval_every=1440),
         ),
-        SFTConfig(rows=6, fit=replace(fit, muon_learning_rate=0.007, max_steps=2300, max_minutes=5.2, cooldown=0.9)),
-        RewardConfig(prompts=16, fit=replace(gentle, max_steps=700, max_minutes=1.2)),
+        SFTConfig(
+            rows=6,
+            expected_minutes=5.2,
+            fit=replace(fit, muon_learning_rate=0.007, max_steps=1900, cooldown=0.9),
+        ),
+        RewardConfig(prompts=16, expected_minutes=1.2, fit=replace(gentle, max_steps=340)),
         # Without the chosen answers' own loss both log-probabilities fall, and the policy forgets what it knew. Small
         # rates: at twice to four times these it reached less in the same time.
         DPOConfig(
             prompts=16,
             beta=0.3,
             chosen_weight=2.0,
-            fit=replace(gentle, muon_learning_rate=0.002, learning_rate=3e-4, max_steps=900, max_minutes=2.4),
+            expected_minutes=2.4,
+            fit=replace(gentle, muon_learning_rate=0.002, learning_rate=3e-4, max_steps=800),
         ),
         PPOConfig(
             prompts=256,
             minibatches=2,
             epochs=2,
             terms=PPOTerms(value_coefficient=0.2),
-            fit=replace(_POLICY, learning_rate=3e-4, max_steps=400, max_minutes=1.9),
+            expected_minutes=1.9,
+            fit=replace(_POLICY, learning_rate=3e-4, max_steps=132),
         ),
         GRPOConfig(
             prompts=32,
@@ -89,9 +100,10 @@ def _tiny() -> Recipe:
             minibatches=2,
             epochs=2,
             terms=GRPOTerms(kl_coefficient=0.05),
-            fit=replace(_POLICY, learning_rate=4e-4, max_steps=400, max_minutes=1.9),
+            expected_minutes=1.9,
+            fit=replace(_POLICY, learning_rate=4e-4, max_steps=260),
         ),
-        BestOfNConfig(prompts=2_500, rows=12, fit=replace(gentle, max_steps=110, max_minutes=1.5)),
+        BestOfNConfig(prompts=2_500, rows=12, expected_minutes=1.5, fit=replace(gentle, max_steps=110)),
     )
 
 

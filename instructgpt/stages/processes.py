@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -42,16 +43,35 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_jobs(jobs: Sequence[Job], workers: int) -> None:
-    """Runs all jobs, a line on standard output for each that begins or ends; returns when all are done.
+def threads_of(job: Job, jobs: Sequence[Job], workers: int) -> int:
+    """Threads for `job`: its share of the cores beside those jobs that may run at the same time.
+
+    It follows from the jobs alone, and not from which of them happen to run when it begins: another number of threads
+    would add up in another order, and give another model on a busier machine.
+    """
+    needs = {each.name: each.needs for each in jobs}
+
+    def before(name: str) -> set[str]:
+        direct = {need for need in needs[name] if need in needs}
+        return direct.union(*map(before, direct))
+
+    beside = sum(job.name not in before(each.name) and each.name not in before(job.name) for each in jobs)  # and itself
+    return max(1, cores() // min(workers, beside))
+
+
+def run_jobs(jobs: Sequence[Job], workers: int, done: Collection[str] = ()) -> None:
+    """Runs all jobs but those that are `done`, by name; returns when all are done.
+
+    A line on standard output says which begins and which ends, and what it says of how long it will take.
 
     Raises UserError when one fails, with the last line of its log, after the running ones are stopped (a training stage
     saves before it stops); KeyboardInterrupt likewise.
     """
     context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
-    waiting = list(jobs)
+    waiting = [job for job in jobs if job.name not in done]
     running: dict[Any, tuple[Job, Any, float]] = {}
-    unfinished = {job.name for job in jobs}
+    unfinished = {job.name for job in waiting}
+    unheard = set(unfinished)
     started = time.monotonic()
     try:
         while waiting or running:
@@ -59,18 +79,24 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> None:
             for job in ready[: workers - len(running)]:
                 waiting.remove(job)
                 job.log.parent.mkdir(parents=True, exist_ok=True)
-                at_once = min(workers, len(ready) + len(running))
-                arguments = (job.function, job.arguments, str(job.log), max(1, cores() // at_once))
+                job.log.unlink(missing_ok=True)
+                arguments = (job.function, job.arguments, str(job.log), threads_of(job, jobs, workers))
                 process = context.Process(target=_run, args=arguments, name=job.name)
                 process.start()
                 running[process.sentinel] = (job, process, time.monotonic())
                 _say(started, f"{job.name} begins")
-            for sentinel in wait(list(running)):
+            ended = wait(list(running), timeout=None if unheard.isdisjoint(_names(running)) else 1.0)
+            for job, _, _ in running.values():
+                if job.name in unheard and (line := _foretold(job)):
+                    unheard.discard(job.name)
+                    _say(started, line)
+            for sentinel in ended:
                 job, process, began = running.pop(sentinel)
                 process.join()
                 if process.exitcode:
                     raise UserError(f"{job.name} failed: {_last_line(job.log)}", job.log)
                 unfinished.discard(job.name)
+                unheard.discard(job.name)
                 _say(started, f"{job.name} done in {(time.monotonic() - began) / 60:.1f} min")
     except KeyboardInterrupt:
         # They were interrupted with this process, and save: a second signal would cut that short.
@@ -95,6 +121,17 @@ def _run(function: Callable[..., Any], arguments: tuple[Any, ...], log: str, thr
 def _say(started: float, line: str) -> None:
     minutes, seconds = divmod(int(time.monotonic() - started), 60)
     print(f"{minutes:3}:{seconds:02}  {line}", flush=True)
+
+
+def _names(running: dict[Any, tuple[Job, Any, float]]) -> list[str]:
+    return [job.name for job, _, _ in running.values()]
+
+
+def _foretold(job: Job) -> str:
+    """What a stage's log says of how long it will take (`ConsoleLog`), or nothing yet."""
+    text = job.log.read_text(encoding="utf-8", errors="replace") if job.log.exists() else ""
+    found = re.search(r"^(\w+: about .* minutes? at this pace.*)\n", text, re.MULTILINE)
+    return f"{job.name}: {found[1].partition(': ')[2]}" if found else ""
 
 
 def _last_line(log: Path) -> str:

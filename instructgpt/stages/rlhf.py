@@ -23,7 +23,7 @@ import torch
 from instructgpt.atomic import write_text
 from instructgpt.errors import UserError
 from instructgpt.evaluation.ledger import Entry
-from instructgpt.settings import NonNegativeInt, Positive, PositiveInt, Settings, Share
+from instructgpt.settings import NonNegativeInt, PositiveInt, Settings, Share
 from instructgpt.stages import assess, dpo, grpo, overoptimisation, ppo, pretrain, reward, sft, tokenizer
 from instructgpt.stages.assess import LedgerConfig, Task, measure
 from instructgpt.stages.common import require, write_json
@@ -52,8 +52,8 @@ class RLHFConfig(Settings):
     """Size of model and length of training; auto is `small` on a GPU and `tiny` without."""
     base: str = ""
     """A pretrain run to start from; without it, --out/pretrain, which is trained first where there is none."""
-    base_minutes: Positive = 2.2
-    """Most minutes for training a base model where there is none."""
+    base_steps: PositiveInt = 830
+    """Updates for training a base model where there is none; as many as the preset makes, at most."""
     seeds: PositiveInt = 3
     """Runs of each stage after SFT."""
     flawed_share: Share = 0.45
@@ -94,7 +94,8 @@ def run(config: RLHFConfig) -> None:
         context = RunDirectory(base).read_config()["model"]["context"]
     write_json(marker, {"preset": config.preset, "base": str(base), "seeds": config.seeds})
     workers = config.workers or _workers()
-    run_jobs([job for job in plan(config, base, context) if not _is_done(job, config)], workers)
+    jobs = plan(config, base, context)
+    run_jobs(jobs, workers, done=[job.name for job in jobs if _is_done(job, config)])
     runs = [out / "sft", *(out / f"{stage}-{seed}" for stage in ("reward", *_POLICIES) for seed in range(config.seeds))]
     ledger = LedgerConfig(
         tuple(map(str, runs)), n=config.n, json=str(out / "ledger.json"), plot=str(out / "ledger.png"),
@@ -126,9 +127,11 @@ def plan(config: RLHFConfig, base: Path, context: int) -> list[Job]:
 
     jobs: list[Job] = []
     if not config.base and (config.overwrite or not (base / "eval.json").exists()):
-        fit = replace(stages.pretrain.fit, max_minutes=config.base_minutes)
+        full = stages.pretrain.fit.max_steps
+        fit = replace(stages.pretrain.fit, max_steps=min(full, config.base_steps))
+        minutes = stages.pretrain.expected_minutes * fit.max_steps / full
         jobs.append(job("tokenizer", tokenizer.run, stages.tokenizer, text=("world",), overwrite=True))
-        base_stage = replace(stages.pretrain, fit=fit, tokenizer=str(out / "tokenizer"))
+        base_stage = replace(stages.pretrain, fit=fit, tokenizer=str(out / "tokenizer"), expected_minutes=minutes)
         jobs.append(job("pretrain", pretrain.run, base_stage, ("tokenizer",), text=("world",), **shared))
     # Step 1: demonstrations. The share of flawed ones is what the later steps are to undo.
     demonstrations = dict(data=("world",), flawed_share=config.flawed_share, init=str(base))

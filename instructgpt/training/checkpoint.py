@@ -64,6 +64,21 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], values: dict[str, Any] 
             save_file(own, str(temporary), metadata)
         except SafetensorError as error:  # safetensors wraps the operating system's error
             raise OSError(str(error)) from error
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Puts the metadata of a safetensors file in order: the library's is another one in each process, so that files
+    of equal contents would differ.
+    """
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size, "the same entries in another order"
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

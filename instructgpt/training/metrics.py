@@ -90,14 +90,30 @@ class _WandB:
         self._run.finish()
 
 
+_STEPS_OF_A_PACE = 10
+"""Updates after which a run's time is foretold: the first ones are slow, and a rollout is made for several at once."""
+
+
 class ConsoleLog:
-    """A progress bar on a terminal, plain lines elsewhere: loss, tokens/s, MFU, time left."""
+    """A progress bar on a terminal, plain lines elsewhere: loss, tokens/s, MFU, time left.
+
+    After the first steps it foretells how long the run will take, if that is a minute or more.
+    """
 
     def __init__(
-        self, title: str, share_done: Callable[[dict[str, float]], float], flops_per_token: float, peak_flops: float
+        self,
+        title: str,
+        share_done: Callable[[dict[str, float]], float],
+        flops_per_token: float,
+        peak_flops: float,
+        start: dict[str, float] | None = None,
+        expected_minutes: float = 0.0,
     ):
+        """start: `step` and `seconds` of a run that is gone on with. expected_minutes: `StageConfig`'s."""
         self._title, self._share_done = title, share_done
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
+        self._start: dict[str, float] | None = start or {"step": 0, "seconds": 0.0}
+        self._expected_minutes = expected_minutes
         self._console = Console(file=sys.stderr, soft_wrap=True)
         self._bar: Progress | None = None
         self._last_line = 0.0
@@ -112,6 +128,7 @@ class ConsoleLog:
     def write(self, record: dict[str, float]) -> None:
         if "loss" in record:
             done = self._share_done(record)
+            self._foretell(record, done)
             status = self._status(record, done)
             if self._bar:
                 self._bar.update(self._task, completed=done, status=status)
@@ -123,6 +140,20 @@ class ConsoleLog:
         else:
             values = "  ".join(f"{k} {v:.4g}" for k, v in record.items() if k != "step")
             self._print(f"{self._title} step {record['step']:.0f}  {values}")
+
+    def _foretell(self, record: dict[str, float], done: float) -> None:
+        """Says once, from the pace of the first steps, how long it will take."""
+        if self._start is None or record["step"] - self._start["step"] < _STEPS_OF_A_PACE:
+            return
+        start, self._start = self._start, None
+        pace = (record["seconds"] - start["seconds"]) / max(done - self._share_done(start), 1e-9)
+        minutes = (1 - self._share_done(start)) * pace / 60
+        if minutes < 1:
+            return
+        line = f"{self._title}: about {minutes:.0f} minutes at this pace"
+        if self._expected_minutes and minutes > 2 * self._expected_minutes:
+            line += f" instead of {self._expected_minutes:.0f}; a lower --max-steps, or --max-minutes, shortens it"
+        self._print(line)
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False)

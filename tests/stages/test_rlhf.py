@@ -44,9 +44,18 @@ def test_with_a_base_model_nothing_is_pretrained(tmp_path: Path) -> None:
 def test_the_whole_fits_in_its_time() -> None:
     """20 minutes on two cores: what runs alone has both, what runs once a seed has one."""
     tiny, config = recipe("tiny"), RLHFConfig()
-    alone = config.base_minutes + tiny.flawed_sft.fit.max_minutes
-    each = sum(getattr(tiny, stage).fit.max_minutes for stage in ("reward", "dpo", "ppo", "grpo"))
-    assert alone + config.seeds * each / 2 <= 18.5, "with a minute or so for processes and the ledger"
+    base = tiny.pretrain.expected_minutes * config.base_steps / tiny.pretrain.fit.max_steps
+    each = sum(getattr(tiny, stage).expected_minutes for stage in ("reward", "dpo", "ppo", "grpo"))
+    minutes = base + tiny.flawed_sft.expected_minutes + config.seeds * each / 2
+    assert 15 <= minutes <= 18.5, "with a minute or so for processes and the ledger"
+
+
+def test_the_base_model_is_shorter_than_the_presets(tmp_path: Path) -> None:
+    config = RLHFConfig(out=str(tmp_path), preset="tiny", base_steps=59)
+    (settings,) = plan(config, tmp_path / "pretrain", 256)[1].arguments
+    usual = recipe("tiny").pretrain
+    assert settings.fit.max_steps == 59 and settings.fit.max_minutes == 0
+    assert settings.expected_minutes == pytest.approx(usual.expected_minutes * 59 / usual.fit.max_steps)
 
 
 def test_wrong_input(runs: Path, tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,10 @@ def test_every_preset_has_a_recipe_that_ends(preset: str) -> None:
     stages = recipe(preset)
     assert stages.pretrain.fit.max_steps and stages.sft.fit.max_steps
     assert stages.pretrain.model == MODEL_PRESETS[preset]
+    for stage in (getattr(stages, field.name) for field in fields(stages)):
+        if hasattr(stage, "fit"):
+            assert stage.fit.max_steps > 0, "the same updates on every machine, however busy"
+            assert stage.fit.max_minutes == 0, "a limit in minutes would give another model each time"
 
 
 @pytest.mark.parametrize("name", STAGES)

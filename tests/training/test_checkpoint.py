@@ -134,3 +134,13 @@ def test_state_holds_no_pickle(run):
     length = int.from_bytes(header[:8], "little")
     assert json.loads(header[8 : 8 + length])["w"]["dtype"] == "F32"
     assert run.load_state().values == {"progress": {"step": 1}}
+
+
+def test_equal_contents_are_equal_files(tmp_path):
+    """safetensors orders the metadata anew each time."""
+    values = {"ü": '\x1f"'}
+    for i in range(12):
+        save_tensors(tmp_path / str(i), {"b": torch.ones(3), "a": torch.zeros(2, 2)}, values)
+    assert len({(tmp_path / str(i)).read_bytes() for i in range(12)}) == 1
+    tensors, read = load_tensors(tmp_path / "0")
+    assert read == values and torch.equal(tensors["b"], torch.ones(3))

@@ -1,6 +1,7 @@
 import json
 import math
 
+import pytest
 import torch
 
 from instructgpt.runtime import Precision
@@ -53,6 +54,33 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
     assert lines[0] == "sft step 5 (50%)  loss 2.000  1,000 tokens/s  MFU 10%  1:00 left"
     assert lines[1] == "sft step 5  val_loss 1.5"
     assert lines[2] == "sft step 6: not finite, skipped"
+
+
+@pytest.mark.parametrize(
+    ("expected", "told"),
+    [
+        (0.0, "sft: about 8 minutes at this pace"),
+        (4.5, "sft: about 8 minutes at this pace"),
+        (3.0, "sft: about 8 minutes at this pace instead of 3; a lower --max-steps, or --max-minutes, shortens it"),
+    ],
+)
+def test_the_first_steps_foretell_the_time(expected, told, capsys):
+    log = ConsoleLog("sft", lambda r: r["step"] / 2400, 1e6, 1e10, expected_minutes=expected)
+    for step in (4, 8, 12, 16):  # 0.2 s each; the first four take three times as long, which is no pace
+        log.write({"step": step, "loss": 2.0, "seconds": 0.2 * step if step > 4 else 2.4})
+    assert [line for line in capsys.readouterr().err.splitlines() if "pace" in line] == [told]
+
+
+def test_a_resumed_run_foretells_what_is_left_of_it(capsys):
+    log = ConsoleLog("sft", lambda r: r["step"] / 100, 1e6, 1e10, {"step": 50, "seconds": 7000.0})
+    log.write({"step": 60, "loss": 2.0, "seconds": 7024.0})
+    assert "sft: about 2 minutes at this pace" in capsys.readouterr().err.splitlines()
+
+
+def test_short_runs_foretell_nothing(capsys):
+    log = ConsoleLog("sft", lambda r: r["step"] / 100, 1e6, 1e10)
+    log.write({"step": 10, "loss": 2.0, "seconds": 1.0})
+    assert "pace" not in capsys.readouterr().err
 
 
 def test_tensorboard_gets_the_records(tmp_path):
