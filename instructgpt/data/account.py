@@ -3,7 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+
+class Unusable(Exception):
+    """A record, or part of one, that cannot be used. `reason` is counted; `detail` is told when it ends in an error."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
+
+
+def kind_of(value: Any) -> str:
+    """A JSON value's kind, as one would say it."""
+    if value is None:
+        return "null"
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return kinds.get(type(value), type(value).__name__)
+
+
+def names_of(record: Iterable[Any]) -> str:
+    """A record's fields, to be told."""
+    names = ", ".join(str(name)[:40] for name in list(record)[:10])
+    return f"the fields {names}" if names else "no fields"
+
 
 _NAMES = 30  # of fields not used, in a report
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from instructgpt.data.account import Account
+from instructgpt.data.account import Account, Unusable, kind_of, names_of
 from instructgpt.data.fields import Fields
 from instructgpt.data.files import Unreadable, read_records
 from instructgpt.errors import UserError
@@ -32,14 +32,6 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 _SPEAKER_INSIDE = re.compile(r"\b(?:Human|Assistant):")
 # A file whose first so many records are of no use is not the format at all: do not read 10 GB to say so.
 _PATIENCE = 1000
-
-
-class Unusable(Exception):
-    """A record, or part of one, that cannot be used. `reason` is counted; `detail` is told when it ends in an error."""
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(reason)
-        self.reason, self.detail = reason, detail
 
 
 def convert_files(
@@ -106,14 +98,6 @@ def attempt(make: Callable[..., T], *arguments: Any) -> T | Unusable:
         return unusable
 
 
-def kind_of(value: Any) -> str:
-    """A JSON value's kind, as one would say it."""
-    if value is None:
-        return "null"
-    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    return kinds.get(type(value), type(value).__name__)
-
-
 def text_of(fields: Fields, name: str) -> str:
     """The text in a field. Raises Unusable when the field is missing or holds something else."""
     if name not in fields:
@@ -138,11 +122,6 @@ def optional_text(fields: Fields, name: str) -> str:
 
 def unknown_format(fields: Fields, known: str) -> Unusable:
     return Unusable("none of the known formats", f"it has {names_of(fields)}; known are {known}")
-
-
-def names_of(fields: Fields) -> str:
-    names = ", ".join(name[:40] for name in fields.names[:10])
-    return f"the fields {names}" if names else "no fields"
 
 
 # ---- prompts

@@ -6,7 +6,7 @@ either part of what is trained on, or said not to be; no list of names says what
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +20,8 @@ class Fields:
     """
 
     def __init__(self, record: Mapping[str, Any]):
-        self.names = list(record)  # as they are spelled, those of absent fields too
+        self.names = list(record)
+        """As they are spelled, in order, those of absent fields too."""
         self._values = {name: value for name, value in record.items() if value is not None and value == value}
         self._spellings: dict[str, list[str]] = {}
         for name in sorted(self._values):
@@ -30,6 +31,12 @@ class Fields:
 
     def __contains__(self, name: str) -> bool:
         return self._spelled(name) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
     def filled(self) -> list[str]:
         """The fields that hold something, in the record's order."""

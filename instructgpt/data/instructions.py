@@ -19,18 +19,15 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from instructgpt.data.account import Account
+from instructgpt.data.account import Account, Unusable, kind_of, names_of
 from instructgpt.data.conversation import (
     ANSWER_FIELDS,
     PROMPT_FIELDS,
-    Unusable,
     alpaca_prompt,
     attempt,
     convert_files,
     field_turns,
     is_transcript,
-    kind_of,
-    names_of,
     prompt_turns,
     reply_text,
     text_of,

@@ -12,15 +12,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from instructgpt.data.account import Account
+from instructgpt.data.account import Account, Unusable, kind_of
 from instructgpt.data.conversation import (
     ANSWER_FIELDS,
     PROMPT_FIELDS,
-    Unusable,
     convert_files,
     field_turns,
     is_transcript,
-    kind_of,
     prompt_turns,
     reply_text,
     text_of,
