@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from instructgpt.data.packing import collate
 from instructgpt.data.preferences import Ranking
 from instructgpt.data.sources import Epochs
 from instructgpt.data.tokens import Tokens
+from instructgpt.data.windows import FittedPrompt, fit_prompt
 from instructgpt.errors import UserError
-from instructgpt.text.chat import Message, render_prompt
+from instructgpt.text.chat import Message, validate_messages
 from instructgpt.text.tokenizer import Tokenizer
 
 
@@ -112,16 +113,31 @@ class Rankings:
 
 
 def tokenized(messages: list[Message], answers: Sequence[str], tokenizer: Tokenizer, context: int) -> Ranked:
+    """Answers to one prompt as tokens, each at most `context` long; see `fit`."""
+    return fit(messages, answers, tokenizer, context).ranked
+
+
+class FittedComparison(NamedTuple):
+    """A comparison made to fit, and what that cost."""
+
+    ranked: Ranked
+    prompt: FittedPrompt
+    cut_answers: int
+    """Answers that lost their tail, and their `end` with it."""
+
+
+def fit(messages: list[Message], answers: Sequence[str], tokenizer: Tokenizer, context: int) -> FittedComparison:
     """Answers to one prompt as tokens, each at most `context` long.
 
-    What is too long loses the front of its prompt, the same for all answers, but no more than down to half of the
-    context; then an answer loses its tail, and its `end` with it. `bos` stays.
+    What is too long loses the front of its prompt (`fit_prompt`), the same for all answers, but no more than down to
+    half of the context; then an answer loses its tail, and its `end` with it.
     """
-    prompt = render_prompt(messages, tokenizer)
+    validate_messages(messages)
     bodies = [[*tokenizer.encode(answer), tokenizer.end] for answer in answers]
-    room = max(context - max(map(len, bodies)), context // 2)
-    prompt = prompt[:1] + prompt[1:][max(len(prompt) - room, 0) :]
-    return Ranked(tuple(_answer_tokens(prompt, body[: context - len(prompt)]) for body in bodies))
+    prompt = fit_prompt(messages, tokenizer, max(context - max(map(len, bodies)), context // 2))
+    room = context - len(prompt.ids)
+    ranked = Ranked(tuple(_answer_tokens(prompt.ids, body[:room]) for body in bodies))
+    return FittedComparison(ranked, prompt, sum(len(body) > room for body in bodies))
 
 
 def _answer_tokens(prompt: list[int], answer: list[int]) -> Tokens:
@@ -129,29 +145,38 @@ def _answer_tokens(prompt: list[int], answer: list[int]) -> Tokens:
     return Tokens(ids, np.arange(len(ids)) >= len(prompt))
 
 
-def tokenized_all(rankings: Sequence[Ranking], tokenizer: Tokenizer, context: int) -> tuple[list[Ranked], str]:
+def tokenized_all(
+    rankings: Sequence[Ranking], tokenizer: Tokenizer, context: int, long: Literal["cut", "drop"] = "cut"
+) -> tuple[list[Ranked], str]:
     """Rankings as tokens, and a line that says what did not fit; "" when all of it did.
 
-    Answers that are equal once cut to the context have nothing to compare: their ranking is left out.
+    long: `drop` leaves out what would have to be cut. Answers that are equal once cut have nothing to compare: their
+    ranking is left out.
     """
     kept: list[Ranked] = []
-    cut = equal = 0
+    left_out = turns = fronts = tails = equal = 0
     for ranking in rankings:
-        ranked = tokenized(ranking.messages, ranking.answers, tokenizer, context)
-        if len({tokens.ids.tobytes() for tokens in ranked.answers}) < len(ranked.answers):
+        ranked, prompt, cut_answers = fit(ranking.messages, ranking.answers, tokenizer, context)
+        if long == "drop" and (prompt.is_cut or cut_answers):
+            left_out += 1
+        elif len({tokens.ids.tobytes() for tokens in ranked.answers}) < len(ranked.answers):
             equal += 1
-            continue
-        whole = len(render_prompt(ranking.messages, tokenizer)) + max(
-            len(ids) + 1 for ids in tokenizer.encode_batch(ranking.answers)
-        )
-        cut += whole > context
-        kept.append(ranked)
-    if not (cut or equal):
-        return kept, ""
-    return kept, (
-        f"of {len(rankings)} comparisons, {cut} lost the front of their prompt or the tail of an answer to fit in "
-        f"{context} tokens, and {equal} were left out, because what is left of their answers is equal"
+        else:
+            turns, fronts, tails = (
+                turns + (prompt.lost_turns > 0),
+                fronts + (prompt.lost_tokens > 0),
+                tails + cut_answers,
+            )
+            kept.append(ranked)
+    costs = (
+        (left_out, "were left out"),
+        (turns, "lost their earliest turns"),
+        (fronts, "lost the front of their prompt"),
+        (tails, "answer(s) lost their tail"),
+        (equal, "were left out, because what is left of their answers is equal"),
     )
+    told = ", ".join(f"{count:,} {what}" for count, what in costs if count)
+    return kept, told and f"of {len(rankings):,} comparisons, to fit in {context:,} tokens: {told}"
 
 
 def collate_comparisons(rankings: Sequence[Ranked], context: int) -> ComparisonBatch:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,33 +16,6 @@ import torch
 from instructgpt.data.batch import Batch
 from instructgpt.data.sources import ExampleSource
 from instructgpt.data.tokens import Tokens
-
-
-class Truncated(NamedTuple):
-    """A document made to fit, and the number of tokens that cost."""
-
-    tokens: Tokens
-    from_prompt: int
-    """Lost before the first target."""
-    from_answer: int
-    """Lost after it."""
-
-
-def truncate(tokens: Tokens, context: int) -> Truncated:
-    """The document made to fit a row: `context + 1` tokens, of which `context` are inputs and `context` are targets.
-
-    A prompt too long loses its front first, since the question tends to stand at its end; but no more than down to half
-    the row, after which the answer loses its tail. So an answer is never lost whole, nor left without what it answers.
-    The first token (`bos`) stays. A plain text, which has no prompt, loses its tail.
-    """
-    limit = context + 1
-    excess = len(tokens) - limit
-    if excess <= 0:
-        return Truncated(tokens, 0, 0)
-    prompt = int(tokens.is_target.argmax()) if tokens.is_target.any() else len(tokens)
-    from_prompt = min(excess, max(prompt - limit // 2, 0))
-    kept = np.r_[0, 1 + from_prompt : from_prompt + limit]
-    return Truncated(Tokens(tokens.ids[kept], tokens.is_target[kept]), from_prompt, excess - from_prompt)
 
 
 def collate(rows: Sequence[Sequence[Tokens]], context: int) -> Batch:
@@ -85,10 +58,11 @@ class _Pool:
         return list(self._waiting)
 
     def add(self, index: int, tokens: Tokens) -> None:
-        """`index` must be larger than all before it."""
+        """`index` must be larger than all before it. A text longer than a row loses its tail; a conversation comes here
+        as windows that fit."""
         if len(tokens) < 2:
             raise ValueError(f"document {index} has {len(tokens)} tokens; predicting one from another takes two")
-        self._waiting[index] = tokens = truncate(tokens, self._context).tokens
+        self._waiting[index] = tokens = tokens.head(self._context + 1)
         insort(self._by_length, (len(tokens) - 1, -index))
 
     def take_row(self) -> list[Tokens]:

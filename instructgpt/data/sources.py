@@ -7,6 +7,7 @@ epoch, in another order, after its `len()` items.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -15,8 +16,8 @@ import numpy as np
 
 from instructgpt import world
 from instructgpt.data.tokens import Shard, Tokens
+from instructgpt.data.windows import windows
 from instructgpt.errors import UserError
-from instructgpt.text.chat import render_conversation
 from instructgpt.text.tokenizer import Tokenizer
 
 _BLOCK_SIZES = (1_000, 1_000_000)  # fewest and most draws over which a mixture's shares are exact
@@ -30,17 +31,26 @@ class ExampleSource(Protocol):
 
 
 class WorldInstructions:
-    """Conversations of the instruction world, a share of which may have flawed answers, as real demonstrations do."""
+    """Conversations of the instruction world, a share of which may have flawed answers, as real demonstrations do.
 
-    def __init__(self, split: str, tokenizer: Tokenizer, seed: int = 0, flawed_share: float = 0.0):
+    context: of a conversation that does not fit in it, one of its windows is drawn; 0 keeps all of every conversation.
+    """
+
+    def __init__(self, split: str, tokenizer: Tokenizer, seed: int = 0, flawed_share: float = 0.0, context: int = 0):
         self._split, self._tokenizer, self._seed, self._flawed_share = split, tokenizer, seed, flawed_share
+        self._limit = context + 1 if context else sys.maxsize
 
     def __getitem__(self, index: int) -> Tokens:
+        found = self.windows(index)
+        return found[_generator(self._seed, index, 1).integers(len(found))] if len(found) > 1 else found[0]
+
+    def windows(self, index: int) -> list[Tokens]:
+        """All of a conversation; see `windows.windows`."""
         if self._flawed_share and _generator(self._seed, index).random() < self._flawed_share:
             conversation = world.flawed_demonstration(self._split, index, self._seed)
         else:
             conversation = world.example(self._split, index, self._seed).conversation
-        return Tokens.of(render_conversation(conversation, self._tokenizer))  # pyright: ignore[reportArgumentType]
+        return windows(conversation, self._tokenizer, self._limit)  # pyright: ignore[reportArgumentType]
 
 
 class WorldText:

@@ -21,6 +21,10 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def head(self, length: int) -> Tokens:
+        """The first so many tokens, or all."""
+        return self if len(self) <= length else Tokens(self.ids[:length], self.is_target[:length])
+
     @classmethod
     def of(cls, rendered: Rendered) -> Tokens:
         """A conversation: what the assistant says, and the `end` tokens that close it, are targets; nothing else is."""

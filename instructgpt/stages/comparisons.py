@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +41,9 @@ class ComparisonConfig(StageConfig):
     """How the files are encoded."""
     strict: bool = False
     """Stop at the first unusable record, instead of dropping and counting it."""
+    long: Literal["cut", "drop"] = "cut"
+    """What becomes of a comparison longer than the context: its prompt loses the earliest turns and then the front of
+    the question, down to half of the context, then its answers their tails; or it is left out."""
     prompts: PositiveInt = 32
     """Prompts of a batch, each with all its answers."""
     val_share: ShareBelow1 = 0.1
@@ -72,11 +75,11 @@ def comparisons(config: ComparisonConfig, tokenizer: Tokenizer, context: int) ->
     trained: list[Ranked] = []
     for file in (name for name in config.data if name != "world"):
         train, validation = _split(_read(file, config), config.val_share)
-        ranked, what_was_cut = tokenized_all(train, tokenizer, context)
+        ranked, what_was_cut = tokenized_all(train, tokenizer, context, config.long)
         if what_was_cut:
             print(f"  {what_was_cut}", flush=True)
         trained += ranked
-        validated, _ = tokenized_all(validation, tokenizer, context)
+        validated, _ = tokenized_all(validation, tokenizer, context, config.long)
         held_out.rankings.extend(validated)
         held_out.kinds.extend([Path(file).name] * len(validated))
     if trained or any(name != "world" for name in config.data):

@@ -119,7 +119,7 @@ def report(config: PipelineConfig, runs: dict[str, Path]) -> None:
                 split: evaluate_examples(model, tok, world.sample(split, _count(split, config.examples), seed=0))
                 for split in _SPLITS
             }
-            answers = _loss(model, tok, WorldInstructions("val", tok, config.seed), 400)
+            answers = _loss(model, tok, WorldInstructions("val", tok, config.seed, context=model.config.context), 400)
             text = _loss(model, tok, WorldText(tok, config.seed + 1_000_003), 400)
         trained = RunDirectory(directory).read_eval()
         label = {"pretrain": "base", "sft": "tuned"}[name]

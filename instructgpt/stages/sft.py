@@ -10,9 +10,10 @@ from typing import NamedTuple
 from instructgpt.atomic import write_text
 from instructgpt.data.account import Account
 from instructgpt.data.instructions import read_instructions
-from instructgpt.data.packing import PackedStream, batches_of, truncate
+from instructgpt.data.packing import PackedStream, batches_of
 from instructgpt.data.sources import Conversations, ExampleSource, Mixture, WorldInstructions
 from instructgpt.data.tokens import Tokens
+from instructgpt.data.windows import Long, all_windows
 from instructgpt.errors import UserError
 from instructgpt.objectives.lm import next_token_loss
 from instructgpt.settings import NonNegativeInt, Share, ShareBelow1
@@ -25,7 +26,7 @@ from instructgpt.stages.common import (
     require,
     train,
 )
-from instructgpt.text.chat import Message, render_conversation
+from instructgpt.text.chat import Message
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import load
 from instructgpt.training.loop import FitResult
@@ -50,6 +51,9 @@ class SFTConfig(LanguageStageConfig):
     """How the files are encoded."""
     strict: bool = False
     """Stop at the first unusable record, instead of dropping and counting it."""
+    long: Long = "windows"
+    """What becomes of a conversation longer than the context: `windows` of whole turns, which teach every answer once
+    and begin with the system message; `cut` keeps the first of these alone; `drop` leaves it out."""
     val_share: ShareBelow1 = 0.05
     """Share of each file's records that is validated on and never trained on (at most 500)."""
     val_examples: NonNegativeInt = 400
@@ -104,14 +108,17 @@ def sources(config: SFTConfig, tokenizer: Tokenizer, context: int) -> Sources:
     held_out: list[Tokens] = []
     for group in groups(config):
         if group == ["world"]:
-            parts.append(WorldInstructions("train", tokenizer, config.seed, config.flawed_share))
-            validation = WorldInstructions("val", tokenizer, config.seed)
-            held_out += [validation[i] for i in range(config.val_examples)]
+            parts.append(WorldInstructions("train", tokenizer, config.seed, config.flawed_share, context))
+            validation = WorldInstructions("val", tokenizer, config.seed, context=context)
+            held_out += [window for i in range(config.val_examples) for window in validation.windows(i)]
             continue
         trained, validated = split(conversations(group, config), config.val_share)
         records += validated
-        held_out += tokenized(validated, tokenizer, context, quiet=True)
-        parts.append(Conversations(tokenized(trained, tokenizer, context), config.seed))
+        held_out += all_windows(validated, tokenizer, context, config.long)[0]
+        examples, fitted = all_windows(trained, tokenizer, context, config.long)
+        if told := fitted.report(context):
+            print(f"  {told}", flush=True)
+        parts.append(Conversations(examples, config.seed))
     weights = config.weights or [1.0] * len(parts)
     return Sources(parts[0] if len(parts) == 1 else Mixture(parts, weights, config.seed), held_out, records)
 
@@ -144,21 +151,3 @@ def split(records: list[list[Message]], share: float) -> tuple[list[list[Message
     every = max(2, round(min(1 / share, len(records)))) if share else len(records) + 1
     held = set(range(every - 1, len(records), every)[:500])
     return [r for i, r in enumerate(records) if i not in held], [records[i] for i in sorted(held)]
-
-
-def tokenized(records: list[list[Message]], tokenizer: Tokenizer, context: int, quiet: bool = False) -> list[Tokens]:
-    """Conversations as tokens, cut to the context; says how many were cut."""
-    examples: list[Tokens] = []
-    cut_prompts = cut_answers = 0
-    for messages in records:
-        kept, from_prompt, from_answer = truncate(Tokens.of(render_conversation(messages, tokenizer)), context)
-        cut_prompts += from_prompt > 0
-        cut_answers += from_answer > 0
-        examples.append(kept)
-    if (cut_prompts or cut_answers) and not quiet:
-        print(
-            f"  of {len(examples)} conversations, {cut_prompts} lost the front of their prompt and {cut_answers} the "
-            f"tail of their answer to fit in {context} tokens",
-            flush=True,
-        )
-    return examples

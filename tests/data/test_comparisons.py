@@ -21,12 +21,14 @@ from instructgpt.data.comparisons import (
     WorldPreferences,
     collate_comparisons,
     comparison_batches,
+    fit,
     tokenized,
     tokenized_all,
 )
 from instructgpt.data.preferences import Ranking, read_rankings
 from instructgpt.data.tokens import Tokens
 from instructgpt.errors import UserError
+from instructgpt.text.chat import Message, render_prompt
 from instructgpt.text.tokenizer import Tokenizer
 
 CONTEXT = 40
@@ -132,6 +134,17 @@ def test_cutting_keeps_prompts_alike_and_answers_begun(tokenizer: Tokenizer, que
             assert after.ids.tolist() == before.ids.tolist()
 
 
+def test_a_long_prompt_loses_its_earliest_turns_and_keeps_the_system_message(tokenizer: Tokenizer) -> None:
+    turns = [("system", "Be brief."), ("user", "b " * 30), ("assistant", "a"), ("user", "cat?")]
+    messages: list[Message] = [{"role": role, "content": content} for role, content in turns]
+    ranked, prompt, cut_answers = fit(messages, ["yes", "no"], tokenizer, CONTEXT)
+    expected = render_prompt([messages[0], messages[-1]], tokenizer)
+    assert (prompt.ids, prompt.lost_turns, prompt.lost_tokens, cut_answers) == (expected, 2, 0, 0)
+    assert [tokens.ids[: len(expected)].tolist() for tokens in ranked.answers] == [expected] * 2
+    told = tokenized_all([Ranking(messages, ("yes", "no"))], tokenizer, CONTEXT)[1]
+    assert told == "of 1 comparisons, to fit in 40 tokens: 1 lost their earliest turns"
+
+
 def test_answers_that_are_equal_once_cut_are_left_out_and_counted(tokenizer: Tokenizer) -> None:
     prompt = [{"role": "user", "content": "b"}]
     long = "a " * 100
@@ -141,7 +154,10 @@ def test_answers_that_are_equal_once_cut_are_left_out_and_counted(tokenizer: Tok
         Ranking(prompt, ("x", "y")),  # pyright: ignore[reportArgumentType]
     ]
     kept, told = tokenized_all(records, tokenizer, CONTEXT)
-    assert len(kept) == 2 and "of 3 comparisons, 1 lost" in told and "1 were left out" in told
+    assert len(kept) == 2
+    cost = "1 answer(s) lost their tail, 1 were left out, because what is left of their answers is equal"
+    assert told == f"of 3 comparisons, to fit in 40 tokens: {cost}"
+    assert tokenized_all(records, tokenizer, CONTEXT, "drop")[1].endswith("40 tokens: 2 were left out")
     assert tokenized_all(records[2:], tokenizer, CONTEXT)[1] == ""
 
 

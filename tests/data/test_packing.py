@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructgpt.data.batch import Batch
-from instructgpt.data.packing import PackedStream, batches_of, collate, truncate
+from instructgpt.data.packing import PackedStream, batches_of, collate
 from instructgpt.data.tokens import Tokens
 
 
@@ -69,29 +69,9 @@ def test_collate_refuses_a_row_that_overflows():
         collate([[document(2, 3)]], context=3)
 
 
-@given(st.integers(1, 60), st.integers(0, 60), st.integers(1, 40))
-def test_truncation_keeps_the_first_token_and_some_of_the_answer(prompt, answer, context):
-    whole = document(prompt, answer)
-    kept, from_prompt, from_answer = truncate(whole, context)
-    assert len(kept) == min(len(whole), context + 1)
-    assert kept.ids[0] == whole.ids[0] and not kept.is_target[0]
-    assert (np.diff(kept.ids) > 0).all()  # in order, nothing twice
-    assert dict(zip(kept.ids, kept.is_target)).items() <= dict(zip(whole.ids, whole.is_target)).items()
-    answer_kept = int(kept.is_target.sum())
-    assert from_prompt + from_answer == len(whole) - len(kept)
-    assert from_answer == (answer - answer_kept)
-    assert answer_kept >= min(answer, (context + 1) // 2)  # half the row is the answer's if it needs it
-    if answer:
-        prompt_kept = len(kept) - answer_kept
-        assert prompt_kept >= min(prompt, (context + 1) // 2)
-        assert kept.is_target[-answer_kept:].all()
-        # The prompt loses its front: what is kept of it, the first token aside, is its end.
-        assert kept.ids[1:prompt_kept].tolist() == list(range(prompt - prompt_kept + 2, prompt + 1))
-
-
-def test_a_text_loses_its_tail():
-    text = Tokens.of_text(np.arange(10))
-    assert truncate(text, 4).tokens.ids.tolist() == [0, 1, 2, 3, 4]
+def test_a_text_longer_than_a_row_loses_its_tail():
+    (batch,) = batches_of([Tokens.of_text(np.arange(10))], 4, 1)
+    assert (batch.ids.tolist(), batch.targets.tolist()) == ([[0, 1, 2, 3]], [[1, 2, 3, 4]])
 
 
 def test_a_row_is_opened_by_the_oldest_and_filled_by_the_longest_that_fits():
