@@ -6,7 +6,7 @@ import pytest
 
 from instructgpt import world
 from instructgpt.data.tokens import Tokens
-from instructgpt.data.windows import Fitted, all_windows, fit_prompt, windows
+from instructgpt.data.windows import Fitted, Long, all_windows, fit_prompt, windows
 from instructgpt.text.chat import Message, render_conversation, render_prompt
 from instructgpt.text.tokenizer import Tokenizer
 
@@ -35,7 +35,7 @@ def read(tokens: Tokens, tokenizer: Tokenizer) -> str:
 
 
 # An exchange of one letter each has 6 tokens; these letters are tokens of their own.
-def shown(messages: list[Message], tokenizer: Tokenizer, limit: int, long="windows") -> list[str]:
+def shown(messages: list[Message], tokenizer: Tokenizer, limit: int, long: Long = "windows") -> list[str]:
     return [read(window, tokenizer) for window in windows(messages, tokenizer, limit, long)]
 
 
@@ -62,7 +62,8 @@ def test_the_system_message_begins_every_window(tokenizer: Tokenizer) -> None:
 
 def test_cut_keeps_the_first_window_and_drop_none(tokenizer: Tokenizer) -> None:
     messages = chat("q", "a", "r", "b", "t", "c")
-    for long, kept, lost in (("cut", ["^Uq|A[a|]Ur|A[b|]"], 1), ("drop", [], 3)):
+    cases: list[tuple[Long, list[str], int]] = [("cut", ["^Uq|A[a|]Ur|A[b|]"], 1), ("drop", [], 3)]
+    for long, kept, lost in cases:
         fitted = Fitted()
         found = windows(messages, tokenizer, 13, long, fitted)
         assert [read(window, tokenizer) for window in found] == kept
