@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from instructgpt.data.account import Account, Unusable, kind_of, names_of
 from instructgpt.data.fields import Fields
-from instructgpt.data.files import Unreadable, read_records
+from instructgpt.data.files import read_records
+from instructgpt.data.tables import Unreadable
 from instructgpt.errors import UserError
 from instructgpt.text.chat import Message
 

@@ -11,13 +11,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from instructgpt.data.files import Unreadable, read_records, read_text
+from instructgpt.data.files import holds_records, read_records, read_text
+from instructgpt.data.tables import Unreadable
 from instructgpt.errors import UserError
 
 Split = Literal["train", "val"]
 
 _TEXT_FIELD = "text"
-_RECORDS = {".json", ".jsonl", ".csv", ".tsv"}
 _PIECE = 1 << 16  # characters
 _FARTHEST_CUT = 1 << 20  # bytes by which a split may move to fall on a document's or a line's end
 
@@ -73,8 +73,7 @@ def _cut_near(text: bytes, place: int, near: int) -> tuple[str, str]:
 
 def _pieces(path: Path, encoding: str, separator: str, dropped: Counter[str]) -> Iterator[Piece]:
     """The documents of a file, in pieces that are encoded one by one."""
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix != ".gz"]
-    if not suffixes or suffixes[-1] not in _RECORDS:
+    if not holds_records(path):
         yield from _cut(read_text(path, encoding), separator)
         return
     for _, record in read_records(path, encoding=encoding):

@@ -2,55 +2,28 @@
 
     read_text     decoded text in chunks        read_lines    numbered lines        read_records    (line, record)
 
-Any file may be gzipped (told by its first bytes) and may begin with a byte order mark.
+Any file may be packed (see `unpack`) and may begin with a byte order mark.
 """
 
 from __future__ import annotations
 
 import codecs
-import csv
-import gzip
 import itertools
 import re
-import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from instructgpt.data.json_stream import json_records
+from instructgpt.data.tables import Lines, csv_records, looks_like_tabs, parquet_records, tab_records
+from instructgpt.data.unpack import unpacked, without_packing
 from instructgpt.errors import UserError
 
 _CHUNK = 1 << 20  # bytes
-_SAMPLE_LINES = 20  # from which a table of tabs is told from prose
 _JSON_START = re.compile(r'\{\s*["}]|\[\s*[\[{"\]]')
-# In a table of tabs these names make the first line a header; a .csv file always begins with one.
-_HEADER_NAMES = frozenset(
-    [
-        *(
-            "instruction",
-            "input",
-            "output",
-            "prompt",
-            "response",
-            "completion",
-            "question",
-            "answer",
-            "query",
-            "system",
-        ),
-        *("text", "label", "label_desc", "sentence", "sentence1", "sentence2", "category", "id", "chosen", "rejected"),
-        *("source", "target", "src", "tgt", "en", "zh", "fr", "de", "english", "chinese", "french", "german"),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """Stands for a record that a table could not give, with the reason."""
-
-    reason: str
+_RECORD_ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+# What no text holds, and a few of them betray what is no text at all: control characters that are no white space.
+_CONTROL = re.compile(rb"[\x00-\x06\x0e-\x1a\x1c-\x1f\x7f]")
 
 
 # ---- text
@@ -59,11 +32,20 @@ class Unreadable:
 def read_text(path: str | Path, encoding: str = "utf-8") -> Iterator[str]:
     """The file's text, as it is, in chunks of about a megabyte that may end anywhere.
 
-    Raises UserError when the file is missing, is no file, is damaged, or is not in `encoding` (naming byte and line).
+    Raises UserError when the file is missing, is no file, is damaged, holds no text (naming what it is), or is not in
+    `encoding` (naming byte and line).
     """
+    with unpacked(path) as file:
+        if file.is_parquet:
+            raise UserError("is a Parquet file, a table; here text is read", path)
+        yield from _decoded(iter(lambda: file.stream.read(_CHUNK), b""), encoding, path)
+
+
+def _decoded(chunks: Iterator[bytes], encoding: str, path: str | Path) -> Iterator[str]:
     decoder = _decoder(encoding, path)
     used, line = 0, 1  # bytes given to the decoder so far, and the line they reach
-    for chunk in itertools.chain(_read_bytes(path), [b""]):
+    has_letters = False  # some that are not ASCII were decoded
+    for chunk in itertools.chain(chunks, [b""]):
         if used == 0 and chunk.startswith(codecs.BOM_UTF8) and _is_utf8(encoding):
             used = len(codecs.BOM_UTF8)
             chunk = chunk[used:]
@@ -75,34 +57,66 @@ def read_text(path: str | Path, encoding: str = "utf-8") -> Iterator[str]:
         except UnicodeDecodeError as error:
             data = pending + chunk
             before = data[: error.start].decode(encoding, "ignore")
-            advice = (
-                "it begins like UTF-16; give --encoding utf-16" if _begins_like_utf16(path) else "give its --encoding"
-            )
-            raise UserError(
-                f"byte {used - len(pending) + error.start} (0x{data[error.start]:02x}) is not {encoding}: {advice}",
-                path,
-                line + before.count("\n"),
-            ) from None
+            place = f"byte {used - len(pending) + error.start} (0x{data[error.start]:02x})"
+            advice = _advice(data, error.start, has_letters or not before.isascii(), encoding)
+            raise UserError(f"{place} is not {encoding}: {advice}", path, line + before.count("\n")) from None
         except UnicodeError as error:  # the few codecs that do not say where
             raise UserError(f"is not {encoding}: {error}", path, line) from None
+        if (nul := text.find("\0")) >= 0:
+            wide = _wide_encoding(pending + chunk)
+            advice = f"it looks like {wide}; give --encoding {wide}" if wide else "it is not text"
+            raise UserError(f"holds a NUL byte: {advice}", path, line + text.count("\n", 0, nul))
         used += len(chunk)
         line += text.count("\n")
+        has_letters = has_letters or not text.isascii()
         if text:
             yield text
 
 
+def _advice(data: bytes, place: int, has_letters: bool, encoding: str) -> str:
+    """What to do about bytes that are not in `encoding` from `place` on."""
+    if wide := _wide_encoding(data):
+        return f"it looks like {wide}; give --encoding {wide}"
+    around = data[max(place - 4096, 0) : place + 4096]
+    if len(_CONTROL.findall(around)) * 100 > len(around):
+        return "it is not text"
+    if has_letters and _is_utf8(encoding):
+        # What is no UTF-8 does not happen to be valid UTF-8 for long.
+        return "the text before it is, so the file is damaged or cut off there"
+    return "if the file is text in another encoding, such as latin-1 or gb18030, give its --encoding"
+
+
+def _wide_encoding(data: bytes) -> str | None:
+    """UTF-16 or UTF-32, by its mark or by where the zeros are; None for anything else."""
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    sample = data[: min(len(data), 4096) // 2 * 2]
+    for name, zeros in (("utf-16-le", sample[1::2].count(0)), ("utf-16-be", sample[::2].count(0))):
+        # At least a third of the characters are ASCII, such as spaces and line ends; and read so it is text.
+        if zeros >= 4 and zeros * 6 >= len(sample) and not _CONTROL.search(sample.decode(name, "ignore").encode()):
+            return name
+    return None
+
+
 def read_lines(path: str | Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end) for each line; lines end with LF or CRLF. Errors as in `read_text`."""
+    """(line number from 1, line without its end) for each line; see `_lines`. Errors as in `read_text`."""
     for number, line in _lines(read_text(path, encoding)):
         yield number, line.removesuffix("\n").removesuffix("\r")
 
 
-def _lines(chunks: Iterator[str]) -> Iterator[tuple[int, str]]:
-    """Numbered lines with their ends. Only LF ends a line: str.splitlines would also cut at U+2028, form feeds, …"""
+def _lines(chunks: Iterator[str]) -> Lines:
+    """Numbered lines with their ends: LF, CRLF, or CR where the text begins without any LF.
+
+    Nothing else ends a line: str.splitlines would also cut at U+2028, form feeds, …
+    """
+    first = next(chunks, "")
+    end_of_line = _line_end(first)
     number, parts = 1, []
-    for chunk in chunks:
+    for chunk in itertools.chain([first], chunks):
         start = 0
-        while (end := chunk.find("\n", start)) >= 0:
+        while (end := chunk.find(end_of_line, start)) >= 0:
             parts.append(chunk[start : end + 1])
             yield number, "".join(parts)
             number, parts, start = number + 1, [], end + 1
@@ -111,28 +125,9 @@ def _lines(chunks: Iterator[str]) -> Iterator[tuple[int, str]]:
         yield number, last
 
 
-def _read_bytes(path: str | Path) -> Iterator[bytes]:
-    with _open(path) as file:
-        zipped = file.peek(2)[:2] == b"\x1f\x8b"  # peek, for what cannot seek: a pipe
-        stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if zipped else file
-        try:
-            while chunk := stream.read(_CHUNK):
-                yield chunk
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(f"the gzip file is damaged or cut off: {error}", path) from None
-        except OSError as error:
-            raise UserError(f"cannot be read: {error.strerror or error}", path) from None
-
-
-def _open(path: str | Path) -> BufferedReader:
-    try:
-        return open(path, "rb")
-    except FileNotFoundError:
-        raise UserError("no such file", path) from None
-    except IsADirectoryError:
-        raise UserError("is a directory; name the files in it", path) from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UserError(f"cannot be read: {getattr(error, 'strerror', None) or error}", path) from None
+def _line_end(start: str) -> str:
+    # A chunk may end between the two characters of a CRLF.
+    return "\r" if "\n" not in start and "\r" in start[:-1] else "\n"
 
 
 def _decoder(encoding: str, path: str | Path) -> codecs.IncrementalDecoder:
@@ -147,11 +142,13 @@ def _is_utf8(encoding: str) -> bool:
     return codecs.lookup(encoding).name == "utf-8"
 
 
-def _begins_like_utf16(path: str | Path) -> bool:
-    return next(_read_bytes(path), b"").startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-
-
 # ---- records
+
+
+def holds_records(path: str | Path) -> bool:
+    """Whether a file is one of records rather than of raw text: by its name, unpacked, or because it is Parquet."""
+    with unpacked(path) as file:
+        return file.is_parquet or file.name.lower().endswith(_RECORD_ENDINGS)
 
 
 def read_records(
@@ -161,28 +158,18 @@ def read_records(
 
     JSON, whatever the file's name: the elements of an array, or the values of JSON lines, or one object. Any JSON value
     may come, not only objects.
-    Tables: a dict of column to text for each row, or `Unreadable` for a row with another number of fields than the
-    first. A .csv file begins with its header. In tables of tabs the first line is a header when it has a known name;
-    else the columns are "1", "2", … `columns` names the columns of a table that has no header; where the first line
-    gives just these names, it is one.
+    Tables: see `tables`; `columns` names the columns of a table that has no header; where the first line gives just
+    these names, it is one. Of Parquet files the line is the row's number.
     Other text: {"text": line} for each line that is not blank, or another name from `columns`.
-    `a.en.gz+a.fr.gz`, where no file is called so: line-aligned files, as columns named by `columns`, or by the last
-    parts of their names ("en", "fr").
+    `a.en.gz+a.fr.gz`, where no file is called so: line-aligned files, as columns named by `columns`, or by what
+    differs in their names ("en", "fr").
 
     Raises UserError, with the line where there is one, for a file that is missing, empty or damaged.
     """
     if (parallel := _parallel_files(path)) is not None:
         yield from _parallel(parallel, columns, encoding)
         return
-    chunks = read_text(path, encoding)
-    start = ""
-    for chunk in chunks:
-        start += chunk
-        if start.strip():
-            break
-    else:
-        raise UserError("is empty", path)
-    records = _records(itertools.chain([start], chunks), start, path, columns)
+    records = _file_records(path, columns, encoding)
     first = next(records, None)
     if first is None:
         raise UserError("has no records", path)
@@ -190,78 +177,34 @@ def read_records(
     yield from records
 
 
-def _records(
-    chunks: Iterator[str], start: str, path: str | Path, columns: Sequence[str] | None
-) -> Iterator[tuple[int, Any]]:
-    suffix = _suffix(path)
-    if suffix in (".json", ".jsonl") or _JSON_START.match(start.lstrip()):
-        return json_records(chunks, path)
-    first_line = start.lstrip("\r\n").split("\n", 1)[0]
-    if suffix == ".csv":
-        # The separator that the header has most of; a header of one column has none.
-        separator = max(",\t;", key=first_line.count)
-        return _table(_csv_rows(chunks, separator, path), columns, True, path)
-    if suffix == ".tsv" or _looks_like_a_table(start):
-        names = {name.strip().lower() for name in first_line.split("\t")}
-        return _table(_tab_rows(chunks), columns, bool(names & _HEADER_NAMES), path)
-    name = columns[0] if columns else "text"
-    return ((number, {name: line.rstrip("\r\n")}) for number, line in _lines(chunks) if line.strip())
-
-
-def _suffix(path: str | Path) -> str:
-    suffixes = [suffix.lower() for suffix in Path(path).suffixes if suffix.lower() != ".gz"]
-    return suffixes[-1] if suffixes else ""
-
-
-def _looks_like_a_table(start: str) -> bool:
-    """Whether the first lines have a tab, and most of them as many as the first."""
-    lines = [line for line in start.lstrip("\r\n").split("\n", _SAMPLE_LINES)[:_SAMPLE_LINES] if line.strip()]
-    tabs = lines[0].count("\t") if lines else 0
-    return tabs > 0 and sum(line.count("\t") == tabs for line in lines) * 2 > len(lines)
-
-
-def _table(
-    rows: Iterator[tuple[int, list[str]]], columns: Sequence[str] | None, has_header: bool, path: str | Path
-) -> Iterator[tuple[int, Any]]:
-    if (start := next(rows, None)) is None:
-        return
-    line, first = start
-    width = len(first)
-    if columns is not None:
-        if len(columns) > width:
-            raise UserError(f"has {width} column(s), but {len(columns)} are named: {', '.join(columns)}", path, line)
-        names, has_header = list(columns), [name.strip() for name in first[: len(columns)]] == list(columns)
-    elif has_header:
-        names = [name.strip() or str(i) for i, name in enumerate(first, start=1)]
-    else:
-        names = [str(i) for i in range(1, width + 1)]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"has two columns named {twice[0]!r}", path, line)
-    body = rows if has_header else itertools.chain([(line, first)], rows)
-    for line, row in body:
-        if len(row) == width:
-            yield line, dict(zip(names, row))
-        else:
-            yield line, Unreadable(f"a row of {len(row)} field(s) in a table of {width}")
-
-
-def _tab_rows(chunks: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
-    """Tables of tabs know no quotes: a field is what stands between two tabs."""
-    return ((number, line.rstrip("\r\n").split("\t")) for number, line in _lines(chunks) if line.strip())
-
-
-def _csv_rows(chunks: Iterator[str], separator: str, path: str | Path) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader((line for _, line in _lines(chunks)), delimiter=separator, strict=True)
-    while True:
-        line = reader.line_num + 1
-        try:
-            row = next(reader)
-        except StopIteration:
+def _file_records(path: str | Path, columns: Sequence[str] | None, encoding: str) -> Iterator[tuple[int, Any]]:
+    with unpacked(path) as file:
+        if file.is_parquet:
+            yield from parquet_records(file.stream, path)
             return
-        except csv.Error as error:
-            raise UserError(f"broken CSV: {error}; is a quote left open, or not doubled?", path, line) from None
-        if row:
-            yield line, row
+        chunks = _decoded(iter(lambda: file.stream.read(_CHUNK), b""), encoding, path)
+        start = ""
+        for chunk in chunks:
+            start += chunk
+            if start.strip():
+                break
+        else:
+            raise UserError("is empty", path)
+        yield from _text_records(itertools.chain([start], chunks), start, file.name.lower(), path, columns)
+
+
+def _text_records(
+    chunks: Iterator[str], start: str, name: str, path: str | Path, columns: Sequence[str] | None
+) -> Iterator[tuple[int, Any]]:
+    if name.endswith((".json", ".jsonl", ".ndjson")) or _JSON_START.match(start.lstrip()):
+        return json_records(chunks, path)
+    if name.endswith(".csv"):
+        return csv_records(_lines(chunks), columns, path)
+    start = start.replace(_line_end(start), "\n")
+    if name.endswith(".tsv") or looks_like_tabs(start):
+        return tab_records(_lines(chunks), start, columns, path)
+    field = columns[0] if columns else "text"
+    return ((number, {field: line.rstrip("\r\n")}) for number, line in _lines(chunks) if line.strip())
 
 
 # ---- line-aligned files
@@ -279,9 +222,7 @@ def _parallel(files: list[Path], columns: Sequence[str] | None, encoding: str) -
         raise UserError(
             f"{len(files)} files, but {len(columns)} columns: {', '.join(columns)}", "+".join(map(str, files))
         )
-    names = list(columns) if columns is not None else [_suffix(file)[1:] for file in files]
-    if columns is None and ("" in names or len(set(names)) < len(names)):
-        names = [str(i) for i in range(1, len(files) + 1)]
+    names = list(columns) if columns is not None else _distinct_parts(files)
     streams = [read_lines(file, encoding) for file in files]
     count = 0
     for rows in itertools.zip_longest(*streams):
@@ -294,3 +235,12 @@ def _parallel(files: list[Path], columns: Sequence[str] | None, encoding: str) -
         yield count, {name: text for name, (_, text) in zip(names, rows)}
     if not count:
         raise UserError("is empty", files[0])
+
+
+def _distinct_parts(files: list[Path]) -> list[str]:
+    """What tells the files' names apart: "train.en.txt.gz" and "train.cs.txt.gz" are "en" and "cs"; else numbers."""
+    names = [without_packing(file.name).split(".") for file in files]
+    for parts in zip(*map(reversed, names)):
+        if len(set(parts)) == len(files) and all(parts):
+            return list(parts)
+    return [str(i) for i in range(1, len(files) + 1)]

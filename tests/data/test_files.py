@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instructgpt.data.files import Unreadable, read_lines, read_records, read_text
+from instructgpt.data.files import read_lines, read_records, read_text
 from instructgpt.errors import UserError
 
 RECORDS = [{"instruction": "say 猫", "output": 'a "b"\nc'}, {"instruction": "😀", "output": "d"}]
@@ -29,7 +29,11 @@ def write(path: Path, content: str | bytes, zipped: bool = False) -> Path:
 # ---- text
 
 
-@given(text=st.text(st.characters(exclude_categories=["Cs"])), zipped=st.booleans(), marked=st.booleans())
+@given(
+    text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
+    zipped=st.booleans(),
+    marked=st.booleans(),
+)
 def test_text_comes_back_as_it_is(tmp_path_factory, text: str, zipped: bool, marked: bool) -> None:
     path = tmp_path_factory.mktemp("text") / "a.txt"
     write(path, b"\xef\xbb\xbf" * marked + text.encode(), zipped)
@@ -66,6 +70,44 @@ def test_utf16_is_suggested_and_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"byte 0 .*--encoding utf-16"):
         list(read_text(path))
     assert "".join(read_text(path, "utf-16")) == "猫\nb"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("text", ["plain text\nand more\n", "To be, or not – to be\n", "name,text\n1,猫 and 狗\n"])
+def test_wide_encodings_are_told_by_their_bytes(tmp_path: Path, encoding: str, text: str) -> None:
+    path = write(tmp_path / "a.txt", text.encode(encoding))
+    with pytest.raises(UserError, match=rf"a\.txt:\d: .*looks like {encoding}; give --encoding {encoding}$"):
+        list(read_text(path))
+    assert "".join(read_text(path, encoding)) == text
+
+
+@pytest.mark.parametrize(
+    ("data", "advice"),
+    [
+        ("Déjà vu\n".encode("latin-1"), "in another encoding, such as latin-1 or gb18030, give its --encoding"),
+        ("床前明月光\n".encode("gb18030"), "in another encoding"),
+        ("日本語\n".encode("shift_jis"), "in another encoding"),
+        ("Привет\n".encode("koi8-r"), "in another encoding"),
+        ("早上好, 你好\n".encode() + b"ab\xff\n", "the text before it is, so the file is damaged or cut off there"),
+        ("Il était une fois".encode() + b"\xc3", "damaged or cut off there"),
+        (bytes(range(1, 256)), "it is not text"),
+        (b"\x0c\x01\x02\xff\xfe\x03\x04" * 40, "it is not text"),
+    ],
+)
+def test_an_encoding_is_suggested_where_there_may_be_one(tmp_path: Path, data: bytes, advice: str) -> None:
+    with pytest.raises(UserError) as caught:
+        list(read_text(write(tmp_path / "a.txt", data)))
+    assert advice in str(caught.value)
+    assert ("--encoding" in str(caught.value)) == ("encoding" in advice)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "gb18030"])
+def test_nul_bytes_are_never_text(tmp_path: Path, encoding: str) -> None:
+    for data, line in ((b"ab\0cd\n", 1), (b"ab\ncd\n" * 300_000 + b"\0", 600_001), (b"\0\1\2\3" * 999, 1)):
+        with pytest.raises(UserError, match=rf"a\.txt:{line}: holds a NUL byte: it is not text$"):
+            list(read_text(write(tmp_path / "a.txt", data), encoding))
+    with pytest.raises(UserError, match=r"a\.json:1: holds a NUL byte"):
+        list(read_records(write(tmp_path / "a.json", b'{"a": "\0"}'), None, encoding))
 
 
 @pytest.mark.parametrize("encoding", ["utf-9", "hex", "", "a\0b"])
@@ -125,55 +167,6 @@ def test_json_is_told_by_content_not_by_name(tmp_path: Path, name: str, zipped: 
     assert list(read_records(path)) == [(1, RECORDS[0])]
 
 
-def test_csv_with_quotes_line_ends_and_line_numbers(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.csv", 'label,text\r\ngood,"a, ""b""\r\nc"\r\n\r\nbad,d\r\n')
-    assert list(read_records(path)) == [
-        (2, {"label": "good", "text": 'a, "b"\r\nc'}),
-        (5, {"label": "bad", "text": "d"}),
-    ]
-
-
-def test_csv_with_other_separators_and_columns(tmp_path: Path) -> None:
-    for separator in ";\t":
-        path = write(tmp_path / "a.csv", f'label{separator}text\ngood{separator}"a{separator}b, c"\n')
-        assert list(read_records(path)) == [(2, {"label": "good", "text": f"a{separator}b, c"})]
-    path = write(tmp_path / "a.csv", "good,a\nbad,b\n")
-    named = [(1, {"label": "good", "text": "a"}), (2, {"label": "bad", "text": "b"})]
-    assert list(read_records(path, ["label", "text"])) == named
-    path = write(tmp_path / "a.csv", "label,text\ngood,a\n")
-    assert list(read_records(path, ["label", "text"])) == [(2, {"label": "good", "text": "a"})]
-    assert list(read_records(write(tmp_path / "a.csv", ",text\n0,a\n"))) == [(2, {"1": "0", "text": "a"})]
-
-
-def test_what_is_wrong_with_tables(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    rows = [record for _, record in read_records(write(path, "a,b\n1,2\n1\n1,2,3\n"))]
-    assert rows[0] == {"a": "1", "b": "2"} and all(isinstance(row, Unreadable) for row in rows[1:])
-    assert "3 field(s) in a table of 2" in rows[2].reason
-    for content, complaint in [
-        ('a,b\n1,2\n"open,3\n4,5\n', r"a\.csv:3: broken CSV"),
-        ('a,b\n"x"y,2\n', r"a\.csv:2: broken CSV"),
-        ("a,a\n1,2\n", r"a\.csv:1: has two columns named 'a'"),
-        ("a,b\n", "has no records"),
-    ]:
-        with pytest.raises(UserError, match=complaint):
-            list(read_records(write(path, content)))
-    with pytest.raises(UserError, match=r"a\.csv:1: has 2 column\(s\), but 3 are named: x, y, z"):
-        list(read_records(write(path, "1,2\n"), ["x", "y", "z"]))
-
-
-def test_tables_of_tabs_know_no_quotes(tmp_path: Path) -> None:
-    for name in ("a.tsv", "a.txt"):
-        path = write(tmp_path / name, 'Hi.\t嗨。\tCC\n"Go!\t走\tCC\n')
-        assert list(read_records(path)) == [
-            (1, {"1": "Hi.", "2": "嗨。", "3": "CC"}),
-            (2, {"1": '"Go!', "2": "走", "3": "CC"}),
-        ]
-        assert next(read_records(path, ["en", "zh"])) == (1, {"en": "Hi.", "zh": "嗨。"})
-        path = write(tmp_path / name, "source\ttarget\r\nHi.\tSalut.\r\n")
-        assert list(read_records(path)) == [(2, {"source": "Hi.", "target": "Salut."})]
-
-
 def test_other_text_gives_its_lines(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "To be, or not\n\n[Exit]\tHAMLET\n{aside}\n")
     assert list(read_records(path)) == [
@@ -206,6 +199,17 @@ def test_line_aligned_files(tmp_path: Path) -> None:
     assert list(read_records(both)) == list(read_records(Path(both))) == expected
     assert next(read_records(both, ["x", "y"])) == (1, {"x": "a dog", "y": "un chien"})
     assert next(read_records(f"{english}+{english}")) == (1, {"1": "a dog", "2": "a dog"})
+    for first, second, names in (
+        ("train.en.txt", "train.cs.txt", ["en", "cs"]),
+        ("en-ja.en", "en-ja.ja", ["en", "ja"]),
+        ("de/a.txt", "en/a.txt", ["1", "2"]),
+        ("news.de.gz", "news.sv.gz", ["de", "sv"]),
+    ):
+        paths = [tmp_path / name for name in (first, second)]
+        for path in paths:
+            path.parent.mkdir(exist_ok=True)
+            write(path, "a\n")
+        assert list(next(read_records("+".join(map(str, paths))))[1]) == names
     with pytest.raises(UserError, match="2 files, but 1 columns"):
         list(read_records(both, ["x"]))
     write(french, "un chien\n")
@@ -225,7 +229,7 @@ def test_hostile_bytes_give_records_or_a_user_error(tmp_path_factory, data: byte
     path = write(tmp_path_factory.mktemp("hostile") / name, data)
     try:
         for line, _ in read_records(path):
-            assert 1 <= line <= data.count(b"\n") + 1
+            assert 1 <= line <= max(data.count(b"\n"), data.count(b"\r")) + 1
     except UserError as error:
         assert name in str(error)
 
