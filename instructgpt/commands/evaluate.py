@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -39,8 +39,9 @@ class EvalConfig(ModelChoice):
     """`world`, or instruction files in any format that `train.py sft` reads. Without --data and --text: `world`."""
     text: tuple[str, ...] = ()
     """Raw text files: loss, perplexity and bits per byte on all of each."""
-    split: Literal["train", "val", "test", "test_phrasing", "test_composition"] = "test"
-    """Which split of the world; files are taken whole."""
+    split: world.Split = "test"
+    """Which split of the world: `test_phrasing` are wordings never trained on, `test_composition` pairs of tasks never
+    chained, `test_noise` the tests as people type; files are taken whole."""
     n: PositiveInt = 20
     """Examples of each family of the world."""
     families: tuple[str, ...] = ()

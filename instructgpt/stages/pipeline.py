@@ -27,7 +27,7 @@ from instructgpt.training.metrics import Tracker
 from instructgpt.training.plot import plot_curves
 from instructgpt.world.composition import HELD_OUT_PAIRS
 
-_SPLITS = ("test", "test_phrasing", "test_composition")
+_SPLITS = ("test", "test_phrasing", "test_noise", "test_composition")
 
 
 @dataclass(frozen=True)

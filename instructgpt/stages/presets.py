@@ -59,7 +59,7 @@ def _tiny() -> Recipe:
     fit = replace(_MUON, muon_iterations=3)  # in so small a batch they take a quarter of a step's time
     gentle = replace(_GENTLE_MUON, muon_iterations=3)
     return Recipe(
-        TokenizerConfig(vocab_size=2560),
+        TokenizerConfig(vocab_size=2560, character_coverage=0.9999),
         PretrainConfig(
             model=model_preset("tiny"),
             rows=6,

@@ -11,19 +11,20 @@ Each of them is a pure function of its arguments, the seed among them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate
 from random import Random
 
 from instructgpt.errors import UserError, suggestion
-from instructgpt.world import composition, families
-from instructgpt.world.core import SPLITS, Example, Language, ask
+from instructgpt.world import composition, families, noise
+from instructgpt.world.core import SPLITS, Example, Language, Split, ask
 from instructgpt.world.documents import document
 from instructgpt.world.preferences import PreferencePair, flawed_demonstration, preference
 
 __all__ = [
-    "FAMILIES", "SPLITS", "Example", "PreferencePair", "document", "example", "flawed_demonstration", "preference",
-    "sample",
+    "FAMILIES", "SPLITS", "Example", "PreferencePair", "Split", "document", "example", "flawed_demonstration",
+    "preference", "sample",
 ]  # fmt: skip
 
 FAMILIES: tuple[str, ...] = tuple(families.BY_NAME)
@@ -39,12 +40,13 @@ _MAX_REDRAWS = 20
 def example(split: str, index: int, seed: int = 0) -> Example:
     """The `index`-th example of the endless sequence of `split`: a pure function of its arguments.
 
-    `train` draws families by weight, and chains of two among them. In the other splits the families take turns, in an
-    order that the seed decides, so that as many consecutive examples as there are families ask each of them once.
+    `train` draws families by weight, and chains of two among them, and a share of it is carelessly typed. In the other
+    splits the families take turns, in an order that the seed decides, so that as many consecutive examples as there are
+    families ask each of them once. `test_noise` is `test`, every example of it carelessly typed.
     UserError for an unknown split.
     """
     _check_split(split)
-    return _example(split, index, seed, None, 0)
+    return _typed(_example(split, index, seed, None, 0), split, index, seed)
 
 
 def sample(split: str, n: int, seed: int = 0, families: Sequence[str] | None = None) -> list[Example]:
@@ -66,7 +68,7 @@ def sample(split: str, n: int, seed: int = 0, families: Sequence[str] | None = N
             if (prompt := repr(drawn.messages)) not in asked:
                 break
         asked.add(prompt)
-        examples.append(drawn)
+        examples.append(_typed(drawn, split, index, seed))
     return examples
 
 
@@ -92,7 +94,16 @@ def _turns(names: tuple[str, ...], split: str, seed: int) -> tuple[str, ...]:
     return tuple(Random(f"order {split} {seed}").sample(names, len(names)))
 
 
+def _typed(example: Example, split: str, index: int, seed: int) -> Example:
+    """The example as it is asked in this split: as it is written, or carelessly typed."""
+    rng = Random(f"noise {split} {seed} {index}")
+    if split == "test_noise":
+        return replace(noise.disturbed(example, rng, noise.TESTED), split=split)
+    return noise.sometimes(example, rng) if split == "train" else example
+
+
 def _example(split: str, index: int, seed: int, chosen: tuple[str, ...] | None, redraw: int) -> Example:
+    split = "test" if split == "test_noise" else split
     rng = Random(f"example {split} {seed} {index} {redraw}")
     if split == "test_composition":
         return composition.ask(rng, split)

@@ -2,6 +2,7 @@
 
 Splits are disjoint by construction. An instance's key (what is unique about its input) is hashed into a bucket, and a
 bucket belongs to one of train, val and test; wordings and pairs of chained families are listed as trained or held out.
+`test_noise` asks the instances of `test`, each a little carelessly typed.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Language = Literal["en", "zh"]
 Message = dict[str, str]
 """`{"role": "system" | "user" | "assistant", "content": text}`"""
 
-SPLITS = ("train", "val", "test", "test_phrasing", "test_composition")
+Split = Literal["train", "val", "test", "test_phrasing", "test_composition", "test_noise"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 _BUCKETS = {"train": range(0, 84), "val": range(84, 92), "test": range(92, 100)}
 _MAX_DRAWS = 2000
@@ -46,6 +48,8 @@ class Question:
     """A system message, when there is one."""
     history: tuple[Message, ...] = ()
     """Turns before the wording's own user turn."""
+    kept: tuple[str, ...] = ()
+    """What the answer repeats character by character: careless typing must leave it as it is."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ class Example:
     answer: str
     split: str
     checker: Callable[[str], float] = field(repr=False, compare=False)
+    kept: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    """Parts of the prompt that the answer repeats character by character."""
 
     def check(self, text: str) -> float:
         """Score of an answer in [0, 1]; exact where an exact answer exists."""
@@ -109,7 +115,7 @@ class Example:
 
 
 def ask(family: Family, language: Language, rng: Random, split: str) -> Example:
-    """An example of `family` for `split` (any of SPLITS)."""
+    """An example of `family` for `split`, as it is written: any of SPLITS but `test_noise`, which disturbs `test`."""
     return pose(family, family.instance(rng, "test" if split.startswith("test") else split), language, rng, split)
 
 
@@ -127,6 +133,7 @@ def pose(family: Family, instance: Any, language: Language, rng: Random, split: 
         question.answer,
         split,
         question.check or exact(question.answer),
+        question.kept,
     )
 
 

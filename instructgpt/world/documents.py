@@ -9,7 +9,7 @@ from collections.abc import Callable
 from itertools import accumulate
 from random import Random
 
-from instructgpt.world import classification, numbers, reading, reasoning, rewriting, translation
+from instructgpt.world import classification, noise, numbers, reading, reasoning, rewriting, translation
 from instructgpt.world.core import Family, Language, ask
 from instructgpt.world.exercises import EXERCISES, Statements
 from instructgpt.world.families import FAMILIES
@@ -108,23 +108,32 @@ _READING_FACTS: tuple[tuple[Family, Statements], ...] = (
 _GLOSSARY: tuple[Entry, ...] = (*NOUNS, *ADJECTIVES, *PLACES, *NUMBER_WORDS)
 _LONG = 350
 """Characters."""
+_WIDE_SHARE = 0.15
+"""Share of the facts on numbers in Chinese whose digits are of full width: what １２ is, only text can tell."""
 _FAMILY_WEIGHTS = tuple(accumulate(family.weight for family in FAMILIES))
 
 
-def _fact(family: Family, statements: Statements, language: Language, rng: Random) -> str:
+def _fact(family: Family, statements: Statements, language: Language, rng: Random, wide: bool) -> str:
     question = family.question(family.instance(rng, "train"), language, rng)
-    return rng.choice(statements[language]).format(**question.slots, answer=question.answer)
+    slots = {name: noise.widened(text) if wide else text for name, text in question.slots.items()}
+    return rng.choice(statements[language]).format(**slots, answer=question.answer)
 
 
-def _facts(table: tuple[tuple[Family, Statements], ...], count: int, language: Language, rng: Random) -> str:
-    """Facts of one family, or of several in turn; the hard families, which weigh more, are told of more often."""
+def _facts(
+    table: tuple[tuple[Family, Statements], ...], count: int, language: Language, rng: Random, wide: bool = False
+) -> str:
+    """Facts of one family, or of several in turn; the hard families, which weigh more, are told of more often.
+
+    `wide` writes all but the answers in digits of full width.
+    """
     weights = [family.weight for family, _ in table]
     rows = rng.choices(table, weights) * count if rng.random() < 0.6 else rng.choices(table, weights, k=count)
-    return "\n".join(_fact(family, statements, language, rng) for family, statements in rows)
+    return "\n".join(_fact(family, statements, language, rng, wide) for family, statements in rows)
 
 
 def _number_facts(language: Language, rng: Random) -> str:
-    return _facts(_NUMBER_FACTS, rng.randint(5, 9), language, rng)
+    wide = language == "zh" and rng.random() < _WIDE_SHARE
+    return _facts(_NUMBER_FACTS, rng.randint(5, 9), language, rng, wide)
 
 
 def _word_facts(language: Language, rng: Random) -> str:
@@ -182,7 +191,7 @@ def _dialogue(language: Language, rng: Random) -> str:
     colon = "：" if language == "zh" else ": "
     lines = []
     for family in rng.choices(FAMILIES, cum_weights=_FAMILY_WEIGHTS, k=rng.randint(2, 4)):
-        for message in ask(family, language, rng, "train").conversation:
+        for message in noise.sometimes(ask(family, language, rng, "train"), rng).conversation:
             speaker = answering if message["role"] == "assistant" else asking
             lines.append(f"{speaker}{colon}{message['content']}")
     return "\n".join(lines)

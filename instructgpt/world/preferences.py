@@ -14,13 +14,14 @@ from random import Random
 from typing import Any
 
 from instructgpt.errors import UserError
-from instructgpt.world import translation
-from instructgpt.world.core import SPLITS, Example, Family, Language, Message, ask, pose
+from instructgpt.world import noise, translation
+from instructgpt.world.core import Example, Family, Language, Message, ask, pose
 from instructgpt.world.dialogue import HARMLESS, REFUSAL, REFUSAL_ANSWER, Request
 from instructgpt.world.families import FAMILIES
 from instructgpt.world.formatting import as_bullets
 
 FAULTS = ("wrong_answer", "wrong_format", "wrong_language", "rambling", "unsafe_compliance", "needless_refusal")
+SPLITS = ("train", "val", "test", "test_phrasing")
 DEMONSTRATION_FAULTS = ("wrong_answer", "wrong_format", "rambling")
 """What is wrong with demonstrations that people write; the others are faults of models."""
 _MAX_TRIES = 500
@@ -211,8 +212,8 @@ def flawed_demonstration(split: str, index: int, seed: int = 0) -> list[Message]
 
 
 def _pair(split: str, fault: str, rng: Random) -> PreferencePair:
-    if split not in SPLITS or split == "test_composition":
-        raise UserError(f"no preferences for the split {split!r}; choose one of: train, val, test, test_phrasing")
+    if split not in SPLITS:
+        raise UserError(f"no preferences for the split {split!r}; choose one of: {', '.join(SPLITS)}")
     kind = _KINDS[fault]
     for _ in range(_MAX_TRIES):
         is_lookalike = fault == "needless_refusal" and rng.random() < 0.5
@@ -220,7 +221,8 @@ def _pair(split: str, fault: str, rng: Random) -> PreferencePair:
         rejected = kind.make(task, rng)
         example = task.example
         if rejected is not None and _is_worse(example, rejected):
-            return PreferencePair(example.family, example.messages, example.answer, rejected, fault)
+            asked = noise.sometimes(example, rng) if split == "train" else example
+            return PreferencePair(example.family, asked.messages, example.answer, rejected, fault)
     raise RuntimeError(f"no pair with the fault {fault} in {_MAX_TRIES} tries")
 
 

@@ -89,7 +89,7 @@ def _draw_text(rng: Random) -> str:
 
 
 def _upper_question(text: str, language: Language, rng: Random) -> Question:
-    return Question({"text": text}, text.upper())
+    return Question({"text": text}, text.upper(), kept=(text,))
 
 
 UPPER_CASE = Family(

@@ -77,7 +77,7 @@ def test_the_pipeline_on_files_and_its_resumption(tmp_path: Path, monkeypatch: p
     assert stage(*arguments) == 0
     report = json.loads((tmp_path / "o" / "eval.json").read_text())
     for model in ("base", "tuned"):
-        assert set(report[model]["scores"]) == {"test", "test_phrasing", "test_composition"}
+        assert set(report[model]["scores"]) == {"test", "test_phrasing", "test_noise", "test_composition"}
         assert report[model]["steps"] == 2 and report[model]["answer_loss"] > 0
     assert "# tuned" in (tmp_path / "o" / "samples.md").read_text()
     assert (tmp_path / "o" / "curves.png").exists()

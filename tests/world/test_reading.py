@@ -8,9 +8,9 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instructgpt.world.core import Language, Question
+from instructgpt.world.core import Family, Question
 from instructgpt.world.lexicon import NOUNS, PEOPLE, PLACES, VERBS
-from instructgpt.world.reading import PASSAGE, POLICY, SUMMARY, TABLE
+from instructgpt.world.reading import PASSAGE, POLICY, SUMMARY, TABLE, Case, Event, Passage, Story, Table
 
 seeds = st.integers(0, 2**32)
 PAST = {verb.base: verb.past for verb in VERBS}
@@ -127,16 +127,25 @@ def test_a_summary_names_the_one_who_came(seed: int) -> None:
 
 
 def test_examples_by_hand() -> None:
-    def example(family, wanted: str, language: Language) -> str:
-        """The answer of the first instance whose text in English is `wanted`, met among its own kind."""
-        rng = Random(0)
-        while True:
-            instance = family.draw(rng)
-            if family.question(instance, "en", rng).answer == wanted:
-                return family.question(instance, language, rng).answer
+    people, nouns, places = ({entry.en: entry for entry in entries} for entries in (PEOPLE, NOUNS, PLACES))
+    verbs = {verb.base: verb for verb in VERBS}
 
-    assert example(SUMMARY, "Anna bought an apple.", "zh") == "安娜买了一个苹果。"
-    assert example(SUMMARY, "Tom drew a cow.", "zh") == "汤姆画了一头牛。"
-    assert example(POLICY, "The hat: 30 days. 12 days: yes.", "zh") == "帽子：30 天。12 天：可以。"
-    assert example(PASSAGE, "The one who bought the hat is Anna.", "zh") == "买了帽子的是安娜。"
-    assert example(TABLE, "Anna: hats 2, dogs 3. So dogs 3.", "zh") == "安娜：帽子 2，狗 3。所以狗 3。"
+    def event(who: str, verb: str, what: str) -> Event:
+        return Event(people[who], verbs[verb], nouns[what], places["park"])
+
+    def answers(family: Family, instance: object) -> list[str]:
+        return [family.question(instance, language, Random(0)).answer for language in ("en", "zh")]
+
+    def summary(told: Event) -> list[str]:
+        return answers(SUMMARY, Story(told, people["Max"], 0, 0, 0, other_first=False))
+
+    assert summary(event("Anna", "buy", "apple")) == ["Anna bought an apple.", "安娜买了一个苹果。"]
+    assert summary(event("Tom", "draw", "cow")) == ["Tom drew a cow.", "汤姆画了一头牛。"]
+    case = Case((nouns["hat"], nouns["key"]), (30, 10), asked=0, days=12)
+    assert answers(POLICY, case) == ["The hat: 30 days. 12 days: yes.", "帽子：30 天。12 天：可以。"]
+    passage = Passage((event("Tom", "draw", "cow"), event("Anna", "buy", "hat")), asked=1, kind="who")
+    assert answers(PASSAGE, passage) == ["The one who bought the hat is Anna.", "买了帽子的是安娜。"]
+    table = Table(
+        (people["Tom"], people["Anna"]), (nouns["hat"], nouns["dog"]), ((4, 5), (2, 3)), row=1, column=1, asks_who=False
+    )
+    assert answers(TABLE, table) == ["Anna: hats 2, dogs 3. So dogs 3.", "安娜：帽子 2，狗 3。所以狗 3。"]
