@@ -79,11 +79,8 @@ def run(config: PipelineConfig) -> None:
     names = ("tokenizer", "pretrain", "sft")
     directories = {name: out / name for name in names}
     if not _is_done(directories["tokenizer"], config):
-        tokenizer.run(
-            replace(
-                stages.tokenizer, text=config.text, out=str(directories["tokenizer"]), overwrite=True, seed=config.seed
-            )
-        )
+        vocabulary = replace(stages.tokenizer, text=config.text, seed=config.seed, fit_vocab_size=True)
+        tokenizer.run(replace(vocabulary, out=str(directories["tokenizer"]), overwrite=True))
     if not _is_done(directories["pretrain"], config):
         base = replace(stages.pretrain, text=config.text, tokenizer=str(directories["tokenizer"]), **shared)
         pretrain.run(replace(base, out=str(directories["pretrain"]), fit=_limited(base.fit, config, 0.5)))

@@ -12,7 +12,7 @@ from instructgpt import world
 from instructgpt.data.corpus import read_split
 from instructgpt.settings import NonNegativeInt, PositiveInt, Settings, ShareBelow1
 from instructgpt.stages.common import require, write_json
-from instructgpt.text.tokenizer import Tokenizer
+from instructgpt.text.tokenizer import Tokenizer, VocabularySizeError
 from instructgpt.training.checkpoint import RunDirectory
 
 # How much of the endless world a tokenizer reads. Every word of the world occurs in it many times.
@@ -32,6 +32,8 @@ class TokenizerConfig(Settings):
     """Defaults of all other flags, by size of model."""
     vocab_size: PositiveInt = 2048
     """Number of tokens. More make texts shorter and the model's embedding and head larger."""
+    fit_vocab_size: bool = False
+    """Where the text allows no vocabulary of that size, take one that it does allow, and say so."""
     kind: Literal["bpe", "unigram"] = "bpe"
     """`bpe` merges frequent pairs (Sennrich et al. 2016); `unigram` prunes a likelihood model (Kudo 2018)."""
     split_digits: bool = True
@@ -55,20 +57,33 @@ def run(config: TokenizerConfig) -> Tokenizer:
     require(config.text, "--text", "name the files to train on, or `world`")
     require(config.out, "--out", "name the directory to write")
     directory = RunDirectory.open(config.out, overwrite=config.overwrite)
-    tokenizer = Tokenizer.train(
-        texts(config, "train"),
-        config.vocab_size,
-        kind=config.kind,
-        split_digits=config.split_digits,
-        character_coverage=config.character_coverage,
-        seed=config.seed,
-    )
+    tokenizer = _trained(config, config.vocab_size)
     held_out = list(itertools.islice(texts(config, "val"), 2000)) if config.holdout else []
     bytes_per_token = tokenizer.bytes_per_token(held_out) if held_out else float("nan")
     directory.write_config("tokenizer", None, tokenizer, config)
     write_json(directory.path / "eval.json", {"vocab_size": tokenizer.vocab_size, "bytes_per_token": bytes_per_token})
     print(f"tokenizer: {tokenizer.vocab_size} tokens, {bytes_per_token:.2f} bytes a token on held-out text", flush=True)
     return tokenizer
+
+
+def _trained(config: TokenizerConfig, vocab_size: int, tries: int = 3) -> Tokenizer:
+    """A tokenizer of `vocab_size` tokens, or of as many as the text allows if --fit-vocab-size."""
+    try:
+        return Tokenizer.train(
+            texts(config, "train"),
+            vocab_size,
+            kind=config.kind,
+            split_digits=config.split_digits,
+            character_coverage=config.character_coverage,
+            seed=config.seed,
+        )
+    except VocabularySizeError as error:
+        if not config.fit_vocab_size or tries == 1:
+            raise
+        # As many as the characters alone need leave no room for words: a quarter more, if the text has so many.
+        size = error.works if error.works < vocab_size else error.works * 5 // 4
+        print(f"tokenizer: {error}; taking {size}", flush=True)
+        return _trained(config, size, tries - 1)
 
 
 def texts(config: TokenizerConfig, split: Literal["train", "val"]) -> Iterator[str]:

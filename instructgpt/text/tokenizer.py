@@ -44,6 +44,14 @@ _THREADS = 4
 _ONE_THREAD_BELOW = 20_000
 
 
+class VocabularySizeError(UserError):
+    """A text allows no vocabulary of the size that was asked for; `works` is the nearest size that it does allow."""
+
+    def __init__(self, message: str, works: int):
+        super().__init__(message)
+        self.works = works
+
+
 def _piece(name: str) -> str:
     return f"<|{name}|>"
 
@@ -116,8 +124,8 @@ class Tokenizer:
         sample_characters: above this much text, a sample of its lines is learnt from; `seed` chooses which.
 
         The same texts and arguments give the same model, byte for byte.
-        Raises UserError when the text is empty, or allows no vocabulary as large or as small as `vocab_size` (it says
-        what works).
+        Raises UserError when the text is empty, and VocabularySizeError when it allows no vocabulary as large or as
+        small as `vocab_size`.
         """
         if kind not in ("bpe", "unigram"):
             raise UserError(f"unknown kind of tokenizer {kind!r}{suggestion(str(kind), ('bpe', 'unigram'))}")
@@ -296,13 +304,15 @@ def _sample(lines: Iterable[str], characters: int, seed: int) -> list[str]:
 def _vocabulary_error(vocab_size: int, character_coverage: float, error: RuntimeError) -> UserError:
     """SentencePiece's own words on a vocabulary that does not fit, as advice."""
     if found := re.search(r"value <= (\d+)", str(error)):
-        return UserError(f"vocab_size {vocab_size} is more than this text allows; the largest that works is {found[1]}")
+        message = f"vocab_size {vocab_size} is more than this text allows; the largest that works is {found[1]}"
+        return VocabularySizeError(message, int(found[1]))
     if found := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
-        return UserError(
+        message = (
             f"vocab_size {vocab_size} is too small: bytes, control tokens and this text's characters alone are "
             f"{found[1]}; give at least that, or lower character_coverage from {character_coverage}, so that rarer "
             "characters are spelt in bytes"
         )
+        return VocabularySizeError(message, int(found[1]))
     return UserError(f"no tokenizer can be trained on this text: {_first_line(error)}")
 
 
