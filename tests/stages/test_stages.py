@@ -69,7 +69,7 @@ def test_the_pipeline_on_files_and_its_resumption(tmp_path: Path, monkeypatch: p
 
     small = replace(
         tiny,
-        tokenizer=replace(tiny.tokenizer, vocab_size=900),
+        tokenizer=replace(tiny.tokenizer, vocab_size=100),
         pretrain=replace(tiny.pretrain, rows=2, model=replace(tiny.pretrain.model, width=32, heads=2, layers=1)),
     )
     monkeypatch.setattr(pipeline, "recipe", lambda preset: small)
