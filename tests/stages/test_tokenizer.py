@@ -43,6 +43,6 @@ def test_a_vocabulary_that_fits_is_taken_if_asked_and_said(tmp_path: Path, capsy
 def test_a_size_that_was_asked_for_is_not_changed_unasked(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text(TEXTS["few words"][0])
     config = TokenizerConfig(text=(str(tmp_path / "t.txt"),), vocab_size=2560, out=str(tmp_path / "o"))
-    with pytest.raises(VocabularySizeError, match="vocab_size 2560 is more than this text allows; the largest") as caught:
+    with pytest.raises(VocabularySizeError, match="2560 is more than this text allows; the largest") as caught:
         run(config)
     assert caught.value.works < 400
