@@ -26,7 +26,7 @@ from torch import Tensor
 
 from kernels.attention_backward import backward
 from kernels.attention_forward import forward
-from kernels.launch import require
+from kernels.launch import custom_op, require
 from kernels.softmax import softmax_reference
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def key_intervals(
     return torch.stack((first.minimum(end), end), dim=-1).to(torch.int32)
 
 
-@torch.library.custom_op("kernels::attention", mutates_args=())
+@custom_op("kernels::attention")
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, soft_cap: float
 ) -> tuple[Tensor, Tensor]:
@@ -122,7 +122,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, soft_cap
     return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-@torch.library.custom_op("kernels::attention_backward", mutates_args=())
+@custom_op("kernels::attention_backward")
 def _attention_backward(
     q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, intervals: Tensor, do: Tensor, dlse: Tensor,
     scale: float, soft_cap: float,

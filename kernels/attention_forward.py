@@ -60,7 +60,7 @@ def choose(kernel: str, table: dict[int, Launches], q: Tensor) -> Launch:
     launches = table[max(known for known in table if known <= device)]
     default = launches[min(size for size in launches if size >= row_bytes)]
     others = [launch for known, launches in table.items() if known for launch in launches.values()]
-    return tuned(f"attention_{kernel}", f"{q.dtype} {padded_head_dim(q.size(-1))}", default, others)
+    return tuned(f"attention_{kernel}", f"{q.dtype} {padded_head_dim(q.size(-1))}", default, others, q.device)
 
 
 @jit

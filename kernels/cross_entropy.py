@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.checks import known_targets, require_targets
-from kernels.launch import Launch, cdiv, generation, jit, next_power_of_2, require, tl
+from kernels.launch import Launch, cdiv, custom_op, generation, jit, next_power_of_2, require, tl
 from kernels.rows import rows_of
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def cross_entropy_launch(vocabulary: int, device: torch.device) -> Launch:
     return Launch({"BLOCK": block}, num_warps=max(4, block // 512))
 
 
-@torch.library.custom_op("kernels::cross_entropy_forward", mutates_args=())
+@custom_op("kernels::cross_entropy_forward")
 def cross_entropy_forward(
     logits: Tensor, targets: Tensor, label_smoothing: float, z_loss: float, ignore_index: int, differentiate: bool
 ) -> tuple[Tensor, Tensor]:
@@ -147,7 +147,7 @@ def _(
     return logits.new_empty(N, dtype=torch.float32), logits.new_empty((N if differentiate else 0, V))
 
 
-@torch.library.custom_op("kernels::scale_rows_", mutates_args=("gradient",))
+@custom_op("kernels::scale_rows_", mutates_args=("gradient",))
 def scale_rows_(gradient: Tensor, dlosses: Tensor) -> None:
     """The rows of gradient (N, V) times dlosses (N,), in place."""
     N, V = gradient.shape

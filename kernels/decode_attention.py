@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kernels.attention import MAX_HEAD_DIM, attention_reference
 from kernels.attention_forward import capped_scores, load_rows, padded_head_dim, score_unit
-from kernels.launch import Launch, cdiv, generation, jit, next_power_of_2, require, tl, tuned
+from kernels.launch import Launch, cdiv, custom_op, generation, jit, next_power_of_2, require, tl, tuned
 
 if TYPE_CHECKING:
     from kernels.lab import Inputs, Spec
@@ -136,7 +136,7 @@ def _combine_kernel(
     tl.store(o + query * D + channel, mean, mask=is_channel)
 
 
-@torch.library.custom_op("kernels::decode_attention", mutates_args=())
+@custom_op("kernels::decode_attention")
 def _decode_attention(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor, starts: Tensor, ends: Tensor, scale: float, soft_cap: float
 ) -> Tensor:
@@ -147,7 +147,7 @@ def _decode_attention(
         return o
     device = generation(q.device)
     default, programs = LAUNCHES[max(known for known in LAUNCHES if known <= device)]
-    launch = tuned("decode_attention", f"{q.dtype} {padded_head_dim(D)}", default, OTHERS)
+    launch = tuned("decode_attention", f"{q.dtype} {padded_head_dim(D)}", default, OTHERS, q.device)
     most = max(1, cdiv(table.size(1) * page, launch.blocks["BLOCK_K"]))
     splits = min(cdiv(programs, B * kv_heads), most, MAX_SPLITS)
     partial = q.new_empty((B, H, splits, D), dtype=torch.float32)

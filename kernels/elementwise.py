@@ -42,5 +42,5 @@ def tiles_launch(op: str, x: Tensor, generation: int) -> tuple[Launch, tuple[int
         # Each warp reads 1,024 bytes of an operand: two 16-byte loads a thread, both in flight.
         default = launch(4 * 1024 // x.element_size(), num_warps=4)
         others = [launch(warps * n // x.element_size(), warps) for warps in (2, 4, 8) for n in (512, 1024, 2048)]
-        chosen = tuned(op, f"{x.dtype} {next_power_of_2(max(x.numel(), 1))}", default, others)
+        chosen = tuned(op, f"{x.dtype} {next_power_of_2(max(x.numel(), 1))}", default, others, x.device)
     return chosen, (cdiv(rows, chosen.blocks["ROWS"]) * cdiv(columns, chosen.blocks["COLUMNS"]),)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.elementwise import as_rows, tile_of, tiles_launch
-from kernels.launch import generation, jit, require, tl
+from kernels.launch import custom_op, generation, jit, require, tl
 
 if TYPE_CHECKING:
     from kernels.lab import Spec
@@ -82,7 +82,7 @@ def gelu_backward_kernel(
     tl.store(dx + row * columns + column, g * (p + value * _density(value, p, TANH)), mask=exists)
 
 
-@torch.library.custom_op("kernels::gelu_forward", mutates_args=())
+@custom_op("kernels::gelu_forward")
 def gelu_forward(x: Tensor, approximate: str) -> Tensor:
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     (x,) = as_rows(x)
@@ -91,7 +91,7 @@ def gelu_forward(x: Tensor, approximate: str) -> Tensor:
     return y
 
 
-@torch.library.custom_op("kernels::gelu_backward", mutates_args=())
+@custom_op("kernels::gelu_backward")
 def gelu_backward(dy: Tensor, x: Tensor, approximate: str) -> Tensor:
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     dy, x = as_rows(dy, x)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, wraps
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,33 @@ def require(op: str, tensors: dict[str, Tensor], dtypes: Sequence[torch.dtype] =
         )
 
 
+def custom_op(name: str, mutates_args: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Any]:
+    """`torch.library.custom_op`, whose kernels are launched on the device of the tensors.
+
+    Triton launches on the current device, and what lies on another GPU is out of a kernel's reach.
+    """
+
+    def register(function: Callable[..., Any]) -> Any:
+        return torch.library.custom_op(name, mutates_args=mutates_args)(on_device_of_tensors(function))
+
+    return register
+
+
+def on_device_of_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, the device of its first tensor being the current one inside; where it is already, at no cost
+    but the question."""
+
+    @wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        device = next(x.device for x in chain(args, kwargs.values()) if isinstance(x, Tensor))
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            return function(*args, **kwargs)
+        with torch.cuda.device(device):
+            return function(*args, **kwargs)
+
+    return guarded
+
+
 @dataclass(frozen=True)
 class Launch:
     """How a kernel is launched: block sizes by the names of the kernel's parameters, and Triton's two settings."""
@@ -121,17 +149,19 @@ def choosing(chooser: Chooser) -> Iterator[None]:
         _choosers.pop()
 
 
-def tuned(op: str, key: str, default: Launch, others: Sequence[Launch] = ()) -> Launch:
-    """The launch that `python -m kernels.lab tune` found fastest on this device, or `default` where it never ran.
+def tuned(
+    op: str, key: str, default: Launch, others: Sequence[Launch] = (), device: torch.device | None = None
+) -> Launch:
+    """The launch that `python -m kernels.lab tune` found fastest on such a device, or `default` where it never ran.
 
     `key` holds the dtype and sizes that decide, coarsely, since each key is measured by itself; `others` are the
-    launches that are tried besides `default`.
+    launches that are tried besides `default`; `device` is that of the tensors, by default the current one.
     """
     if _choosers:
         return _choosers[-1](op, key, default, others)
     if _generation.get() is not None or INTERPRETED or not (measured := read_tuned(tuned_file())):
         return default
-    found = measured.get(torch.cuda.get_device_name(), {}).get(op, {}).get(key)
+    found = measured.get(torch.cuda.get_device_name(device), {}).get(op, {}).get(key)
     # A kernel whose parameters were renamed since is launched as if it had not been tuned.
     return Launch(**found) if found and found["blocks"].keys() == default.blocks.keys() else default
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kernels.launch import cdiv, jit, tl
+from kernels.launch import cdiv, custom_op, jit, tl
 from kernels.rows import (
     backward_launch,
     forward_launch,
@@ -198,7 +198,7 @@ def layer_norm_long_backward_kernel(
         tl.store(bias_sums + offset, db, inside)
 
 
-@torch.library.custom_op("kernels::layer_norm_forward", mutates_args=())
+@custom_op("kernels::layer_norm_forward")
 def layer_norm_forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -219,7 +219,7 @@ def layer_norm_forward(
     return y, total, mean, r
 
 
-@torch.library.custom_op("kernels::layer_norm_backward", mutates_args=())
+@custom_op("kernels::layer_norm_backward")
 def layer_norm_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor, r: Tensor, dtotal: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:

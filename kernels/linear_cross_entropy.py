@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from kernels.checks import require_targets
-from kernels.launch import Launch, cdiv, generation, jit, require, tl, tuned
+from kernels.launch import Launch, cdiv, custom_op, generation, jit, require, tl, tuned
 from kernels.linear_cross_entropy_chunked import (
     linear_cross_entropy_chunked,
     linear_cross_entropy_reference,
@@ -142,7 +142,7 @@ def _launch(kernel: str, hidden: Tensor) -> Launch:
         default, others = _tile(128, 256, 64, 8, 3), [_tile(128, 128, 64, 8, 4), _tile(256, 128, 64, 8, 3)]
     else:
         default, others = _tile(128, 128, 32, 8, 4), [_tile(128, 128, 64, 8, 3), _tile(128, 256, 32, 8, 3)]
-    return tuned(kernel, f"{hidden.dtype} {hidden.size(1)}", default, others)
+    return tuned(kernel, f"{hidden.dtype} {hidden.size(1)}", default, others, hidden.device)
 
 
 def _tiles_a_program(row_tiles: int, column_tiles: int, device: torch.device) -> int:
@@ -152,7 +152,7 @@ def _tiles_a_program(row_tiles: int, column_tiles: int, device: torch.device) ->
     return max(1, row_tiles * column_tiles // programs)
 
 
-@torch.library.custom_op("kernels::head_statistics", mutates_args=())
+@custom_op("kernels::head_statistics")
 def _fused(hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
     """As `_chunked`; the logits stay in the registers of the program that computes them."""
     hidden, weight, targets = _rows(hidden), _rows(weight), targets.contiguous()
@@ -175,7 +175,7 @@ def _fused(hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool) 
     return torch.logsumexp(lse, 0), target, (log_share.exp() * (entropy - log_share)).sum(0)
 
 
-@torch.library.custom_op("kernels::head_statistics_backward", mutates_args=())
+@custom_op("kernels::head_statistics_backward")
 def _fused_backward(
     hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, entropy: Tensor,
     dlse: Tensor, dtarget: Tensor, dentropy: Tensor, with_entropy: bool,

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.launch import Launch, cdiv, generation, jit, next_power_of_2, require, tl, tuned
+from kernels.launch import Launch, cdiv, custom_op, generation, jit, next_power_of_2, require, tl, tuned
 
 if TYPE_CHECKING:
     from kernels.lab import Inputs, Spec
@@ -112,10 +112,10 @@ def _launch(x: Tensor, rows: int, bits: int) -> Launch:
     default, others = tile(64, 64, 4, 3), [tile(64, 128, 8, 3), tile(128, 128, 8, 3)]
     if rows <= 16:
         default, others = tile(16, 16, 4, 4), [tile(16, 32, 4, 4), tile(16, 32, 2, 5), tile(16, 64, 4, 4)]
-    return tuned("quantized_linear", f"{x.dtype} {bits} {next_power_of_2(rows)}", default, others)
+    return tuned("quantized_linear", f"{x.dtype} {bits} {next_power_of_2(rows)}", default, others, x.device)
 
 
-@torch.library.custom_op("kernels::quantized_linear", mutates_args=())
+@custom_op("kernels::quantized_linear")
 def _quantized_linear(x: Tensor, packed: Tensor, scales: Tensor, bits: int) -> Tensor:
     M, groups = scales.shape
     rows = x.reshape(-1, x.size(-1))  # (N, K)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kernels.launch import cdiv, jit, tl
+from kernels.launch import cdiv, custom_op, jit, tl
 from kernels.rows import (
     backward_launch,
     forward_launch,
@@ -161,7 +161,7 @@ def rms_norm_long_backward_kernel(
     tl.store(partials + tl.program_id(1).to(tl.int64) * N + column, dw, inside)
 
 
-@torch.library.custom_op("kernels::rms_norm_forward", mutates_args=())
+@custom_op("kernels::rms_norm_forward")
 def rms_norm_forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """y, the sum (empty without a residual) and r."""
     N = x.shape[-1]
@@ -180,7 +180,7 @@ def rms_norm_forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: fl
     return y, total, r
 
 
-@torch.library.custom_op("kernels::rms_norm_backward", mutates_args=())
+@custom_op("kernels::rms_norm_backward")
 def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, r: Tensor, dtotal: Tensor | None) -> tuple[Tensor, Tensor]:
     """dx and dw; `dtotal` is added to dx."""
     N, device = x.shape[-1], x.device

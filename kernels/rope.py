@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kernels.launch import Launch, cdiv, generation, jit, next_power_of_2, require, tl
+from kernels.launch import Launch, cdiv, custom_op, generation, jit, next_power_of_2, require, tl
 
 if TYPE_CHECKING:
     from kernels.lab.spec import Spec
@@ -135,7 +135,7 @@ def result_like(x: Tensor) -> Tensor:
     return x.new_empty((B, T, H, D)).transpose(1, 2) if x.stride(1) < x.stride(2) else x.new_empty((B, H, T, D))
 
 
-@torch.library.custom_op("kernels::rotate", mutates_args=())
+@custom_op("kernels::rotate")
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sign: float) -> Tensor:
     """x turned by sign·φ."""
     y = result_like(x)
@@ -160,7 +160,7 @@ def differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None, None]
 rotate.register_autograd(differentiate, setup_context=save)
 
 
-@torch.library.custom_op("kernels::rotate_", mutates_args=("x",))
+@custom_op("kernels::rotate_", mutates_args=("x",))
 def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
     turn(x, x, cos, sin, interleaved, 1.0)
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kernels.launch import Launch, cdiv, generation, jit, next_power_of_2, require, tl, tuned
+from kernels.launch import Launch, cdiv, custom_op, generation, jit, next_power_of_2, require, tl, tuned
 from kernels.rows import rows_of
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def softmax_launch(kernel: str, x: Tensor, generation: int) -> tuple[Launch, boo
         default = Launch(tile, num_warps=8)
     others = [Launch(tile, num_warps) for num_warps in (4, 8, 16) if num_warps != default.num_warps]
     key = f"{x.dtype} {tile['ROWS']}x{tile['COLUMNS']} {is_one_block}"
-    return tuned(kernel, key, default, others), is_one_block
+    return tuned(kernel, key, default, others, x.device), is_one_block
 
 
 def matrix_arguments(x: Tensor, causal: bool) -> tuple[int, int, int, int]:
@@ -165,7 +165,7 @@ def matrix_arguments(x: Tensor, causal: bool) -> tuple[int, int, int, int]:
     return x.numel() // columns, queries, columns - queries + 1, columns
 
 
-@torch.library.custom_op("kernels::softmax_forward", mutates_args=())
+@custom_op("kernels::softmax_forward")
 def softmax_forward(x: Tensor, scale: float, causal: bool) -> Tensor:
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.numel():
@@ -177,7 +177,7 @@ def softmax_forward(x: Tensor, scale: float, causal: bool) -> Tensor:
     return y
 
 
-@torch.library.custom_op("kernels::softmax_backward", mutates_args=())
+@custom_op("kernels::softmax_backward")
 def softmax_backward(dy: Tensor, y: Tensor, scale: float, causal: bool) -> Tensor:
     dx = torch.empty(y.shape, dtype=y.dtype, device=y.device)
     if y.numel():

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.elementwise import as_rows, tile_of, tiles_launch
-from kernels.launch import generation, jit, require, tl
+from kernels.launch import custom_op, generation, jit, require, tl
 
 if TYPE_CHECKING:
     from kernels.lab import Spec
@@ -54,7 +54,7 @@ def swiglu_backward_kernel(
     tl.store(dup + row * columns + column, g * a * sigma, mask=exists)
 
 
-@torch.library.custom_op("kernels::swiglu_forward", mutates_args=())
+@custom_op("kernels::swiglu_forward")
 def swiglu_forward(gate: Tensor, up: Tensor) -> Tensor:
     y = torch.empty_like(gate, memory_format=torch.contiguous_format)
     gate, up = as_rows(gate, up)
@@ -63,7 +63,7 @@ def swiglu_forward(gate: Tensor, up: Tensor) -> Tensor:
     return y
 
 
-@torch.library.custom_op("kernels::swiglu_backward", mutates_args=())
+@custom_op("kernels::swiglu_backward")
 def swiglu_backward(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     dgate = torch.empty_like(gate, memory_format=torch.contiguous_format)
     dup = torch.empty_like(dgate)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kernels.launch import Launch, cdiv, generation, jit, require, tl
+from kernels.launch import Launch, cdiv, custom_op, generation, jit, require, tl
 
 if TYPE_CHECKING:
     from kernels.lab import Spec
@@ -50,7 +50,7 @@ def squared_relu_launch(generation: int) -> Launch:
     return Launch({"BLOCK": 32 if generation == 0 else 2048}, num_warps=4)
 
 
-@torch.library.custom_op("my_kernels::squared_relu_forward", mutates_args=())
+@custom_op("my_kernels::squared_relu_forward")
 def squared_relu_forward(x: Tensor) -> Tensor:
     x = x.contiguous()
     y = torch.empty_like(x)
@@ -60,7 +60,7 @@ def squared_relu_forward(x: Tensor) -> Tensor:
     return y
 
 
-@torch.library.custom_op("my_kernels::squared_relu_backward", mutates_args=())
+@custom_op("my_kernels::squared_relu_backward")
 def squared_relu_backward(dy: Tensor, x: Tensor) -> Tensor:
     dy, x = dy.contiguous(), x.contiguous()
     dx = torch.empty_like(x)

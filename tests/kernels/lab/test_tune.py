@@ -71,7 +71,7 @@ STAND_IN = Instruments(torch.device("cpu"), "stand-in", by_block, by_block, lamb
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The file of tuned launches, on a machine whose device is "stand-in"."""
     monkeypatch.setenv("KERNELS_TUNED", str(tmp_path / "cache" / "tuned.json"))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "stand-in")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "stand-in")
     monkeypatch.setattr(launching, "INTERPRETED", False)
     read_tuned.cache_clear()
     yield tmp_path / "cache" / "tuned.json"
