@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from instructgpt.atomic import write_text
 from instructgpt.commands.common import ModelChoice
 from instructgpt.data.account import Account
 from instructgpt.data.corpus import read_split
+from instructgpt.data.data_file import DataFile, Reading
 from instructgpt.data.instructions import read_instructions
 from instructgpt.data.packing import batches_of
 from instructgpt.data.tokens import Tokens
@@ -52,14 +53,6 @@ class EvalConfig(ModelChoice):
     """Most conversations of each file, the first ones; 0 takes all."""
     metric: Metric = "auto"
     """For files: labels (accuracy, macro-F1), translation (BLEU, chrF), exact, or auto, which looks at the answers."""
-    columns: str = ""
-    """Names of a table's columns, comma-separated, where the file has no header."""
-    prompt: str = ""
-    """Makes a prompt of a record's fields, such as "Translate to French: {en}"."""
-    answer: str = ""
-    """Makes the right answer of a record's fields, such as "{fr}"."""
-    encoding: str = "utf-8"
-    """How the files are encoded."""
     max_new_tokens: NonNegativeInt = 0
     """Longest answer; 0 gives room for the longest right one and a quarter more."""
     batch_size: PositiveInt = 64
@@ -68,13 +61,14 @@ class EvalConfig(ModelChoice):
     """A file to write all scores to, as JSON."""
     samples: str = ""
     """A file to write the first answers of each family to, as Markdown."""
+    reading: Reading = field(default_factory=Reading)
 
 
 def evaluate(config: EvalConfig) -> int:
     """Prints a table for each data set, and writes --json and --samples."""
     model, tokenizer, precision = config.load(batched=True)
     names = config.data or (() if config.text else ("world",))
-    conversations = {name: _conversations(name, config) for name in names if name != "world"}
+    conversations = {file.path: _conversations(file, config) for file in config.reading.files(names)}
     results: dict[str, Any] = {}
     samples = []
     with precision:
@@ -121,13 +115,10 @@ def _world_examples(config: EvalConfig) -> list[world.Example]:
     return world.sample(config.split, config.n * len(asked), config.seed, config.families or None)
 
 
-def _conversations(name: str, config: EvalConfig) -> list[list[Message]]:
+def _conversations(file: DataFile, config: EvalConfig) -> list[list[Message]]:
     """A file's conversations; says what was read and dropped."""
-    account = Account(name)
-    columns = config.columns.split(",") if config.columns else None
-    found = read_instructions(
-        [name], columns, config.encoding, config.prompt or None, config.answer or None, account=account
-    )
+    account = Account(file.path)
+    found = read_instructions([file], account, config.reading.strict)
     conversations = list(islice(found, config.limit or None))
     print(account.report(), flush=True)
     return conversations
@@ -137,7 +128,7 @@ def _text_loss(name: str, config: EvalConfig, model: Transformer, tokenizer: Tok
     context = model.config.context
 
     def stretches():
-        for text in read_split(Path(name), "train", holdout=0.0, encoding=config.encoding):
+        for text in read_split(Path(name), "train", holdout=0.0, encoding=config.reading.encoding):
             ids = [tokenizer.bos, *tokenizer.encode(text)]
             # Neighbours overlap by one token, so that every token but the first is predicted once.
             for start in range(0, len(ids) - 1, context):

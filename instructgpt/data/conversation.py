@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from instructgpt.data.account import Account, Unusable, kind_of, names_of
+from instructgpt.data.data_file import DataFile
 from instructgpt.data.fields import Fields
 from instructgpt.data.files import read_records
 from instructgpt.data.tables import Unreadable
+from instructgpt.data.templates import Template, Templates
 from instructgpt.errors import UserError
 from instructgpt.text.chat import Message
 
@@ -36,24 +38,25 @@ _PATIENCE = 1000
 
 
 def convert_files(
-    paths: Iterable[str | Path],
-    columns: Sequence[str] | None,
-    encoding: str,
+    files: Iterable[DataFile | str | Path],
     account: Account,
     strict: bool,
-    convert: Callable[[Fields], Iterable[T | Unusable]],
+    convert: Callable[[Fields, Templates], Iterable[T | Unusable]],
 ) -> Iterator[T]:
     """What `convert` makes of each record of the files, in order, with every record accounted for.
 
-    Raises UserError with FILE:LINE where a file has nothing usable, and, if `strict`, at the first unusable record.
+    Raises UserError with FILE:LINE where a file has nothing usable, if `strict`, at the first unusable record, and for
+    a template with a field that no record has.
     """
     seen_before: set[int] = set()
-    for path in paths:
+    for file in map(DataFile.of, files):
+        path, names = file.path, set[str]()
         seen, usable, first = 0, 0, None
-        for line, record in read_records(path, columns, encoding):
+        for line, record in read_records(path, file.columns, file.encoding):
             account.read += 1
             seen += 1
-            fields, results = _results(record, convert)
+            fields, results = _results(record, file.templates, convert)
+            names.update(fields.names)
             if not all(isinstance(result, Unusable) for result in results):
                 account.not_used.update(fields.unused())
             for result in results:
@@ -76,9 +79,12 @@ def convert_files(
         if not usable:
             complaint, line = first or ("holds nothing", 1)
             raise UserError(f"{complaint}; none of the first {seen:,} record(s) is usable", path, line)
+        file.templates.require_known(names, path)
 
 
-def _results(record: Any, convert: Callable[[Fields], Iterable[T | Unusable]]) -> tuple[Fields, list[T | Unusable]]:
+def _results(
+    record: Any, templates: Templates, convert: Callable[[Fields, Templates], Iterable[T | Unusable]]
+) -> tuple[Fields, list[T | Unusable]]:
     """A record's fields, and what `convert` makes of them."""
     fields = Fields(record if isinstance(record, dict) else {})
     try:
@@ -86,7 +92,7 @@ def _results(record: Any, convert: Callable[[Fields], Iterable[T | Unusable]]) -
             raise Unusable(record.reason)
         if not isinstance(record, dict):
             raise Unusable(f"{kind_of(record)} where a record should be")
-        return fields, list(convert(fields))
+        return fields, list(convert(fields, templates))
     except Unusable as unusable:
         return fields, [unusable]
 
@@ -167,6 +173,38 @@ def _alpaca_turns(record: Fields, account: Account) -> list[Message]:
             raise Unusable("an earlier turn in 'history' that is no pair of texts")
         turns += [_turn("user", pair[0]), _turn("assistant", pair[1])]
     return joined([*turns, _turn("user", alpaca_prompt(record, account))], account)
+
+
+def templated_prompt(record: Fields, template: Template, account: Account) -> list[Message]:
+    """The turns that --prompt makes of a record; a field that is a list of messages is taken as such."""
+    only = template.only
+    value = only.value(record) if only else None
+    if only and isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        turns = field_turns(Fields({only.path: value}), only.path, account)
+    else:
+        turns = joined([_turn("user", template.fill(record))], account)
+    if not turns or turns[-1]["role"] != "user":
+        raise Unusable("a prompt that does not end with the user's turn")
+    return turns
+
+
+def templated_answer(record: Fields, template: Template) -> str:
+    """The answer that a template makes of a record; of a message or a list of them, the last one's text."""
+    only = template.only
+    value = only.value(record) if only else None
+    if only and (isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[-1], dict))):
+        return reply_text(Fields({only.path: value}), only.path)
+    if not (answer := template.fill(record)).strip():
+        raise Unusable("empty answer")
+    return answer
+
+
+def with_system(turns: list[Message], record: Fields, templates: Templates) -> list[Message]:
+    """The turns behind the system message that --system makes, if there is one: it takes the place of theirs."""
+    system = templates.system.fill(record) if templates.system else ""
+    if not system.strip():
+        return turns
+    return [_turn("system", system), *(turn for turn in turns if turn["role"] != "system")]
 
 
 def field_turns(record: Fields, field: str, account: Account) -> list[Message]:

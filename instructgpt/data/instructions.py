@@ -10,13 +10,12 @@
 | preferences | chosen, rejected beside one of these, or HH-RLHF transcripts | the chosen one |
 | good and bad (KTO) | one of these and label: true or false | the good ones |
 | parallel text | two columns | the first is the prompt, the second the answer |
-| anything else | any fields | what the templates `prompt` and `answer` make of them |
+| anything else | any fields | what templates make of them |
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from instructgpt.data.account import Account, Unusable, kind_of, names_of
@@ -30,11 +29,16 @@ from instructgpt.data.conversation import (
     is_transcript,
     prompt_turns,
     reply_text,
+    templated_answer,
+    templated_prompt,
     text_of,
     transcript_turns,
     unknown_format,
+    with_system,
 )
+from instructgpt.data.data_file import DataFile
 from instructgpt.data.fields import Fields
+from instructgpt.data.templates import Templates
 from instructgpt.errors import UserError
 from instructgpt.text.chat import Message
 
@@ -45,40 +49,37 @@ _KNOWN = (
 _PARALLEL_COLUMNS = (("1", "2"), ("source", "target"), ("src", "tgt"))
 _LANGUAGES = frozenset(("en", "zh", "fr", "de", "es", "english", "chinese", "french", "german", "spanish"))
 _PREFIXES = ("en_", "zh_", "")
-# {field}; doubled braces are left alone, as placeholders such as {{name}} are in the records.
-_FIELD = re.compile(r"(?<!\{)\{([^{}]+)\}(?!\})")
 
 
 def read_instructions(
-    paths: Iterable[str | Path],
-    columns: Sequence[str] | None = None,
-    encoding: str = "utf-8",
-    prompt: str | None = None,
-    answer: str | None = None,
-    account: Account | None = None,
-    strict: bool = False,
+    files: Iterable[DataFile | str | Path], account: Account | None = None, strict: bool = False
 ) -> Iterator[list[Message]]:
     """The conversations in the files, in order, streamed; `account` counts what was read, dropped and why.
 
-    columns: names of a table's columns where it has no header.
-    prompt, answer: templates such as "Is this good news? {text}" and "{label}", filled from each record's fields.
     strict: stop at the first unusable record, instead of dropping and counting it.
 
     Raises UserError, with FILE:LINE where there is one, for what `read_records` refuses, a file in which nothing is
-    usable (the complaint is that of its first record), and wrong templates.
+    usable (the complaint is that of its first record), and templates that make no answer or name what no record has.
     """
-    template = _template(prompt, answer)
+    files = [DataFile.of(file) for file in files]
+    for file in files:
+        if file.templates.prompt and not file.templates.better:
+            raise UserError("--prompt and --answer go together: give both, or neither", file.path)
     counts = account if account is not None else Account()
-    return convert_files(
-        paths, columns, encoding, counts, strict, lambda record: _conversations(record, template, counts)
-    )
+    return convert_files(files, counts, strict, lambda record, templates: _conversations(record, templates, counts))
 
 
-def _conversations(
-    record: Fields, template: tuple[str, str] | None, account: Account
-) -> list[list[Message] | Unusable]:
-    if template is not None:
-        return [_exchange(_fill(template[0], record), _fill(template[1], record))]
+def _conversations(record: Fields, templates: Templates, account: Account) -> list[list[Message] | Unusable]:
+    if templates.prompt and templates.better:
+        prompt = templated_prompt(record, templates.prompt, account)
+        answer = templated_answer(record, templates.better)
+        return [with_system([*prompt, {"role": "assistant", "content": answer}], record, templates)]
+    found = _found(record, account)
+    return [each if isinstance(each, Unusable) else with_system(each, record, templates) for each in found]
+
+
+def _found(record: Fields, account: Account) -> list[list[Message] | Unusable]:
+    """What a record's own format says."""
     if record.take("label") is False:
         raise Unusable("labelled as a bad answer")
     if "instances" in record:
@@ -152,22 +153,3 @@ def _parallel_columns(record: Fields) -> tuple[str, str] | None:
             return pair
     languages = [name for name in record.filled() if name.lower() in _LANGUAGES]
     return (languages[0], languages[1]) if len(languages) == 2 else None
-
-
-# ---- templates
-
-
-def _template(prompt: str | None, answer: str | None) -> tuple[str, str] | None:
-    if prompt is None and answer is None:
-        return None
-    if prompt is None or answer is None:
-        raise UserError("--prompt and --answer go together: give both, or neither")
-    for flag, template in (("--prompt", prompt), ("--answer", answer)):
-        if not _FIELD.search(template):
-            raise UserError(f"{flag} {template!r} names no field of the records; write it in braces, as in '{{text}}'")
-    return prompt, answer
-
-
-def _fill(template: str, record: Fields) -> str:
-    """The template with each {field} replaced by the record's; numbers and truth values are written out."""
-    return _FIELD.sub(lambda match: text_of(record, match[1]), template)

@@ -8,7 +8,7 @@ all turns but the last in common. A `ranking`, a list of answers beside a prompt
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,17 @@ from instructgpt.data.conversation import (
     is_transcript,
     prompt_turns,
     reply_text,
+    templated_answer,
+    templated_prompt,
     text_of,
     transcript_turns,
     unknown_format,
+    with_system,
 )
+from instructgpt.data.data_file import DataFile
 from instructgpt.data.fields import Fields
+from instructgpt.data.templates import Templates
+from instructgpt.errors import UserError
 from instructgpt.text.chat import Message
 
 _KNOWN = "prompt or instruction or messages with chosen and rejected, and HH-RLHF transcripts (chosen, rejected)"
@@ -53,32 +59,33 @@ class Ranking:
 
 
 def read_preferences(
-    paths: Iterable[str | Path],
-    columns: Sequence[str] | None = None,
-    encoding: str = "utf-8",
-    account: Account | None = None,
-    strict: bool = False,
+    files: Iterable[DataFile | str | Path], account: Account | None = None, strict: bool = False
 ) -> Iterator[Preference]:
     """The pairs in the files, in order, streamed; arguments and errors are those of `read_instructions`."""
-    counts = account if account is not None else Account()
-    return convert_files(paths, columns, encoding, counts, strict, lambda record: [_preference(record, counts)])
+    counts, files = account if account is not None else Account(), _checked(files)
+    return convert_files(files, counts, strict, lambda record, templates: [_preference(record, templates, counts)])
 
 
 def read_rankings(
-    paths: Iterable[str | Path],
-    columns: Sequence[str] | None = None,
-    encoding: str = "utf-8",
-    account: Account | None = None,
-    strict: bool = False,
+    files: Iterable[DataFile | str | Path], account: Account | None = None, strict: bool = False
 ) -> Iterator[Ranking]:
     """The rankings and the pairs in the files, pairs as rankings of two, in order, streamed; see `read_preferences`."""
-    counts = account if account is not None else Account()
-    return convert_files(paths, columns, encoding, counts, strict, lambda record: [_ranking(record, counts)])
+    counts, files = account if account is not None else Account(), _checked(files)
+    return convert_files(files, counts, strict, lambda record, templates: [_ranking(record, templates, counts)])
 
 
-def _ranking(record: Fields, account: Account) -> Ranking:
-    if "ranking" not in record:
-        pair = _preference(record, account, _KNOWN_RANKINGS)
+def _checked(files: Iterable[DataFile | str | Path]) -> list[DataFile]:
+    """The files. Raises UserError for templates that make no pair."""
+    found = [DataFile.of(file) for file in files]
+    for file in found:
+        if file.templates.prompt and not (file.templates.better and file.templates.rejected):
+            raise UserError("--prompt, --chosen and --rejected go together: give all three, or none", file.path)
+    return found
+
+
+def _ranking(record: Fields, templates: Templates, account: Account) -> Ranking:
+    if "ranking" not in record or templates.prompt:
+        pair = _preference(record, templates, account, _KNOWN_RANKINGS)
         return Ranking(pair.messages, (pair.chosen, pair.rejected))
     answers = record.take("ranking")
     if not isinstance(answers, list):
@@ -88,21 +95,28 @@ def _ranking(record: Fields, account: Account) -> Ranking:
         raise Unusable("a ranking of fewer than two answers")
     if len(set(texts)) < len(texts):
         raise Unusable("two equal answers in a ranking")
-    return Ranking(prompt_turns(record, account), texts)
+    return Ranking(with_system(prompt_turns(record, account), record, templates), texts)
 
 
-def _preference(record: Fields, account: Account, known: str = _KNOWN) -> Preference:
+def _preference(record: Fields, templates: Templates, account: Account, known: str = _KNOWN) -> Preference:
+    if templates.prompt and templates.better and templates.rejected:
+        messages = templated_prompt(record, templates.prompt, account)
+        chosen, rejected = (templated_answer(record, each) for each in (templates.better, templates.rejected))
+    else:
+        messages, chosen, rejected = _found(record, account, known)
+    if chosen == rejected:
+        raise Unusable("chosen equals rejected")
+    return Preference(with_system(messages, record, templates), chosen, rejected)
+
+
+def _found(record: Fields, account: Account, known: str) -> tuple[list[Message], str, str]:
+    """Prompt and answers as a record's own format says."""
     chosen_field = record.first(("chosen", *ANSWER_FIELDS))
     if chosen_field is None or "rejected" not in record:
         raise unknown_format(record, known)
     if record.first((*PROMPT_FIELDS, "messages", "conversations")) is None:
-        messages, chosen, rejected = _conversations(record, account)
-    else:
-        messages = prompt_turns(record, account)
-        chosen, rejected = reply_text(record, chosen_field), reply_text(record, "rejected")
-    if chosen == rejected:
-        raise Unusable("chosen equals rejected")
-    return Preference(messages, chosen, rejected)
+        return _conversations(record, account)
+    return prompt_turns(record, account), reply_text(record, chosen_field), reply_text(record, "rejected")
 
 
 def _conversations(record: Fields, account: Account) -> tuple[list[Message], str, str]:

@@ -8,6 +8,7 @@ from typing import Protocol, cast
 
 from instructgpt import world
 from instructgpt.data.account import Account
+from instructgpt.data.data_file import DataFile
 from instructgpt.data.instructions import read_instructions
 from instructgpt.data.sources import Epochs, Mixture
 from instructgpt.errors import UserError
@@ -64,15 +65,15 @@ class FileQueries:
 
 
 def read_queries(
-    files: Sequence[str], tokenizer: Tokenizer, longest: int, encoding: str = "utf-8"
+    files: Sequence[DataFile | str], tokenizer: Tokenizer, longest: int, strict: bool = False
 ) -> tuple[list[Query], Account]:
     """The prompts of instruction files, without their last answer; those of more than `longest` tokens are dropped.
 
     Raises UserError as `read_instructions`, and when every prompt is too long.
     """
-    account = Account(files[0] if len(files) == 1 else f"{len(files)} files")
+    account = Account(DataFile.of(files[0]).path if len(files) == 1 else f"{len(files)} files")
     queries = []
-    for messages in read_instructions(files, None, encoding, account=account):
+    for messages in read_instructions(files, account, strict):
         *prompt, answer = messages
         ids = render_prompt(prompt, tokenizer)
         if len(ids) <= longest:
@@ -81,7 +82,7 @@ def read_queries(
     if too_long:
         account.notes[f"prompt of more than {longest} tokens, left out"] += too_long
     if not queries:
-        raise UserError(f"every prompt has more than {longest} tokens, which leaves no room to answer", files[0])
+        raise UserError(f"every prompt has more than {longest} tokens, which leaves no room to answer", account.name)
     return queries, account
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +21,7 @@ from instructgpt.data.comparisons import (
     comparison_batches,
     tokenized_all,
 )
+from instructgpt.data.data_file import DataFile, Reading
 from instructgpt.data.preferences import Ranking, read_rankings
 from instructgpt.data.sources import Mixture
 from instructgpt.errors import UserError
@@ -37,10 +38,6 @@ class ComparisonConfig(StageConfig):
     data: tuple[str, ...] = ()
     """Preference files (chosen and rejected beside a prompt, HH-RLHF transcripts, rankings), or `world` for the
     embedded world. Files together are one source, drawn as often as `world` beside them."""
-    encoding: str = "utf-8"
-    """How the files are encoded."""
-    strict: bool = False
-    """Stop at the first unusable record, instead of dropping and counting it."""
     long: Literal["cut", "drop"] = "cut"
     """What becomes of a comparison longer than the context: its prompt loses the earliest turns and then the front of
     the question, down to half of the context, then its answers their tails; or it is left out."""
@@ -50,6 +47,7 @@ class ComparisonConfig(StageConfig):
     """Share of each file's records that is validated on and never trained on (at most 500 a file)."""
     val_pairs: NonNegativeInt = 600
     """Pairs of the embedded world validated on."""
+    reading: Reading = field(default_factory=Reading)
 
 
 class HeldOut(NamedTuple):
@@ -73,7 +71,7 @@ def comparisons(config: ComparisonConfig, tokenizer: Tokenizer, context: int) ->
     held_out = HeldOut([], [])
     sources: list[Any] = []
     trained: list[Ranked] = []
-    for file in (name for name in config.data if name != "world"):
+    for file in config.reading.files(config.data):
         train, validation = _split(_read(file, config), config.val_share)
         ranked, what_was_cut = tokenized_all(train, tokenizer, context, config.long)
         if what_was_cut:
@@ -81,7 +79,7 @@ def comparisons(config: ComparisonConfig, tokenizer: Tokenizer, context: int) ->
         trained += ranked
         validated, _ = tokenized_all(validation, tokenizer, context, config.long)
         held_out.rankings.extend(validated)
-        held_out.kinds.extend([Path(file).name] * len(validated))
+        held_out.kinds.extend([Path(file.path).name] * len(validated))
     if trained or any(name != "world" for name in config.data):
         sources.append(Rankings(trained, config.seed))
     if "world" in config.data:
@@ -93,12 +91,10 @@ def comparisons(config: ComparisonConfig, tokenizer: Tokenizer, context: int) ->
     return source, held_out  # pyright: ignore[reportReturnType]
 
 
-def _read(file: str, config: ComparisonConfig) -> list[Ranking]:
+def _read(file: DataFile, config: ComparisonConfig) -> list[Ranking]:
     """What is usable of a file. Of exact duplicates the first is kept: the others would stand on both sides."""
-    account = Account(file)
-    unique = {
-        repr(ranking): ranking for ranking in read_rankings([file], None, config.encoding, account, config.strict)
-    }
+    account = Account(file.path)
+    unique = {repr(ranking): ranking for ranking in read_rankings([file], account, config.reading.strict)}
     print(account.report(), flush=True)
     if duplicates := account.kept - len(unique):
         print(f"  {duplicates} exact duplicates of another comparison are left out", flush=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from instructgpt.data.data_file import Reading
 from instructgpt.data.queries import FileQueries, Query, QuerySource, WorldQueries, query_source, read_queries
 from instructgpt.errors import UserError
 from instructgpt.generation.engine import Completion
@@ -54,10 +55,9 @@ class PolicyStageConfig(StageConfig):
     """Longest answer, its end token included; a longer one is cut off."""
     unfinished_penalty: NonNegative = 1.0
     """Taken from the reward of an answer that was cut off: nobody can use it, and the reward never saw it end."""
-    encoding: str = "utf-8"
-    """How the files are encoded."""
     val_examples: PositiveInt = 200
     """Held-out prompts of the embedded world, or of the files, on which reward and KL are measured."""
+    reading: Reading = field(default_factory=Reading)
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def _queries(config: PolicyStageConfig, tokenizer: Tokenizer, longest: int) -> t
         held_out += [validation[i] for i in range(config.val_examples)]
     files = [source for source in config.data if source != "world"]
     if files:
-        queries, account = read_queries(files, tokenizer, longest, config.encoding)
+        queries, account = read_queries(config.reading.files(config.data), tokenizer, longest, config.reading.strict)
         print(account.report(), flush=True)
         every = max(2, -(-len(queries) // config.val_examples), 20) if len(queries) > 1 else 2
         held_out += queries[every - 1 :: every][: config.val_examples]

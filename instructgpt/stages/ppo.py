@@ -159,6 +159,7 @@ def _explained(parts: list[Rollout]) -> float:
 
 
 def _pretraining_text(config: PPOConfig, tokenizer: Tokenizer, row_length: int) -> PackedStream:
-    settings = pretrain.PretrainConfig(out=config.out, text=config.ptx, seed=config.seed, encoding=config.encoding)
+    encoding = config.reading.encoding
+    settings = pretrain.PretrainConfig(out=config.out, text=config.ptx, seed=config.seed, encoding=encoding)
     source, _ = pretrain.sources(settings, tokenizer, row_length)
     return PackedStream(source, row_length, config.ptx_rows)

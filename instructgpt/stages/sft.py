@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from instructgpt.atomic import write_text
 from instructgpt.data.account import Account
+from instructgpt.data.data_file import DataFile, Reading
 from instructgpt.data.instructions import read_instructions
 from instructgpt.data.packing import PackedStream, batches_of
 from instructgpt.data.sources import Conversations, ExampleSource, Mixture, WorldInstructions
@@ -41,16 +42,6 @@ class SFTConfig(LanguageStageConfig):
     weights: tuple[float, ...] = ()
     """How often each of --data is drawn, relative to the others. By default all files together are one source, drawn by
     their sizes, and as often as `world` beside them."""
-    columns: str = ""
-    """Names of a table's columns, comma-separated, where the file has no header."""
-    prompt: str = ""
-    """Makes a prompt of a record's fields, such as "Translate to French: {en}"."""
-    answer: str = ""
-    """Makes the answer of a record's fields, such as "{fr}"."""
-    encoding: str = "utf-8"
-    """How the files are encoded."""
-    strict: bool = False
-    """Stop at the first unusable record, instead of dropping and counting it."""
     long: Long = "windows"
     """What becomes of a conversation longer than the context: `windows` of whole turns, which teach every answer once
     and begin with the system message; `cut` keeps the first of these alone; `drop` leaves it out."""
@@ -60,6 +51,7 @@ class SFTConfig(LanguageStageConfig):
     """Examples of the embedded world validated on."""
     flawed_share: Share = 0.0
     """Share of the embedded world's demonstrations that are wrong, badly formatted or rambling, as real ones are."""
+    reading: Reading = field(default_factory=Reading)
 
 
 def run(config: SFTConfig) -> FitResult:
@@ -107,7 +99,7 @@ def sources(config: SFTConfig, tokenizer: Tokenizer, context: int) -> Sources:
     records: list[list[Message]] = []
     held_out: list[Tokens] = []
     for group in groups(config):
-        if group == ["world"]:
+        if not group:
             parts.append(WorldInstructions("train", tokenizer, config.seed, config.flawed_share, context))
             validation = WorldInstructions("val", tokenizer, config.seed, context=context)
             held_out += [window for i in range(config.val_examples) for window in validation.windows(i)]
@@ -123,21 +115,19 @@ def sources(config: SFTConfig, tokenizer: Tokenizer, context: int) -> Sources:
     return Sources(parts[0] if len(parts) == 1 else Mixture(parts, weights, config.seed), held_out, records)
 
 
-def groups(config: SFTConfig) -> list[list[str]]:
-    """--data as sources to mix: with --weights each file is one, without them all files together are."""
+def groups(config: SFTConfig) -> list[list[DataFile]]:
+    """--data as sources to mix: with --weights each file is one, without them all are; none stands for `world`."""
+    files = config.reading.files(config.data)
     if config.weights:
-        return [[name] for name in config.data]
-    files = [name for name in config.data if name != "world"]
-    return [group for group in (files, ["world"] if "world" in config.data else []) if group]
+        waiting = iter(files)
+        return [[] if name == "world" else [next(waiting)] for name in config.data]
+    return [*([files] if files else []), *([[]] if "world" in config.data else [])]
 
 
-def conversations(files: list[str], config: SFTConfig) -> list[list[Message]]:
+def conversations(files: list[DataFile], config: SFTConfig) -> list[list[Message]]:
     """What is usable of the files; prints what was read and dropped. Of exact duplicates the first is kept."""
-    account = Account(files[0] if len(files) == 1 else f"{len(files)} files")
-    columns = config.columns.split(",") if config.columns else None
-    read = read_instructions(
-        files, columns, config.encoding, config.prompt or None, config.answer or None, account, config.strict
-    )
+    account = Account(files[0].path if len(files) == 1 else f"{len(files)} files")
+    read = read_instructions(files, account, config.reading.strict)
     unique = {json.dumps(messages): messages for messages in read}
     print(account.report(), flush=True)
     duplicates = account.kept - len(unique)

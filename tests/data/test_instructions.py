@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructgpt.data.account import Account
+from instructgpt.data.data_file import DataFile
 from instructgpt.data.instructions import read_instructions
+from instructgpt.data.templates import Templates
 from instructgpt.errors import UserError
 from instructgpt.text.chat import Message, validate_messages
 
@@ -30,7 +32,8 @@ def write_lines(path: Path, records: list[Any]) -> Path:
 
 def read(path: Path, records: list[Any], **options: Any) -> tuple[list[list[Message]], Account]:
     account = Account()
-    return list(read_instructions([write_lines(path, records)], account=account, **options)), account
+    file = DataFile(str(write_lines(path, records)), templates=Templates.of(**options))
+    return list(read_instructions([file], account)), account
 
 
 @pytest.fixture
@@ -297,19 +300,26 @@ def test_templates_on_a_table(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b'good,"up, up"\r\nbad,down\r\nbad\r\n')
     account = Account()
-    found = read_instructions([path], ["label", "text"], prompt="Good? {text}", answer="{label}", account=account)
+    found = read_instructions(
+        [
+            DataFile(
+                str(path), columns=("label", "text"), templates=Templates.of(prompt="Good? {text}", answer="{label}")
+            )
+        ],
+        account,
+    )
     assert list(found) == [exchange("Good? up, up", "good"), exchange("Good? down", "bad")]
     assert account.dropped == {"a row of 1 field(s) in a table of 2": 1}
     path.write_bytes(b"Sentiment,Headline\r\ngood,up\r\n")
     with pytest.raises(UserError, match=r"a\.csv:2: no field 'text'; it has the fields Sentiment, Headline"):
-        list(read_instructions([path], prompt="{text}", answer="{Sentiment}"))
+        list(read_instructions([DataFile(str(path), templates=Templates.of(prompt="{text}", answer="{Sentiment}"))]))
 
 
 def test_wrong_templates() -> None:
     with pytest.raises(UserError, match="--prompt and --answer go together"):
-        read_instructions([], prompt="{text}")
+        read_instructions([DataFile("", templates=Templates.of(prompt="{text}"))])
     with pytest.raises(UserError, match="--answer 'yes' names no field"):
-        read_instructions([], prompt="{text}", answer="yes")
+        Templates.of(prompt="{text}", answer="yes")
 
 
 def test_parallel_text(tmp_path: Path) -> None:
@@ -322,7 +332,7 @@ def test_parallel_text(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(gzip.compress(text.encode()))
     pair = f"{tmp_path / 't.en.gz'}+{tmp_path / 't.fr.gz'}"
     assert list(read_instructions([pair])) == [exchange("a dog", "un chien")]
-    found = read_instructions([pair], prompt="In English: {fr}", answer="{en}")
+    found = read_instructions([DataFile(pair, templates=Templates.of(prompt="In English: {fr}", answer="{en}"))])
     assert list(found) == [exchange("In English: un chien", "a dog")]
 
 
@@ -405,7 +415,8 @@ def test_real_files_by_template(real_data: Path) -> None:
         (fewclue / "ocnli" / "train_few_all.json", "{sentence1}\n{sentence2}", "{label0}", 13),
         (real_data / "human-eval" / "data" / "HumanEval.jsonl.gz", "{prompt}", "{canonical_solution}", 164),
     ]:
-        assert sum(1 for _ in read_instructions([path], prompt=prompt, answer=answer)) == kept
+        file = DataFile(str(path), templates=Templates.of(prompt=prompt, answer=answer))
+        assert sum(1 for _ in read_instructions([file])) == kept
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructgpt.config import MODEL_PRESETS
+from instructgpt.data.data_file import DataFile
 from instructgpt.flags import run_main
 from instructgpt.stages import STAGES, main
 from instructgpt.stages.presets import recipe
@@ -98,8 +99,9 @@ def test_split_keeps_every_record_once_and_some_on_both_sides(count: int, share:
 
 
 def test_files_are_one_source_beside_the_world_unless_weighted() -> None:
-    assert groups(SFTConfig(data=("a", "world", "b"))) == [["a", "b"], ["world"]]
-    assert groups(SFTConfig(data=("a", "b"), weights=(1.0, 2.0))) == [["a"], ["b"]]
+    a, b = DataFile("a"), DataFile("b")
+    assert groups(SFTConfig(data=("a", "world", "b"))) == [[a, b], []]
+    assert groups(SFTConfig(data=("a", "world", "b"), weights=(1.0, 2.0, 1.0))) == [[a], [], [b]]
 
 
 @pytest.mark.parametrize("preset", MODEL_PRESETS)
