@@ -1,17 +1,18 @@
-"""Which commands there are for trained models and for data; each is a file of `commands/`."""
+"""Which commands there are: those for trained models and for data, each a file of `commands/`, and `train`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from instructgpt import stages
 from instructgpt.commands.chat import ChatConfig, chat
 from instructgpt.commands.data import data
 from instructgpt.commands.evaluate import EvalConfig, evaluate
 from instructgpt.commands.generate import GenerateConfig, generate
 from instructgpt.commands.ledger import LedgerConfig, ledger
 from instructgpt.errors import UserError, suggestion
-from instructgpt.flags import parse
+from instructgpt.flags import parse, program
 
 
 class Command(NamedTuple):
@@ -22,10 +23,11 @@ class Command(NamedTuple):
 
 
 def _with(config_class: type[Any], run: Callable[[Any], int], name: str) -> Callable[[Sequence[str]], int]:
-    return lambda argv: run(parse(config_class, argv, f"instructgpt {name}"))
+    return lambda argv: run(parse(config_class, argv, f"{program()} {name}"))
 
 
 COMMANDS = {
+    "train": Command(stages.main, "train a model, a stage at a time or whole: what train.py does"),
     "generate": Command(_with(GenerateConfig, generate, "generate"), "answer one prompt"),
     "chat": Command(_with(ChatConfig, chat, "chat"), "talk with a model in the terminal"),
     "eval": Command(_with(EvalConfig, evaluate, "eval"), "score a model on the embedded world or on files"),
@@ -37,7 +39,7 @@ COMMANDS = {
 def run_command(argv: Sequence[str]) -> int:
     """`COMMAND [flags]` to an exit code; without a command it lists them. Errors: UserError."""
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: python -m instructgpt COMMAND [flags]; COMMAND --help lists its flags\n")
+        print(f"usage: {program()} COMMAND [flags]; COMMAND --help lists its flags\n")
         print("\n".join(f"  {name:<9} {command.purpose}" for name, command in COMMANDS.items()))
         return 0
     name, *rest = argv

@@ -11,7 +11,7 @@ from instructgpt.settings import NonNegative, NonNegativeInt, Positive, Positive
 
 @dataclass(frozen=True)
 class ModelConfig(Settings):
-    """The shape of a decoder-only Transformer. Every field is a flag of `train.py pretrain`."""
+    """The shape of a decoder-only Transformer. Every field is a flag of the stage `pretrain`."""
 
     vocab_size: NonNegativeInt = 0
     """Rows of the embedding. 0 takes the tokenizer's size; a multiple of 64 is fastest on a GPU."""

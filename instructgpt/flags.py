@@ -16,7 +16,8 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
-from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from instructgpt.errors import UserError, suggestion
 
@@ -25,6 +26,19 @@ Config = TypeVar("Config")
 # A word with a space in it is a value, and so is a dash with a digit: texts and negative numbers.
 _FLAG = re.compile(r"--[A-Za-z][\w-]*(?:=.*)?", re.DOTALL)
 _HELP = ("-h", "--help")
+
+
+def program() -> str:
+    """The program as it was called: `train.py`, `python -m instructgpt` or `instructgpt`."""
+    called = Path(sys.argv[0])
+    if called.name == "train.py":
+        return called.name
+    return "python -m instructgpt" if called.parts[-2:] == ("instructgpt", "__main__.py") else "instructgpt"
+
+
+def train_command(stage: str) -> str:
+    """What trains `stage`, in the words of who called: `train.py sft`, `instructgpt train sft`."""
+    return f"{program()} {stage}" if program() == "train.py" else f"{program()} train {stage}"
 
 
 class Given(NamedTuple):
@@ -58,6 +72,8 @@ def given_value(argv: Sequence[str], flag: str) -> str | None:
     return values[-1] if values else None
 
 
+Escaped = Annotated[str, "escaped"]
+"""A text among the flags in which `\\n` is a line end: see `unescape`."""
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
@@ -90,7 +106,7 @@ def parse(config_class: type[Config], argv: Sequence[str], prog: str, default: C
             return tyro.cli(
                 config_class,
                 prog=prog,
-                args=[word for each in given for word in _unambiguous(each)],
+                args=[word for each in given for word in _unambiguous(_unescaped(each, config_class))],
                 default=tyro.MISSING_NONPROP if default is None else default,
                 config=(tyro.conf.OmitArgPrefixes,),
             )
@@ -105,6 +121,12 @@ def _unambiguous(given: Given) -> list[str]:
     return [f"{given.flag}={given.values[0]}"] if len(given.values) == 1 and given.flag else [given.flag, *given.values]
 
 
+def _unescaped(given: Given, config_class: type) -> Given:
+    kind = flag_types(config_class, extras=True).get(given.flag)
+    is_escaped = Escaped in (kind, *get_args(kind))
+    return given._replace(values=[unescape(value) for value in given.values]) if is_escaped else given
+
+
 def _first_paragraph(boxed: str) -> str:
     """The message of one of tyro's boxes, without the box and the help below it."""
     lines = []
@@ -117,14 +139,17 @@ def _first_paragraph(boxed: str) -> str:
     return re.sub(r"\s+", " ", " ".join(lines)).strip() or "the command line cannot be read."
 
 
-def flag_types(config_class: type) -> dict[str, Any]:
-    """The flags of a dataclass, those of dataclasses inside it included, each with its field's type."""
-    hints = get_type_hints(config_class)
+def flag_types(config_class: type, extras: bool = False) -> dict[str, Any]:
+    """The flags of a dataclass, those of dataclasses inside it included, each with its field's type.
+
+    `extras` leaves in the types what `Annotated` says of them.
+    """
+    hints = get_type_hints(config_class, include_extras=extras)
     flags: dict[str, Any] = {}
     for field in fields(config_class):  # pyright: ignore[reportArgumentType]
         kind = hints[field.name]
         if is_dataclass(kind) and isinstance(kind, type):
-            flags |= flag_types(kind)
+            flags |= flag_types(kind, extras)
         elif field.init:
             flags["--" + field.name.strip("_").replace("_", "-")] = kind
     return flags
@@ -199,8 +224,10 @@ def run_main(function: Callable[[], int | None]) -> int:
     """Runs a command and returns its exit code: the one place where exceptions become codes and messages.
 
     0 done (or what `function` returns), 2 the user's mistake or a full disk, in one line, 130 interrupted,
-    1 anything else, with its traceback.
+    1 anything else, with its traceback. What standard output's encoding lacks is shown as `\\u5e3d`.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = function() or 0
         sys.stdout.flush()

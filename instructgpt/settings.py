@@ -1,7 +1,8 @@
-"""Settings: dataclasses whose numbers are checked against the ranges that their types name.
+"""Settings: dataclasses whose types say more than Python's: in which range a number is, that a text names a file.
 
 @dataclass(frozen=True)
 class SomeConfig(Settings):
+    out: FilePath = ""
     rows: PositiveInt = 16
     dropout: Annotated[float, Range(0, 1, without_most=True)] = 0.0
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Annotated, Any, get_type_hints
+from os.path import expanduser
+from typing import Annotated, Any, get_args, get_type_hints
 
 from instructgpt.errors import UserError
 
@@ -43,6 +45,24 @@ Share = Annotated[float, Range(0, 1)]
 ShareBelow1 = Annotated[float, Range(0, 1, without_most=True)]
 
 
+FilePath = Annotated[str, "path"]
+"""A text that names a file or a directory, or is a word that stands for one, as `world` does.
+
+A leading `~` is the home folder, as in a shell, which does not expand it in `--out=~/runs`.
+"""
+
+
+def _at_home(path: str) -> str:
+    """The path with its `~` expanded; of two files side by side, `en.gz+fr.gz`, each."""
+    return "+".join(map(expanduser, path.split("+")))
+
+
+@lru_cache
+def _paths(settings: type) -> tuple[str, ...]:
+    hints: dict[str, Any] = get_type_hints(settings, include_extras=True)
+    return tuple(one.name for one in fields(settings) if FilePath in (hints[one.name], *get_args(hints[one.name])))
+
+
 @lru_cache
 def _ranges(settings: type) -> dict[str, Range]:
     found: dict[str, Range] = {}
@@ -55,9 +75,13 @@ def _ranges(settings: type) -> dict[str, Range]:
 
 
 class Settings:
-    """Base of dataclasses of settings. Raises UserError for a number that is not in its type's range."""
+    """Base of dataclasses of settings. Raises UserError for a number that is not in its type's range; finds homes."""
 
     def __post_init__(self) -> None:
+        for name in _paths(type(self)):
+            value = getattr(self, name)
+            found = _at_home(value) if isinstance(value, str) else tuple(map(_at_home, value))
+            object.__setattr__(self, name, found)  # the dataclass is frozen
         for name, allowed in _ranges(type(self)).items():
             value = getattr(self, name)
             if value not in allowed:

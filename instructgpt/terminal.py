@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from instructgpt.errors import UserError, suggestion
-from instructgpt.text.chat import Message
+from instructgpt.text.chat import Message, as_typed
 
 Reply = Callable[[list[Message]], Iterator[str]]
-"""Streams the answer to a conversation that ends with the user's turn."""
+"""Streams the answer to a conversation that ends with the user's turn; UserError, at once, if it is too long."""
 
 HELP = """\
 /system TEXT  set the system message (without TEXT: remove it)
@@ -26,7 +26,10 @@ _QUOTES = '"""'
 
 
 def read_message(read_line: Callable[[str], str]) -> str:
-    """One message, of one line or several. `read_line` gets the prompt to show and raises EOFError at the end."""
+    """One message, of one line or several. `read_line` gets the prompt to show and raises EOFError at the end.
+
+    White space around a message is dropped; between quotes only empty lines are.
+    """
     line = read_line("> ")
     quoted = line.lstrip().startswith(_QUOTES)
     lines = []
@@ -38,13 +41,13 @@ def read_message(read_line: Callable[[str], str]) -> str:
                 line = read_line("… ")
             line = line[: line.index(_QUOTES)]
         else:
-            while line.endswith("\\"):
-                lines.append(line[:-1])
+            while line.rstrip().endswith("\\"):
+                lines.append(line.rstrip()[:-1])
                 line = read_line("… ")
     except EOFError:  # what was typed until then is the message; the next read ends the chat
-        return "\n".join(lines).strip("\n")
+        line = ""
     text = "\n".join([*lines, line])
-    return text.strip("\n") if quoted else text
+    return text.strip("\r\n") if quoted else as_typed(text)
 
 
 class Chat:
@@ -92,33 +95,33 @@ class Chat:
             return f"(the system message is now: {text})" if text else "(there is no system message now)"
         return f"(there is no command {command}{suggestion(command, _COMMANDS)}; /help lists them)"
 
-    def messages(self) -> list[Message]:
-        """The conversation as the model gets it."""
-        head: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        return head + self.turns
-
     def answer(self, text: str) -> None:
-        """Adds the user's turn and streams the model's; Ctrl-C keeps what came until then."""
-        self.turns.append({"role": "user", "content": text})
+        """Adds the user's turn and streams the model's; Ctrl-C keeps what came until then.
+
+        A message that cannot be answered, since it alone is too long, is refused; the conversation stays as it was.
+        """
+        head: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        turns: list[Message] = [*self.turns, {"role": "user", "content": text}]
         dropped = 0
-        while len(self.turns) > 1 and not self._fits(self.messages()):
-            del self.turns[:2]  # a question with its answer
+        while len(turns) > 1 and not self._fits(head + turns):
+            del turns[:2]  # a question with its answer
             dropped += 1
+        try:
+            answer = self._reply(head + turns)
+        except UserError as error:
+            self._write(f"error: {error}\n")
+            return
         if dropped:
             self._write(f"(the context is full: the oldest {dropped} of the turns are forgotten)\n")
         pieces: list[str] = []
         try:
-            for piece in self._reply(self.messages()):
+            for piece in answer:
                 pieces.append(piece)
                 self._write(piece)
         except KeyboardInterrupt:
             self._write(" (stopped)")
-        except UserError as error:  # such as a message that alone is longer than the context
-            self.turns.pop()
-            self._write(f"error: {error}\n")
-            return
         self._write("\n")
-        self.turns.append({"role": "assistant", "content": "".join(pieces)})
+        self.turns = [*turns, {"role": "assistant", "content": "".join(pieces)}]
 
 
 def terminal_reader() -> Callable[[str], str]:

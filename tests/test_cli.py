@@ -87,6 +87,21 @@ def test_generate_reads_standard_input(run: str, call: Call):
     assert given == piped
 
 
+@pytest.mark.parametrize("prompt", ["Hello!\r", " Hello! \n", "\tHello!\r\n", "\u3000Hello!\n\n"])
+def test_a_prompt_given_as_a_line_is_a_line(prompt: str, run: str, call: Call):
+    argv = ("generate", "--model", run, "--max-new-tokens", "6", *F32)
+    assert call(*argv, "--prompt", prompt) == call(*argv, "--prompt", "Hello!")
+    assert call(*argv, stdin=prompt.encode()) == call(*argv, stdin=b"\xef\xbb\xbfHello!")  # a byte order mark
+    assert call(*argv, "--raw", "--prompt", prompt)[1] == answer(run, prompt, max_new_tokens=6, raw=True)[0] + "\n"
+
+
+def test_a_stop_string_may_be_a_line_end(run: str, call: Call):
+    argv = ("generate", "--model", run, "--prompt", "Hello!", "--raw", "--max-new-tokens", "40", *F32)
+    whole, first = call(*argv)[1], call(*argv, "--stop", r"\n")[1]
+    assert first == answer(run, "Hello!", max_new_tokens=40, raw=True, stop=("\n",))[0] + "\n"
+    assert whole.startswith(first.removesuffix("\n"))
+
+
 def test_generate_prints_n_samples(run: str, call: Call):
     argv = ("--temperature", "1.5", "--seed", "3", "--max-new-tokens", "5", "--n", "3", *F32)
     code, out, _ = call("generate", "--model", run, "--prompt", "Hello!", *argv)
@@ -121,6 +136,16 @@ def test_chat_tells_of_a_message_longer_than_the_context(run: str, call: Call):
     assert code == 0
     assert out.startswith("error: ") and f"context holds {CONTEXT}" in out
     assert out.endswith(answer(run, "Hello!", max_new_tokens=3)[0] + "\n")
+
+
+def test_chat_refuses_only_the_message_that_is_too_long(run: str, call: Call):
+    argv = ("chat", "--model", run, "--max-new-tokens", "3", *F32)
+    code, out, _ = call(*argv, stdin=b"Hello!\n" + b"xyz " * 200 + b"\r\n Hello again! \r\n")
+    first = answer(run, "Hello!", max_new_tokens=3)[0]
+    turns = [("user", "Hello!"), ("assistant", first), ("user", "Hello again!")]
+    second = answer(run, [{"role": role, "content": content} for role, content in turns], max_new_tokens=3)[0]
+    assert code == 0
+    assert out.startswith(f"{first}\nerror: ") and out.endswith(f"\n{second}\n") and out.count("\n") == 3
 
 
 def test_eval_on_the_world(run: str, call: Call, tmp_path: Path):
@@ -184,7 +209,13 @@ def test_the_list_of_commands(call: Call):
     for argv in ((), ("--help",)):
         code, out, _ = call(*argv)
         assert code == 0
-        assert all(name in out for name in ("generate", "chat", "eval", "data"))
+        assert all(name in out for name in ("train", "generate", "chat", "eval", "data"))
+
+
+def test_train_is_a_command(call: Call):
+    code, out, _ = call("train")
+    assert code == 0
+    assert out.startswith("usage: instructgpt train STAGE [flags]") and "pipeline" in out
 
 
 MISTAKES = [
@@ -202,6 +233,9 @@ MISTAKES = [
     ("eval --model RUN --split tests", "--split tests is unknown; did you mean 'test'?"),
     ("eval --model RUN --data RUN/none.json", "none.json"),
     ("eval --model RUN --n 0", "n is 0; it must be at least 1"),
+    ("train sftt", "there is no stage 'sftt'; did you mean 'sft'?"),
+    ("train sft --dta x", "instructgpt train sft has no flag --dta; did you mean '--data'?"),
+    ("train pretrain --text world --out RUN/x", "name a directory that `instructgpt train tokenizer` wrote"),
     ("eval --model RUN --families addd", "there is no family 'addd'"),
     ("data gte x", "instructgpt data knows list and get, not 'gte'; did you mean 'get'?"),
     ("data get", "instructgpt data get needs the name of a set; choose one of:"),

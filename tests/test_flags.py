@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructgpt.errors import UserError
-from instructgpt.flags import given_value, parse, run_main, unescape
+from instructgpt.flags import Escaped, given_value, parse, program, run_main, train_command, unescape
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Outer:
     """Decays."""
     limit: int | None = None
     """At most."""
+    stop: tuple[Escaped, ...] = ()
+    """Where to end."""
     fit: Inner = field(default_factory=Inner)
 
 
@@ -52,7 +55,7 @@ def read(*argv: str, default: Outer | None = None) -> Outer:
 def test_flags_of_every_type():
     argv = "--text a b --kind unigram --resume --weights 1 2.5 --betas 0.5 0.6 --limit 3"
     assert read(*argv.split(), "--max-steps", "7", "--learning-rate", "3e-4") == Outer(
-        ("a", "b"), "unigram", "hello", True, (1.0, 2.5), (0.5, 0.6), 3, Inner(7, 3e-4)
+        ("a", "b"), "unigram", "hello", True, (1.0, 2.5), (0.5, 0.6), 3, (), Inner(7, 3e-4)
     )
 
 
@@ -192,3 +195,43 @@ def test_escapes_of_a_flag(written: str, meant: str):
 def test_what_is_escaped_comes_back(text: str):
     escaped = text.replace("\\", r"\\").replace("\n", r"\n").replace("\t", r"\t").replace("\r", r"\r")
     assert unescape(escaped) == text
+
+
+def test_only_texts_that_say_so_have_escapes():
+    assert read("--stop", r"\n", r"a\tb", r"C:\\n", "--prompt", r"a\nb") == Outer(
+        prompt=r"a\nb", stop=("\n", "a\tb", r"C:\n")
+    )
+    assert read(r"--stop=\n").stop == ("\n",)
+    assert read(default=Outer(stop=(r"\n",))).stop == (r"\n",)
+
+
+@pytest.mark.parametrize(
+    ("called", "name", "trains"),
+    [
+        ("train.py", "train.py", "train.py sft"),
+        ("/home/me/instructgpt/train.py", "train.py", "train.py sft"),
+        ("/lib/python3/instructgpt/__main__.py", "python -m instructgpt", "python -m instructgpt train sft"),
+        ("/usr/bin/instructgpt", "instructgpt", "instructgpt train sft"),
+        (r"instructgpt.exe", "instructgpt", "instructgpt train sft"),
+        ("", "instructgpt", "instructgpt train sft"),
+    ],
+)
+def test_the_program_is_named_as_it_was_called(called: str, name: str, trains: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", [called, "sft"])
+    assert (program(), train_command("sft")) == (name, trains)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("ascii", r"\u5e3d\xe9 \U0001f600"),
+        ("cp1252", r"\u5e3dé \U0001f600"),
+        ("gbk", r"帽é \U0001f600"),
+        ("utf-8", "帽é 😀"),
+    ],
+)
+def test_what_the_terminal_cannot_show_is_spelt(encoding: str, shown: str, monkeypatch: pytest.MonkeyPatch):
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding=encoding))
+    assert run_main(lambda: print("帽é 😀", flush=True)) == 0
+    assert written.getvalue() == f"{shown}\n".encode(encoding)

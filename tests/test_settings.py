@@ -1,17 +1,18 @@
-"""Settings refuse numbers outside of the ranges that their types name, and say the range."""
+"""Settings refuse numbers outside of the ranges that their types name, and say the range; `~` is the home folder."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import pytest
 
 from instructgpt.commands.evaluate import EvalConfig
 from instructgpt.commands.generate import GenerateConfig
 from instructgpt.errors import UserError
-from instructgpt.settings import PositiveInt, Range, Settings, Share
+from instructgpt.flags import parse
+from instructgpt.settings import FilePath, PositiveInt, Range, Settings, Share
 from instructgpt.stages.assess import LedgerConfig
 from instructgpt.stages.best_of_n import BestOfNConfig
 from instructgpt.stages.dpo import DPOConfig
@@ -82,3 +83,53 @@ def test_every_number_of_the_command_line_has_a_range(config: type) -> None:
         if is_dataclass(kind) and isinstance(kind, type):
             test_every_number_of_the_command_line_has_a_range(kind)
         assert kind not in (int, float) or field.name in WITHOUT_RANGE, f"{config.__name__}.{field.name}"
+
+
+# --- texts that name files --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Named(Settings):
+    out: FilePath = ""
+    data: tuple[FilePath, ...] = ()
+    prompt: str = ""
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("~/runs/x", "HOME/runs/x"),
+        ("~", "HOME"),
+        ("~/en.gz+~/fr.gz", "HOME/en.gz+HOME/fr.gz"),
+        ("~/rewards.py:score", "HOME/rewards.py:score"),
+        ("a/~/b", "a/~/b"),
+        ("x~", "x~"),
+        ("~nobody-of-this-name/x", "~nobody-of-this-name/x"),
+        ("world", "world"),
+        ("", ""),
+    ],
+)
+def test_a_tilde_is_the_home_folder(given: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("USERPROFILE", "/home/somebody")
+    found = found.replace("HOME", "/home/somebody")
+    expected = Named(out=found, data=("plain", found), prompt=given)
+    assert Named(out=given, data=("plain", given), prompt=given) == expected
+    assert parse(Named, [f"--out={given}", "--data", "plain", given, f"--prompt={given}"], "x") == expected
+
+
+NO_FILE = {
+    "answer", "backend", "columns", "device", "dtype", "encoding", "families", "preset", "prompt", "separator", "stop",
+    "system",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__name__)
+def test_every_text_of_the_command_line_is_known_to_name_a_file_or_not(config: type) -> None:
+    hints = get_type_hints(config, include_extras=True)
+    for field in fields(config):
+        kind = hints[field.name]
+        if is_dataclass(kind) and isinstance(kind, type):
+            test_every_text_of_the_command_line_is_known_to_name_a_file_or_not(kind)
+        is_text = kind is not FilePath and str in (kind, *get_args(kind))
+        assert not is_text or field.name in NO_FILE, f"{config.__name__}.{field.name} may need to be a FilePath"

@@ -106,6 +106,11 @@ def test_a_path_is_a_message_and_no_command():
         (['  """one', 'two"""'], "one\ntwo"),
         (["one\\"], "one"),
         (['"""one', "two"], "one\ntwo"),
+        (["one\r"], "one"),
+        (["  one  two \t"], "one  two"),
+        (["\u3000你好\u3000"], "你好"),
+        (["one\\ \r", " two "], "one\n two"),
+        (['"""', "  one ", "two", '"""'], "  one \ntwo"),
     ],
 )
 def test_messages_of_several_lines(lines: list[str], message: str):
@@ -126,7 +131,7 @@ def test_what_the_model_is_given_fits_and_ends_with_the_last_message(messages: l
     fake.chat(*messages, system="sys")
     assert len(fake.seen) == len(messages)
     for seen, message in zip(fake.seen, messages):
-        assert (seen[0]["content"], seen[-1]["content"]) == ("sys", message)
+        assert (seen[0]["content"], seen[-1]["content"]) == ("sys", message.strip())
         assert fake.fits(seen) or len(seen) == 2
 
 
@@ -159,17 +164,22 @@ def test_ctrl_c_at_the_prompt_clears_the_line():
     assert contents(fake.seen[0]) == ["one"]
 
 
-def test_a_message_that_cannot_be_answered_is_told_and_taken_back():
-    fake = Fake()
+@pytest.mark.parametrize("before", [[], ["one"], ["one", "two"]])
+def test_a_message_that_alone_is_too_long_is_refused_and_only_it(before: list[str]):
+    fake = Fake(room=60)
 
     def refuses(messages: list[Message]) -> Iterator[str]:
-        if "long" in messages[-1]["content"]:
+        if len(messages[-1]["content"]) > 60:
             raise UserError("the prompt has 900 tokens, the context 128")
-        yield from fake.reply(messages)
+        return fake.reply(messages)
 
-    Chat(refuses, fake.fits, fake.written.append).run(lines_of("long", "short"))
-    assert contents(fake.seen[0]) == ["short"]
+    chat = Chat(refuses, fake.fits, fake.written.append, "be brief")
+    chat.run(lines_of(*before, "long " * 20, "short"))
+    answered = [text for i, message in enumerate(before) for text in (message, f"answer {i + 1}")]
+    assert contents(fake.seen[-1]) == ["be brief", *answered, "short"]
+    assert len(chat.turns) == len(answered) + 2
     assert "error: the prompt has 900 tokens" in fake.output
+    assert "forgotten" not in fake.output
 
 
 def test_piped_input_is_read_line_by_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ from instructgpt.commands.common import ModelChoice, write
 from instructgpt.generation.engine import stream
 from instructgpt.generation.sampling import SamplingConfig
 from instructgpt.terminal import Chat, terminal_reader
-from instructgpt.text.chat import Message, render_prompt
+from instructgpt.text.chat import Message, as_typed, render_prompt
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,12 @@ def chat(config: ChatConfig) -> int:
         return len(render_prompt(messages, tokenizer)) + room <= context
 
     conversation = Chat(
-        lambda messages: stream(model, tokenizer, messages, config.sampling), fits, write, config.system
+        lambda messages: stream(model, tokenizer, messages, config.sampling), fits, write, as_typed(config.system)
     )
     if sys.stdin.isatty():
         write(f"{config.model}: {context} tokens of context; /help lists the commands\n")
-    else:
-        sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    elif isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")  # Windows writes a byte order mark in front
     with precision:
         conversation.run(terminal_reader())
     return 0

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from instructgpt.errors import UserError
 from instructgpt.model.transformer import Transformer
 from instructgpt.runtime import resolve_device, resolve_precision
-from instructgpt.settings import Settings
+from instructgpt.settings import FilePath, Settings
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import load
 
@@ -18,7 +18,7 @@ from instructgpt.training.checkpoint import load
 class ModelChoice(Settings):
     """Which model, computed where."""
 
-    model: str = ""
+    model: FilePath = ""
     """The run directory to use, such as runs/tiny/sft."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""

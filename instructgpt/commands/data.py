@@ -8,21 +8,22 @@ from pathlib import Path
 
 from instructgpt.data.download import fetch, list_sets
 from instructgpt.errors import UserError, suggestion
-from instructgpt.flags import parse
+from instructgpt.flags import parse, program
+from instructgpt.settings import FilePath, Settings
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings):
     """`data list` shows the public data sets that are known; `data get NAME --out DIR` downloads one."""
 
-    out: str = ""
+    out: FilePath = ""
     """The directory to put the files in; by default data/NAME."""
 
 
 def data(argv: Sequence[str]) -> int:
     """Lists the named sets with their licences, or downloads one."""
     action, *rest = argv or ["list"]
-    prog = "instructgpt data"
+    prog = f"{program()} data"
     if action in ("-h", "--help"):
         parse(DataConfig, argv, prog)
     if action == "list":

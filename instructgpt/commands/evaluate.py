@@ -26,7 +26,7 @@ from instructgpt.evaluation.instructions import Metric, evaluate_conversations, 
 from instructgpt.evaluation.loss import LossReport, evaluate_loss
 from instructgpt.evaluation.report import Report
 from instructgpt.model.transformer import Transformer
-from instructgpt.settings import NonNegativeInt, PositiveInt
+from instructgpt.settings import FilePath, NonNegativeInt, PositiveInt
 from instructgpt.text.chat import Message, render_conversation
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.world.composition import HELD_OUT_PAIRS
@@ -36,9 +36,9 @@ from instructgpt.world.composition import HELD_OUT_PAIRS
 class EvalConfig(ModelChoice):
     """Scores a model: generated answers on the embedded world or on files, and the loss on what it should have said."""
 
-    data: tuple[str, ...] = ()
-    """`world`, or instruction files in any format that `train.py sft` reads. Without --data and --text: `world`."""
-    text: tuple[str, ...] = ()
+    data: tuple[FilePath, ...] = ()
+    """`world`, or instruction files in any format that `sft` trains on. Without --data and --text: `world`."""
+    text: tuple[FilePath, ...] = ()
     """Raw text files: loss, perplexity and bits per byte on all of each."""
     split: world.Split = "test"
     """Which split of the world: `test_phrasing` are wordings never trained on, `test_composition` pairs of tasks never
@@ -57,9 +57,9 @@ class EvalConfig(ModelChoice):
     """Longest answer; 0 gives room for the longest right one and a quarter more."""
     batch_size: PositiveInt = 64
     """Answers generated at a time."""
-    json: str = ""
+    json: FilePath = ""
     """A file to write all scores to, as JSON."""
-    samples: str = ""
+    samples: FilePath = ""
     """A file to write the first answers of each family to, as Markdown."""
     reading: Reading = field(default_factory=Reading)
 

@@ -11,7 +11,7 @@ from instructgpt.generation.engine import generate as generate_texts
 from instructgpt.generation.engine import stream
 from instructgpt.generation.sampling import SamplingConfig
 from instructgpt.settings import PositiveInt
-from instructgpt.text.chat import Message
+from instructgpt.text.chat import Message, as_typed
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class GenerateConfig(ModelChoice):
     """Answers one prompt, given by --prompt or on standard input."""
 
     prompt: str | None = None
-    """The prompt; without it standard input is read to its end."""
+    """The prompt; without it standard input is read to its end. White space around it is dropped, unless --raw."""
     system: str = ""
     """A system message before it."""
     raw: bool = False
@@ -37,8 +37,10 @@ def generate(config: GenerateConfig) -> int:
     if config.raw and config.system:
         raise UserError("--system belongs to a conversation; --raw continues a text as it stands")
     model, tokenizer, precision = config.load(batched=False)
-    messages: list[Message] = [{"role": "system", "content": config.system}] if config.system else []
-    messages.append({"role": "user", "content": prompt})
+    messages: list[Message] = []
+    if system := as_typed(config.system):
+        messages.append({"role": "system", "content": system})
+    messages.append({"role": "user", "content": as_typed(prompt)})
     asked = prompt if config.raw else messages
     with precision:
         if config.n == 1:
@@ -57,6 +59,7 @@ def _standard_input() -> str:
         raise UserError("--prompt is missing: give --prompt TEXT, or a text on standard input")
     data = sys.stdin.buffer.read()
     try:
-        return data.decode("utf-8").removesuffix("\n")
+        # Windows writes a byte order mark in front, and its own line end behind.
+        return data.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise UserError(f"byte {error.start} is no UTF-8; convert the text to UTF-8", "standard input") from None

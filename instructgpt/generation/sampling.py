@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from instructgpt.errors import UserError
+from instructgpt.flags import Escaped
 from instructgpt.settings import NonNegative, NonNegativeInt, Positive, PositiveInt, Range, Settings, Share
 
 
@@ -33,8 +34,8 @@ class SamplingConfig(Settings):
     """Sample among tokens at least this share as probable as the best one (Nguyen et al. 2024); 0 means all."""
     repetition_penalty: Positive = 1.0
     """Above 1 makes tokens generated already less likely (Keskar et al. 2019); 1 leaves them be."""
-    stop: tuple[str, ...] = ()
-    """Texts that end an answer; they are not part of it."""
+    stop: tuple[Escaped, ...] = ()
+    r"""Texts that end an answer; they are not part of it. On the command line, \n is a line end."""
     seed: Annotated[int, Range(0, 2**62, without_most=True)] = 0
     """Decides what is drawn; sample number i of a prompt is drawn with seed + i."""
 

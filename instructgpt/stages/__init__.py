@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from instructgpt.errors import UserError, suggestion
-from instructgpt.flags import given_value, parse
+from instructgpt.flags import given_value, parse, train_command
 from instructgpt.stages import best_of_n, dpo, grpo, pipeline, ppo, pretrain, reward, rlhf, sft, tokenizer
 from instructgpt.stages.presets import recipe
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A command of train.py."""
+    """What can be trained."""
 
     run: Callable[[Any], Any]
     config: type
@@ -65,7 +65,7 @@ STAGES: dict[str, Stage] = {
 def main(argv: Sequence[str]) -> int:
     """`STAGE [flags]` to an exit code; without a stage it lists them. Errors: UserError."""
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: python train.py STAGE [flags]; STAGE --help lists its flags\n")
+        print(f"usage: {train_command('STAGE')} [flags]; STAGE --help lists its flags\n")
         print("\n".join(f"  {name:<10} {stage.purpose}" for name, stage in STAGES.items()))
         return 0
     name, *flags = argv
@@ -74,5 +74,5 @@ def main(argv: Sequence[str]) -> int:
     stage = STAGES[name]
     preset = given_value(flags, "--preset") or ("auto" if name in ("pipeline", "rlhf") else "tiny")
     recipe(preset)  # an unknown preset is told before anything else
-    stage.run(parse(stage.config, flags, f"train.py {name}", stage.defaults(preset)))
+    stage.run(parse(stage.config, flags, train_command(name), stage.defaults(preset)))
     return 0

@@ -19,7 +19,7 @@ from instructgpt.evaluation.assessment import assess
 from instructgpt.evaluation.ledger import Entry, Ledger, Row
 from instructgpt.evaluation.loss import evaluate_loss
 from instructgpt.runtime import resolve_device, resolve_precision
-from instructgpt.settings import PositiveInt, Settings
+from instructgpt.settings import FilePath, PositiveInt, Settings
 from instructgpt.text.chat import render_conversation
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import RunDirectory, load, load_reward_model
@@ -35,16 +35,16 @@ _TEXTS = 100
 class LedgerConfig(Settings):
     """What stages really did: true reward, reward model, KL to the SFT model, length, refusals, cost; a row a stage."""
 
-    runs: tuple[str, ...] = ()
+    runs: tuple[FilePath, ...] = ()
     """Run directories, such as runs/rlhf/*/; those of one stage that differ only in their seed are one row. The `sft`
     run among them is what KL is measured to; a `reward` run scores the policies of its seed, or all if it is alone."""
     split: Literal["val", "test", "test_phrasing"] = "test"
     """Which split of the world the prompts are from."""
     n: PositiveInt = 12
     """Prompts of each family of the world."""
-    json: str = ""
+    json: FilePath = ""
     """A file to write all figures to."""
-    plot: str = ""
+    plot: FilePath = ""
     """A file to draw them into (.png)."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""

@@ -31,7 +31,7 @@ from instructgpt.runtime import (
     resolve_precision,
     seed_everything,
 )
-from instructgpt.settings import NonNegative, NonNegativeInt, PositiveInt, Settings, ShareBelow1
+from instructgpt.settings import FilePath, NonNegative, NonNegativeInt, PositiveInt, Settings, ShareBelow1
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import RunDirectory
 from instructgpt.training.loop import FitConfig, FitResult, Hooks, Snapshot, fit
@@ -57,11 +57,11 @@ _FREE_ON_RESUME = {
 class StageConfig(Settings):
     """Flags that all training stages share."""
 
-    out: str = ""
+    out: FilePath = ""
     """The run directory to write."""
     preset: str = "tiny"
     """Defaults of all other flags, by size of model."""
-    init: str = ""
+    init: FilePath = ""
     """A run directory to start from: its tokenizer, shape and weights."""
     seed: NonNegativeInt = 0
     """Decides initial weights, data order and dropout."""

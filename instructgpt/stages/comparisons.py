@@ -26,7 +26,7 @@ from instructgpt.data.preferences import Ranking, read_rankings
 from instructgpt.data.sources import Mixture
 from instructgpt.errors import UserError
 from instructgpt.objectives.lm import Loss
-from instructgpt.settings import NonNegativeInt, PositiveInt, ShareBelow1
+from instructgpt.settings import FilePath, NonNegativeInt, PositiveInt, ShareBelow1
 from instructgpt.stages.common import StageConfig
 from instructgpt.text.tokenizer import Tokenizer
 
@@ -35,7 +35,7 @@ from instructgpt.text.tokenizer import Tokenizer
 class ComparisonConfig(StageConfig):
     """Flags of the stages that learn from compared answers."""
 
-    data: tuple[str, ...] = ()
+    data: tuple[FilePath, ...] = ()
     """Preference files (chosen and rejected beside a prompt, HH-RLHF transcripts, rankings), or `world` for the
     embedded world. Files together are one source, drawn as often as `world` beside them."""
     long: Literal["cut", "drop"] = "cut"

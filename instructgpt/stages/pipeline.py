@@ -18,7 +18,7 @@ from instructgpt.errors import UserError
 from instructgpt.evaluation.instructions import evaluate_examples
 from instructgpt.evaluation.loss import LossReport, evaluate_loss
 from instructgpt.runtime import resolve_device, resolve_precision
-from instructgpt.settings import NonNegative, NonNegativeInt, PositiveInt, Settings
+from instructgpt.settings import FilePath, NonNegative, NonNegativeInt, PositiveInt, Settings
 from instructgpt.stages import pretrain, sft, tokenizer
 from instructgpt.stages.common import require, write_json
 from instructgpt.stages.presets import recipe
@@ -34,13 +34,13 @@ _SPLITS = ("test", "test_phrasing", "test_noise", "test_composition")
 class PipelineConfig(Settings):
     """Trains and measures a tokenizer, a base model and an instruction-tuned model, one directory each under --out."""
 
-    out: str = ""
+    out: FilePath = ""
     """The directory to write: tokenizer/, pretrain/, sft/ and a report."""
     preset: str = "auto"
     """Size of model and length of training; auto is `small` on a GPU and `tiny` without."""
-    text: tuple[str, ...] = ("world",)
+    text: tuple[FilePath, ...] = ("world",)
     """Raw text for tokenizer and pretraining: files, or `world`."""
-    data: tuple[str, ...] = ("world",)
+    data: tuple[FilePath, ...] = ("world",)
     """Instructions to tune on: files, or `world`."""
     seed: NonNegativeInt = 0
     """Decides initial weights, data order and dropout."""

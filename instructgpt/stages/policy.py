@@ -15,7 +15,7 @@ from instructgpt.errors import UserError
 from instructgpt.generation.engine import Completion
 from instructgpt.model.heads import RewardModel
 from instructgpt.model.transformer import Transformer
-from instructgpt.settings import NonNegative, PositiveInt
+from instructgpt.settings import FilePath, NonNegative, PositiveInt
 from instructgpt.stages.common import Machine, StageConfig, build_model, fitting_row_length, require
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import load, load_reward_model
@@ -38,11 +38,11 @@ _SEEDS_OF_RUNS = 1 << 20
 class PolicyStageConfig(StageConfig):
     """Flags of the stages that learn from the policy's own answers."""
 
-    data: tuple[str, ...] = ()
+    data: tuple[FilePath, ...] = ()
     """Where prompts come from: `world`, or instruction files, whose answers are not looked at."""
-    reward: tuple[str, ...] = ()
+    reward: tuple[FilePath, ...] = ()
     """What answers are scored by: the run directory of a reward model, or `world` for the world's own checker."""
-    reward_function: tuple[str, ...] = ()
+    reward_function: tuple[FilePath, ...] = ()
     """Functions that score answers, as package.module:function or path/file.py:function. Each gets prompts (lists of
     messages), answers (texts), and `references` if it has such a parameter, and returns a list of numbers."""
     reward_weights: tuple[float, ...] = ()

@@ -30,7 +30,7 @@ from instructgpt.objectives.policy import (
     whiten,
     with_pretraining,
 )
-from instructgpt.settings import NonNegative, PositiveInt, Share
+from instructgpt.settings import FilePath, NonNegative, PositiveInt, Share
 from instructgpt.stages import pretrain
 from instructgpt.stages.common import Machine, train
 from instructgpt.stages.policy import PolicyStageConfig, in_whole_rollouts, measure, require_even_split, start
@@ -71,7 +71,7 @@ class PPOConfig(PolicyStageConfig):
     gae_decay: Share = 0.95
     """λ of GAE: 1 trusts the rewards that came, 0 the value function."""
     terms: PPOTerms = field(default_factory=PPOTerms)
-    ptx: tuple[str, ...] = ()
+    ptx: tuple[FilePath, ...] = ()
     """Raw text to mix in (PPO-ptx): files or `world`. Keeps what pretraining taught."""
     ptx_coefficient: NonNegative = 1.0
     """γ of PPO-ptx: weight of the text's loss beside the policy's."""

@@ -14,9 +14,10 @@ from instructgpt.data.corpus import Corpus, write_corpus
 from instructgpt.data.packing import PackedStream, batches_of
 from instructgpt.data.sources import CorpusWindows, ExampleSource, Mixture, WorldText
 from instructgpt.errors import UserError
+from instructgpt.flags import train_command
 from instructgpt.model.transformer import Transformer
 from instructgpt.objectives.lm import next_token_loss
-from instructgpt.settings import PositiveInt, Share, ShareBelow1
+from instructgpt.settings import FilePath, PositiveInt, Share, ShareBelow1
 from instructgpt.stages.common import (
     LanguageStageConfig,
     Machine,
@@ -37,9 +38,9 @@ _HELD_OUT_SEED = 1_000_003
 class PretrainConfig(LanguageStageConfig):
     """Trains a model to predict the next token of raw text."""
 
-    text: tuple[str, ...] = ()
+    text: tuple[FilePath, ...] = ()
     """Text files (.txt, .json, .jsonl, .csv, .tsv, each also .gz), or `world` for the embedded world."""
-    tokenizer: str = ""
+    tokenizer: FilePath = ""
     """A directory with a tokenizer.model; --init brings its own."""
     holdout: ShareBelow1 = 0.1
     """Share at the end of each file that is validated on and never trained on."""
@@ -81,7 +82,11 @@ def start(config: PretrainConfig, machine: Machine) -> tuple[Transformer, Tokeni
         if config.tokenizer and Tokenizer.load(config.tokenizer).fingerprint != tokenizer.fingerprint:
             raise UserError(f"is not the tokenizer of --init {config.init}; leave --tokenizer out", config.tokenizer)
         return build_model(config, machine, lambda: model), tokenizer
-    require(config.tokenizer, "--tokenizer", "name a directory that `train.py tokenizer` wrote, or start from --init")
+    require(
+        config.tokenizer,
+        "--tokenizer",
+        f"name a directory that `{train_command('tokenizer')}` wrote, or start from --init",
+    )
     tokenizer = Tokenizer.load(config.tokenizer)
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     if vocab_size < tokenizer.vocab_size:

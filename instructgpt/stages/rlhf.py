@@ -23,7 +23,7 @@ import torch
 from instructgpt.atomic import write_text
 from instructgpt.errors import UserError
 from instructgpt.evaluation.ledger import Entry
-from instructgpt.settings import NonNegativeInt, PositiveInt, Settings, Share
+from instructgpt.settings import FilePath, NonNegativeInt, PositiveInt, Settings, Share
 from instructgpt.stages import assess, dpo, grpo, overoptimisation, ppo, pretrain, reward, sft, tokenizer
 from instructgpt.stages.assess import LedgerConfig, Task, measure
 from instructgpt.stages.common import require, write_json
@@ -46,11 +46,11 @@ _POLICIES = ("dpo", "ppo", "grpo")
 class RLHFConfig(Settings):
     """SFT on demonstrations with faults, then a reward model, DPO, PPO and GRPO for each seed, and the ledger."""
 
-    out: str = ""
+    out: FilePath = ""
     """The directory to write: sft/, then reward-0/, dpo-0/, ppo-0/, grpo-0/ for seed 0, and so on, and the ledger."""
     preset: str = "auto"
     """Size of model and length of training; auto is `small` on a GPU and `tiny` without."""
-    base: str = ""
+    base: FilePath = ""
     """A pretrain run to start from; without it, --out/pretrain, which is trained first where there is none."""
     base_steps: PositiveInt = 830
     """Updates for training a base model where there is none; as many as the preset makes, at most."""

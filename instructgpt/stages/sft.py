@@ -17,7 +17,7 @@ from instructgpt.data.tokens import Tokens
 from instructgpt.data.windows import Long, all_windows
 from instructgpt.errors import UserError
 from instructgpt.objectives.lm import next_token_loss
-from instructgpt.settings import NonNegativeInt, Share, ShareBelow1
+from instructgpt.settings import FilePath, NonNegativeInt, Share, ShareBelow1
 from instructgpt.stages.common import (
     LanguageStageConfig,
     Machine,
@@ -37,7 +37,7 @@ from instructgpt.training.loop import FitResult
 class SFTConfig(LanguageStageConfig):
     """Trains a base model to answer: only the answers and their end token count in the loss."""
 
-    data: tuple[str, ...] = ()
+    data: tuple[FilePath, ...] = ()
     """Instruction files (Alpaca, chat, ShareGPT, self-instruct, tables), or `world` for the embedded world."""
     weights: tuple[float, ...] = ()
     """How often each of --data is drawn, relative to the others. By default all files together are one source, drawn by

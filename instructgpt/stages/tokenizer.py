@@ -10,7 +10,7 @@ from typing import Literal
 
 from instructgpt import world
 from instructgpt.data.corpus import read_split
-from instructgpt.settings import NonNegativeInt, PositiveInt, Settings, ShareBelow1
+from instructgpt.settings import FilePath, NonNegativeInt, PositiveInt, Settings, ShareBelow1
 from instructgpt.stages.common import require, write_json
 from instructgpt.text.tokenizer import Tokenizer, VocabularySizeError
 from instructgpt.training.checkpoint import RunDirectory
@@ -24,9 +24,9 @@ _HELD_OUT_SEED = 1_000_003
 class TokenizerConfig(Settings):
     """Trains a tokenizer on the first part of each file and reports how well it packs the rest."""
 
-    text: tuple[str, ...] = ()
+    text: tuple[FilePath, ...] = ()
     """Text files (.txt, .json, .jsonl, .csv, .tsv, each also .gz), or `world` for the embedded world."""
-    out: str = ""
+    out: FilePath = ""
     """The directory to write."""
     preset: str = "tiny"
     """Defaults of all other flags, by size of model."""

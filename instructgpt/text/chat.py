@@ -101,6 +101,14 @@ def validate_messages(messages: Sequence[Message]) -> None:
         raise UserError("the conversation has no user turn")
 
 
+def as_typed(line: str) -> str:
+    """What somebody typed or piped as a line: without the white space and line ends around it.
+
+    They are how a line is entered, and no part of what is said: a return that Windows leaves, a final space.
+    """
+    return line.strip()
+
+
 def as_messages(prompt: str | Sequence[Message]) -> list[Message]:
     """A prompt as messages: a string is one user turn. Raises UserError when it is not a valid conversation."""
     messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)

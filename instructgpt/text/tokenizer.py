@@ -25,6 +25,7 @@ import sentencepiece
 
 from instructgpt.atomic import replacing
 from instructgpt.errors import UserError, suggestion
+from instructgpt.flags import train_command
 
 FILE_NAME = "tokenizer.model"
 CONTROL_NAMES = ("bos", "eos", "pad", "system", "user", "assistant", "end")
@@ -168,7 +169,7 @@ class Tokenizer:
         try:
             model = file.read_bytes()
         except FileNotFoundError:
-            raise UserError("no such tokenizer; `train.py tokenizer` makes one", file) from None
+            raise UserError(f"no such tokenizer; `{train_command('tokenizer')}` makes one", file) from None
         except OSError as error:
             raise UserError(f"cannot be read: {error.strerror}", file) from None
         return cls(model, where=file)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructgpt.errors import UserError
-from instructgpt.text.chat import Message, as_messages, render_conversation, render_prompt, validate_messages
+from instructgpt.text.chat import Message, as_messages, as_typed, render_conversation, render_prompt, validate_messages
 from instructgpt.text.tokenizer import CONTROL_NAMES, Tokenizer
 
 
@@ -101,3 +101,9 @@ def test_a_prompt_ends_with_the_user_and_a_conversation_has_an_answer(tokenizer:
 def test_a_string_is_one_user_turn() -> None:
     assert as_messages("hello") == [turn("user", "hello")]
     assert as_messages("") == [turn("user", "")]
+
+
+@given(st.text(), st.text(" \t\r\n\u3000"), st.text(" \t\r\n\u3000"))
+def test_how_a_line_is_entered_is_no_part_of_it(said: str, before: str, after: str) -> None:
+    assert as_typed(before + said + after) == said.strip()
+    assert as_typed(f"{before}a  \r\nb{after}") == "a  \r\nb"
