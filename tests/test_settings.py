@@ -102,6 +102,7 @@ class Named(Settings):
         ("~", "HOME"),
         ("~/en.gz+~/fr.gz", "HOME/en.gz+HOME/fr.gz"),
         ("~/rewards.py:score", "HOME/rewards.py:score"),
+        ("~/b.csv:prompt={a},answer={b}", "HOME/b.csv:prompt={a},answer={b}"),
         ("a/~/b", "a/~/b"),
         ("x~", "x~"),
         ("~nobody-of-this-name/x", "~nobody-of-this-name/x"),
@@ -119,8 +120,8 @@ def test_a_tilde_is_the_home_folder(given: str, found: str, monkeypatch: pytest.
 
 
 NO_FILE = {
-    "answer", "backend", "columns", "device", "dtype", "encoding", "families", "preset", "prompt", "separator", "stop",
-    "system",
+    "answer", "backend", "chosen", "columns", "device", "dtype", "encoding", "families", "preset", "prompt", "rejected",
+    "separator", "stop", "system",
 }  # fmt: skip
 
 

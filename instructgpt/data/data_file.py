@@ -9,7 +9,7 @@ from pathlib import Path
 
 from instructgpt.data.templates import Template, Templates
 from instructgpt.errors import UserError, suggestion
-from instructgpt.settings import Settings
+from instructgpt.settings import FilePath, Settings
 
 _PARTS = tuple(one.name for one in fields(Templates))
 _KEYS = (*_PARTS, "columns", "encoding")
@@ -55,7 +55,7 @@ class Reading(Settings):
     """Names of a table's columns, comma-separated, where the file has no header."""
     encoding: str = "utf-8"
     """How the files are encoded."""
-    map: tuple[str, ...] = ()
+    map: tuple[FilePath, ...] = ()
     """For single files, what the flags above say of all others: b.csv:'prompt=Good news? {text},answer={label}'. Also
     chosen, rejected, system, columns, encoding; a comma right before such a name and its = is written \\,."""
     strict: bool = False
