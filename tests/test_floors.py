@@ -23,6 +23,7 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Files that stand in no folder of their own.
 ROOMS = {"errors": "base", "settings": "base", "atomic": "base", "config": "base", "runtime": "base", "flags": "base"}
+ROOMS |= {"figures": "base"}
 ROOMS |= {"cli": "command line", "commands": "command line", "terminal": "command line"}
 ROOMS |= {"__init__": "entrance", "__main__": "entrance"}
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 
 from instructgpt import world
-from instructgpt.atomic import write_text
+from instructgpt.atomic import require_writable, write_text
 from instructgpt.commands.common import ModelChoice
 from instructgpt.data.account import Account
 from instructgpt.data.corpus import read_split
@@ -21,13 +20,15 @@ from instructgpt.data.data_file import DataFile, Reading
 from instructgpt.data.instructions import read_instructions
 from instructgpt.data.packing import batches_of
 from instructgpt.data.tokens import Tokens
-from instructgpt.errors import UserError
-from instructgpt.evaluation.instructions import Metric, evaluate_conversations, evaluate_examples
+from instructgpt.data.windows import all_windows
+from instructgpt.evaluation.instructions import Exam, Metric, file_exam, world_exam
 from instructgpt.evaluation.loss import LossReport, evaluate_loss
-from instructgpt.evaluation.report import Report
+from instructgpt.evaluation.predictions import Predictions
+from instructgpt.evaluation.report import Outcome, Report
+from instructgpt.figures import shown, write_json
 from instructgpt.model.transformer import Transformer
 from instructgpt.settings import FilePath, NonNegativeInt, PositiveInt
-from instructgpt.text.chat import Message, render_conversation
+from instructgpt.text.chat import Message
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.world.composition import HELD_OUT_PAIRS
 
@@ -52,62 +53,133 @@ class EvalConfig(ModelChoice):
     limit: NonNegativeInt = 0
     """Most conversations of each file, the first ones; 0 takes all."""
     metric: Metric = "auto"
-    """For files: labels (accuracy, macro-F1), translation (BLEU, chrF), exact, or auto, which looks at the answers."""
+    """For files: labels (accuracy, macro-F1), number (is the last number the right answer's), translation (BLEU, chrF),
+    exact, or auto, which looks at the answers."""
+    labels: tuple[str, ...] = ()
+    """Which words count as which label: positive=good,great negative=bad. An answer's label is the first it names."""
     max_new_tokens: NonNegativeInt = 0
     """Longest answer; 0 gives room for the longest right one and a quarter more."""
     batch_size: PositiveInt = 64
     """Answers generated at a time."""
     json: FilePath = ""
     """A file to write all scores to, as JSON."""
+    predictions: FilePath = ""
+    """A file to write every answer to as soon as it is made, with its prompt, the right answer and the score: JSON
+    lines."""
     samples: FilePath = ""
     """A file to write the first answers of each family to, as Markdown."""
     reading: Reading = field(default_factory=Reading)
 
 
 def evaluate(config: EvalConfig) -> int:
-    """Prints a table for each data set, and writes --json and --samples."""
+    """Prints a table for each data set; answers, scores and samples are written as soon as they are there.
+
+    All that can be wrong is found out before anything is generated, and what does not fit is said. An error or an
+    interruption keeps what was answered until then, and its scores.
+    """
     model, tokenizer, precision = config.load(batched=True)
     names = config.data or (() if config.text else ("world",))
-    conversations = {file.path: _conversations(file, config) for file in config.reading.files(names)}
-    results: dict[str, Any] = {}
-    samples = []
-    with precision:
-        for name in names:
-            report, loss = _score(name, conversations.get(name), config, model, tokenizer)
-            title = f"{name}, {config.split}" if name == "world" else name
-            _show(report, title)
-            print(_loss_line(loss, "the right answers"), flush=True)
-            results[title] = {**report.to_json(), "loss": loss.to_json()}
-            samples.append(f"# {title}\n\n{report.samples_markdown()}")
+    files = {file.path: file for file in config.reading.files(names)}
+    sets = [_set(name, files.get(name), config, model, tokenizer) for name in names]
+    results = _Results(config)
+    with precision, Predictions(config.predictions) as predictions:
+        for one in sets:
+            _ask(one, config, model, tokenizer, results, predictions)
         for name in config.text:
             loss = _text_loss(name, config, model, tokenizer)
             print(f"{name}: {_loss_line(loss, 'the text')}", flush=True)
-            results[name] = {"loss": loss.to_json()}
-    if config.json:
-        values = {"model": config.model, "results": results}
-        write_text(Path(config.json), json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-    if config.samples:
-        write_text(Path(config.samples), "\n".join(samples))
+            results.add(name, {"loss": loss.to_json()})
     return 0
 
 
-def _score(
-    name: str, conversations: list[list[Message]] | None, config: EvalConfig, model: Transformer, tokenizer: Tokenizer
-) -> tuple[Report, LossReport]:
-    options = dict(batch_size=config.batch_size, max_new_tokens=config.max_new_tokens)
-    if conversations is None:
-        examples = _world_examples(config)
-        right: list[Any] = [example.conversation for example in examples]
-        report = evaluate_examples(model, tokenizer, examples, **options)
-    else:
-        right = conversations
-        report = evaluate_conversations(model, tokenizer, right, config.metric, Path(name).name, **options)
+class _Set(NamedTuple):
+    """One of --data, ready to be asked."""
+
+    title: str
+    exam: Exam
+    conversations: list[list[Message]]
+    """With the right answers, where there are any."""
+
+
+class _Results:
+    """--json and --samples, written anew after each set."""
+
+    def __init__(self, config: EvalConfig):
+        """Raises UserError, before anything is generated, where they cannot be written."""
+        self._config, self._values, self._samples = config, {}, []
+        for path in filter(None, (config.json, config.samples)):
+            require_writable(Path(path))
+
+    def add(self, title: str, values: dict[str, Any], samples: str = "") -> None:
+        self._values[title] = values
+        self._samples += [samples] if samples else []
+        self._write()
+
+    def _write(self) -> None:
+        if self._config.json:
+            write_json(self._config.json, {"model": self._config.model, "results": self._values})
+        if self._config.samples:
+            write_text(Path(self._config.samples), "\n".join(self._samples))
+
+
+def _set(name: str, file: DataFile | None, config: EvalConfig, model: Transformer, tokenizer: Tokenizer) -> _Set:
+    """Reads a set and makes its prompts ready; says what does not fit."""
     context = model.config.context
-    documents = [Tokens.of(render_conversation(messages, tokenizer)) for messages in right]
-    fitting = [document for document in documents if len(document) <= context + 1]
-    if not fitting:
-        raise UserError(f"no conversation fits in the model's context of {context} tokens", name)
-    return report, evaluate_loss(model, tokenizer, batches_of(fitting, context, 16))
+    if file is None:
+        title = f"world, {config.split}"
+        examples = _world_examples(config)
+        conversations: list[Any] = [example.conversation for example in examples]
+        exam = world_exam(examples, tokenizer, context, config.max_new_tokens)
+    else:
+        title, conversations = name, _conversations(file, config)
+        exam = file_exam(
+            conversations, tokenizer, context, config.metric, Path(name).name, config.max_new_tokens, config.labels
+        )
+    for note in exam.notes():
+        print(f"  {title}: {note}", flush=True)
+    return _Set(title, exam, conversations)
+
+
+def _ask(
+    one: _Set,
+    config: EvalConfig,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    results: _Results,
+    predictions: Predictions,
+) -> None:
+    """Answers a set, and shows and keeps what came of it, all or some."""
+    values: dict[str, Any] = {}
+    loss = _answer_loss(one, model, tokenizer)
+    if loss is not None:
+        values["loss"] = loss.to_json()
+        print(f"{one.title}: {_loss_line(loss, 'the right answers')}", flush=True)
+    found: dict[int, Outcome] = {}
+    try:
+        for place, outcome in one.exam.outcomes(model, tokenizer, config.batch_size):
+            found[place] = outcome
+            predictions.add(one.title, place, outcome)
+    finally:
+        is_whole = len(found) == len(one.exam.questions)
+        if not is_whole:
+            values["unanswered"] = len(one.exam.questions) - len(found)
+        if found:
+            title = one.title if is_whole else f"{one.title} (stopped after {len(found)} of {len(one.exam.questions)})"
+            report = one.exam.report([found[place] for place in sorted(found)])
+            _show(report, title)
+            values = {**report.to_json(), **values}
+            results.add(one.title, values, f"# {title}\n\n{report.samples_markdown()}")
+        elif values:
+            results.add(one.title, values)
+
+
+def _answer_loss(one: _Set, model: Transformer, tokenizer: Tokenizer) -> LossReport | None:
+    """The loss on every answer of the conversations, long ones in windows as in training; None where there is none."""
+    context = model.config.context
+    documents, fitted = all_windows(one.conversations, tokenizer, context)
+    if told := fitted.report(context):
+        print(f"  {one.title}: for the loss, {told}", flush=True)
+    return evaluate_loss(model, tokenizer, batches_of(documents, context, 16)) if documents else None
 
 
 def _world_examples(config: EvalConfig) -> list[world.Example]:
@@ -146,6 +218,6 @@ def _show(report: Report, title: str) -> None:
 
 def _loss_line(loss: LossReport, of: str) -> str:
     return (
-        f"loss on {of} {loss.loss:.4f} nats/token, perplexity {loss.perplexity:.4g}, "
+        f"loss on {of} {loss.loss:.4f} nats/token, perplexity {shown(loss.perplexity)}, "
         f"{loss.bits_per_byte:.4f} bits/byte, token accuracy {loss.token_accuracy:.4f}, {loss.tokens:,} tokens"
     )

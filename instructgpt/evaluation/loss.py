@@ -10,6 +10,7 @@ import torch
 
 from instructgpt.data.batch import Batch
 from instructgpt.errors import UserError
+from instructgpt.figures import tidy
 from instructgpt.generation.engine import inference
 from instructgpt.model.transformer import Transformer
 from instructgpt.text.tokenizer import Tokenizer
@@ -42,7 +43,7 @@ class LossReport:
         return self.loss * self.tokens / math.log(2) / self.bytes if self.bytes else math.inf
 
     def to_json(self) -> dict[str, float]:
-        return {**asdict(self), "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte}
+        return tidy({**asdict(self), "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte})
 
 
 def evaluate_loss(model: Transformer, tokenizer: Tokenizer, batches: Iterable[Batch]) -> LossReport:

@@ -6,7 +6,6 @@ one falls. Two ways to move are compared at the same KL to the start: the best o
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from instructgpt.atomic import replacing, write_text
+from instructgpt.atomic import replacing
+from instructgpt.figures import write_json
 
 _Z = 1.959964
 
@@ -107,16 +107,12 @@ def write_overoptimisation(curves: dict[str, Sequence[Point]], folder: str | Pat
     folder = Path(folder)
     verdicts = {title: parting(points) for title, points in curves.items()}
     document = {
-        title: {"parting": verdicts[title], "points": [_finite(asdict(point)) for point in points]}
+        title: {"parting": verdicts[title], "points": [asdict(point) for point in points]}
         for title, points in curves.items()
     }
-    write_text(folder / "overoptimisation.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / "overoptimisation.json", document)
     _plot(curves, folder / "overoptimisation.png")
     return verdicts
-
-
-def _finite(values: dict[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _plot(curves: dict[str, Sequence[Point]], path: Path) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
+from itertools import groupby
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from instructgpt.atomic import write_text
 from instructgpt.evaluation.scores import Interval, macro_interval, mean_interval
+from instructgpt.figures import shown, tidy
 from instructgpt.generation.engine import Finish
 from instructgpt.text.chat import Message
 
@@ -26,13 +25,24 @@ class Outcome:
     """The kind of task; for a file, its name."""
     messages: list[Message]
     """The prompt."""
-    reference: str
+    reference: str | None
+    """The right answer; None where the data has none."""
     answer: str
-    """What the model wrote; "" when the prompt did not fit in its context."""
-    score: float
-    """In [0, 1]."""
-    finish: Finish | None
-    """How the answer ended; None when there is none because the prompt did not fit."""
+    """What the model wrote."""
+    score: float | None
+    """In [0, 1]; None where nothing says what is right."""
+    finish: Finish
+    """How the answer ended."""
+    read_as: str = ""
+    """The number or the label that was read from the answer, where one is asked for."""
+    prompt_is_cut: bool = False
+    """Whether the prompt lost turns, or the front of its question, to fit in the context."""
+
+    def to_json(self) -> dict[str, Any]:
+        values = asdict(self)
+        if not self.read_as:
+            del values["read_as"]
+        return tidy(values)
 
 
 @dataclass(frozen=True)
@@ -47,15 +57,16 @@ class Report:
 
     @cached_property
     def families(self) -> dict[str, Interval]:
-        """The score of each family, by name."""
+        """The score of each family that has any, by name."""
         scores: dict[str, list[float]] = {}
         for outcome in self.outcomes:
-            scores.setdefault(outcome.family, []).append(outcome.score)
+            if outcome.score is not None:
+                scores.setdefault(outcome.family, []).append(outcome.score)
         return {family: mean_interval(scores[family]) for family in sorted(scores)}
 
     @cached_property
     def macro(self) -> Interval:
-        """The mean over families, each weighing alike."""
+        """The mean over families, each weighing alike. Raises ValueError when nothing is scored."""
         return macro_interval(list(self.families.values()))
 
     @property
@@ -72,47 +83,42 @@ class Report:
         return sum(outcome.finish in ("length", "context") for outcome in self.outcomes)
 
     @property
-    def too_long(self) -> int:
-        """Prompts that do not fit in the context; they count as answered wrong."""
-        return sum(outcome.finish is None for outcome in self.outcomes)
+    def cut_prompts(self) -> int:
+        """Prompts that did not fit in the context whole."""
+        return sum(outcome.prompt_is_cut for outcome in self.outcomes)
+
+    @property
+    def unscored(self) -> int:
+        return sum(outcome.score is None for outcome in self.outcomes)
 
     def samples(self, per_family: int = 3) -> Iterator[Outcome]:
         """The first few of each family: not chosen by how good they are."""
-        for family in self.families:
+        for family in sorted({outcome.family for outcome in self.outcomes}):
             yield from [outcome for outcome in self.outcomes if outcome.family == family][:per_family]
 
     def to_json(self, samples_per_family: int = 3) -> dict[str, Any]:
         """Everything but the outcomes, of which only samples."""
-        return {
+        macro = self.macro if self.families else None
+        values = {
             "score": self.score_name,
-            "macro_average": self.macro.mean,
-            "interval": [self.macro.low, self.macro.high],
+            "macro_average": macro and macro.mean,
+            "interval": macro and [macro.low, macro.high],
             "examples": len(self.outcomes),
+            "unscored": self.unscored,
             "unfinished": self.unfinished,
-            "too_long": self.too_long,
+            "cut_prompts": self.cut_prompts,
             "metrics": self.metrics,
             "families": {
                 family: {"n": score.n, "score": score.mean, "interval": [score.low, score.high]}
                 for family, score in self.families.items()
             },
-            "samples": [
-                {
-                    "family": sample.family,
-                    "messages": sample.messages,
-                    "reference": sample.reference,
-                    "answer": sample.answer,
-                    "score": sample.score,
-                }
-                for sample in self.samples(samples_per_family)
-            ],
+            "samples": [sample.to_json() for sample in self.samples(samples_per_family)],
         }
-
-    def write(self, path: str | Path) -> None:
-        """`to_json` into a file. UserError when it cannot be written; what was there is kept then."""
-        write_text(Path(path), json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n")
+        return tidy(values)
 
     def _rows(self) -> Iterator[tuple[str, str, str, str]]:
-        """Name, examples, score and interval: of each family, then over all when there is more than one."""
+        """Name, examples, score and interval: of each family that is scored, then over all when there is more than
+        one."""
         for family, score in self.families.items():
             yield family, str(score.n), f"{score.mean:.3f}", f"{score.low:.3f} to {score.high:.3f}"
         if len(self.families) > 1:
@@ -121,14 +127,14 @@ class Report:
 
     def notes(self) -> list[str]:
         """What else there is to say, a line each."""
-        notes = [
-            f"{name}: {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in self.metrics.items()
-        ]
+        notes = [f"{name}: {value if isinstance(value, str) else shown(value)}" for name, value in self.metrics.items()]
         of_all = f"of {len(self.outcomes)}"
         if self.unfinished:
             notes.append(f"{self.unfinished} {of_all} answers were cut off: the model did not end them")
-        if self.too_long:
-            notes.append(f"{self.too_long} {of_all} prompts do not fit in the context; they count as wrong")
+        if self.cut_prompts:
+            notes.append(f"{self.cut_prompts} {of_all} prompts lost their front to fit in the context")
+        if self.unscored:
+            notes.append(f"{self.unscored} {of_all} answers have no score: nothing in the data says what is right")
         return notes
 
     def table(self, title: str = "") -> Table:
@@ -139,12 +145,9 @@ class Report:
         )
         for header in ("family", "n", self.score_name, "95% interval"):
             table.add_column(header, justify="left" if header == "family" else "right")
-        *rows, last = self._rows()
-        for row in rows:
-            table.add_row(*map(Text, row))
-        if rows:
-            table.add_section()
-        table.add_row(*map(Text, last))
+        rows = list(self._rows())
+        for place, row in enumerate(rows, start=1):
+            table.add_row(*map(Text, row), end_section=place == len(rows) - 1)
         return table
 
     def plain(self) -> str:
@@ -160,19 +163,24 @@ class Report:
     def samples_markdown(self, per_family: int = 3) -> str:
         """The first few examples of each family with the model's answers, to be read."""
         sections = []
-        for family, score in self.families.items():
-            sections.append(f"## {family}: {score.mean:.2f}\n")
-            sections += [_markdown(outcome) for outcome in self.samples(per_family) if outcome.family == family]
+        for family, samples in groupby(self.samples(per_family), key=lambda outcome: outcome.family):
+            score = f": {self.families[family].mean:.2f}" if family in self.families else ""
+            sections += [f"## {family}{score}\n", *map(_markdown, samples)]
         return "\n".join(sections)
 
 
 def _markdown(outcome: Outcome) -> str:
     turns = [(message["role"], message["content"]) for message in outcome.messages]
-    verdict = "right" if outcome.score == 1 else "wrong" if outcome.score == 0 else f"score {outcome.score:.2f}"
-    turns.append((f"model ({verdict})", outcome.answer))
-    if outcome.score < 1:
+    turns.append((f"model{_verdict(outcome.score)}", outcome.answer))
+    if outcome.score != 1 and outcome.reference is not None:
         turns.append(("reference", outcome.reference))
     return "".join(f"**{speaker}**\n\n{_quoted(text)}\n\n" for speaker, text in turns) + "---\n"
+
+
+def _verdict(score: float | None) -> str:
+    if score is None:
+        return ""
+    return " (right)" if score == 1 else " (wrong)" if score == 0 else f" (score {score:.2f})"
 
 
 def _quoted(text: str) -> str:

@@ -205,7 +205,22 @@ def generate_ids(
     seeds: Sequence[int] | None = None,
     batch_size: int = 64,
 ) -> list[Completion]:
-    """n completions of each prompt of token ids, those of the first prompt first.
+    """n completions of each prompt of token ids, those of the first prompt first; see `completions`."""
+    found = dict(completions(model, tokenizer, prompts, config, n, seeds, batch_size))
+    return [found[place] for place in range(len(found))]
+
+
+def completions(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    config: SamplingConfig | None = None,
+    n: int = 1,
+    seeds: Sequence[int] | None = None,
+    batch_size: int = 64,
+) -> Iterator[tuple[int, Completion]]:
+    """Each completion as soon as it is done, so that an interruption loses none, with its place in the flat list of n
+    for each prompt.
 
     seeds: one a prompt, `config.seed` for all by default; sample i draws from seed + i, whatever else is in the batch.
     batch_size: most rows at a time. Runs under the caller's autocast, without gradients.
@@ -222,12 +237,18 @@ def generate_ids(
     ]  # fmt: skip
     shape = model.config
     bytes_per_token = 2 * shape.layers * shape.kv_heads * shape.head_dim * computed_dtype(model).itemsize
-    with inference(model):
-        for batch in _batches(rows, batch_size, bytes_per_token):
+    place = {id(row): i for i, row in enumerate(rows)}
+    for batch in _batches(rows, batch_size, bytes_per_token):
+        with inference(model):
             decoding = Decoding(model, tokenizer, batch, config)
-            while decoding.running:
-                decoding.step()
-    return [row.completion for row in rows]
+        waiting = batch
+        while waiting:
+            # Inference mode is not left open while the caller has the word, as in `stream`.
+            with inference(model):
+                while all(row.finish is None for row in waiting):
+                    decoding.step()
+            yield from ((place[id(row)], row.completion) for row in waiting if row.finish)
+            waiting = [row for row in waiting if row.finish is None]
 
 
 def _rows(

@@ -11,13 +11,13 @@ from typing import Any, Literal
 from rich.console import Console
 
 from instructgpt import world
-from instructgpt.atomic import write_text
 from instructgpt.data.packing import batches_of
 from instructgpt.data.sources import WorldText
 from instructgpt.errors import UserError
 from instructgpt.evaluation.assessment import assess
 from instructgpt.evaluation.ledger import Entry, Ledger, Row
 from instructgpt.evaluation.loss import evaluate_loss
+from instructgpt.figures import write_json
 from instructgpt.runtime import resolve_device, resolve_precision
 from instructgpt.settings import FilePath, PositiveInt, Settings
 from instructgpt.text.chat import render_conversation
@@ -174,7 +174,7 @@ def run(config: LedgerConfig, measure_all: Callable[[list[Task]], list[Entry]] |
     # As wide as it is, for a row that is folded is not read; a log file has no width of its own.
     Console(width=max(Console().width, Console(width=1000).measure(table).maximum)).print(table)
     if config.json:
-        write_text(Path(config.json), json.dumps(ledger.to_json(), indent=2, ensure_ascii=False) + "\n")
+        write_json(config.json, ledger.to_json())
     if config.plot:
         ledger.plot(Path(config.plot))
     return ledger

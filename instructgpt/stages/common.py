@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from instructgpt.atomic import write_text
 from instructgpt.config import ModelConfig
 from instructgpt.data.batch import Batch, BatchStream
 from instructgpt.data.prefetch import Prefetched
 from instructgpt.errors import UserError
 from instructgpt.evaluation.loss import evaluate_loss
+from instructgpt.figures import write_json
 from instructgpt.model.backend import resolve_backend
 from instructgpt.model.counts import training_flops_per_token
 from instructgpt.model.heads import RewardModel
@@ -241,10 +239,6 @@ def _write_eval(run: RunDirectory, result: FitResult, memory: int) -> None:
             "peak_memory": memory,
         },
     )
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def _share(config: FitConfig, record: dict[str, float]) -> float:

@@ -17,10 +17,11 @@ from instructgpt.data.sources import WorldInstructions, WorldText
 from instructgpt.errors import UserError
 from instructgpt.evaluation.instructions import evaluate_examples
 from instructgpt.evaluation.loss import LossReport, evaluate_loss
+from instructgpt.figures import write_json
 from instructgpt.runtime import resolve_device, resolve_precision
 from instructgpt.settings import FilePath, NonNegative, NonNegativeInt, PositiveInt, Settings
 from instructgpt.stages import pretrain, sft, tokenizer
-from instructgpt.stages.common import require, write_json
+from instructgpt.stages.common import require
 from instructgpt.stages.presets import recipe
 from instructgpt.training.checkpoint import RunDirectory, load
 from instructgpt.training.metrics import Tracker

@@ -25,10 +25,11 @@ from torch import Tensor
 
 from instructgpt.data.comparisons import ComparisonBatch, ComparisonStream
 from instructgpt.evaluation.rewards import PairReport, compare_pairs
+from instructgpt.figures import write_json
 from instructgpt.model.heads import RewardModel
 from instructgpt.objectives.lm import Loss
 from instructgpt.objectives.preference import reward_loss
-from instructgpt.stages.common import Machine, build_model, fitting_row_length, require, train, write_json
+from instructgpt.stages.common import Machine, build_model, fitting_row_length, require, train
 from instructgpt.stages.comparisons import ComparisonConfig, comparisons, validation
 from instructgpt.training.checkpoint import RunDirectory, load
 from instructgpt.training.loop import FitResult

@@ -23,10 +23,11 @@ import torch
 from instructgpt.atomic import write_text
 from instructgpt.errors import UserError
 from instructgpt.evaluation.ledger import Entry
+from instructgpt.figures import write_json
 from instructgpt.settings import FilePath, NonNegativeInt, PositiveInt, Settings, Share
 from instructgpt.stages import assess, dpo, grpo, overoptimisation, ppo, pretrain, reward, sft, tokenizer
 from instructgpt.stages.assess import LedgerConfig, Task, measure
-from instructgpt.stages.common import require, write_json
+from instructgpt.stages.common import require
 from instructgpt.stages.overoptimisation import OverOptimisation
 from instructgpt.stages.presets import recipe
 from instructgpt.stages.processes import Job, cores, run_jobs

@@ -10,8 +10,9 @@ from typing import Literal
 
 from instructgpt import world
 from instructgpt.data.corpus import read_split
+from instructgpt.figures import write_json
 from instructgpt.settings import FilePath, NonNegativeInt, PositiveInt, Settings, ShareBelow1
-from instructgpt.stages.common import require, write_json
+from instructgpt.stages.common import require
 from instructgpt.text.tokenizer import Tokenizer, VocabularySizeError
 from instructgpt.training.checkpoint import RunDirectory
 

@@ -5,9 +5,10 @@ import sys
 import pytest
 
 from instructgpt import world
+from instructgpt.data.windows import all_windows
 from instructgpt.errors import UserError
 from instructgpt.evaluation import instructions
-from instructgpt.evaluation.instructions import choose_metric, evaluate_conversations, evaluate_examples
+from instructgpt.evaluation.instructions import choose_metric, evaluate_conversations, evaluate_examples, file_exam
 from instructgpt.evaluation.scores import has_sacrebleu
 from instructgpt.generation.engine import Completion, generate
 from instructgpt.text.chat import Message
@@ -27,12 +28,13 @@ def says(monkeypatch: pytest.MonkeyPatch):
     def set_answers(*answers: str) -> list[int]:
         limits: list[int] = []
 
-        def generate_ids(model, tokenizer, prompts, config, batch_size):
+        def completions(model, tokenizer, prompts, config, batch_size):
             limits.append(config.max_new_tokens)
             assert len(prompts) == len(answers)
-            return [Completion([*tokenizer.encode(text), tokenizer.end], text, "end") for text in answers]
+            for place, text in reversed(list(enumerate(answers))):  # they come in any order
+                yield place, Completion([*tokenizer.encode(text), tokenizer.end], text, "end")
 
-        monkeypatch.setattr(instructions, "generate_ids", generate_ids)
+        monkeypatch.setattr(instructions, "completions", completions)
         return limits
 
     return set_answers
@@ -43,7 +45,7 @@ def test_the_world_is_scored_by_its_own_checkers_family_by_family(model, tokeniz
     says(*(example.answer for example in examples))
     report = evaluate_examples(model, tokenizer, examples)
     assert set(report.families) == set(world.FAMILIES)
-    assert report.macro_average == 1.0 and report.unfinished == report.too_long == 0
+    assert report.macro_average == 1.0 and report.unfinished == report.cut_prompts == 0
     wrong = examples[0].family
     says(*("no such answer" if example.family == wrong else example.answer for example in examples))
     report = evaluate_examples(model, tokenizer, examples)
@@ -59,13 +61,63 @@ def test_a_random_model_follows_no_instruction(model, tokenizer: Tokenizer):
     assert [outcome.answer for outcome in report.outcomes] == answers
 
 
-def test_prompts_that_do_not_fit_count_as_wrong(model, tokenizer):
-    records = [conversation("the cat", "x"), conversation("7 " * 600, "")]
-    report = evaluate_conversations(model, tokenizer, records, "exact", max_new_tokens=4)
-    assert report.too_long == 1
-    assert (report.outcomes[1].finish, report.outcomes[1].answer, report.outcomes[1].score) == (None, "", 0.0)
-    assert report.outcomes[0].finish is not None
-    assert any("do not fit" in note for note in report.notes())
+def test_prompts_too_long_are_cut_as_in_training_and_that_is_said_before_they_are_asked(model, tokenizer):
+    long = [*conversation("the cat", "a"), *conversation("7 " * 600 + "the old house", "red birds " * 2)]
+    exam = file_exam([conversation("the cat", "x"), long, conversation("a", "b " * 300)], tokenizer, 512, "exact")
+    (_, window), _ = all_windows([long], tokenizer, 512)
+    assert exam.questions[1].ids == window.ids[~window.is_target].tolist()
+    assert [question.is_cut for question in exam.questions] == [False, True, False]
+    assert exam.notes()[0].startswith("1 of 3 prompts are too long for 512 tokens: they lose their earliest turns")
+    assert exam.notes()[1] == "1 of 3 right answers are longer than what the model has room to say"
+    report = evaluate_conversations(model, tokenizer, [long], "exact", max_new_tokens=4)
+    assert report.cut_prompts == 1 and report.outcomes[0].messages == long[:-1], "whole, for the reader"
+    assert "1 of 1 prompts lost their front" in report.plain()
+
+
+def test_prompts_without_a_right_answer_are_answered_and_not_scored(model, tokenizer, says):
+    says("yes", "x")
+    records = [conversation("the cat", "yes"), conversation("a bird", "")[:1]]
+    report = evaluate_conversations(model, tokenizer, records, "exact")
+    assert [(o.answer, o.score, o.reference) for o in report.outcomes] == [("yes", 1.0, "yes"), ("x", None, None)]
+    assert report.macro_average == 1.0 and report.unscored == 1
+    assert "1 of 2 answers have no score" in report.plain()
+    says("x")
+    report = evaluate_conversations(model, tokenizer, records[1:])
+    assert report.to_json()["macro_average"] is None and report.to_json()["families"] == {}
+    assert "1 of 1 answers have no score" in report.plain() and "**model**" in report.samples_markdown()
+
+
+def test_the_last_number_is_compared(model, tokenizer, says):
+    says("so 1,080", "１８", "none", "7")
+    references = ["x = 1080\n#### 1080", "#### 18", "#### 5", "no number"]
+    records = [conversation(str(i), reference) for i, reference in enumerate(references)]
+    report = evaluate_conversations(model, tokenizer, records, "number")
+    assert [o.score for o in report.outcomes] == [1.0, 1.0, 0.0, None]
+    assert [o.read_as for o in report.outcomes] == ["1080", "18", "", "7"]
+    assert report.metrics["answers without a number"] == 1 and report.score_name == "last number right"
+    with pytest.raises(UserError, match="none of the right answers has a number"):
+        file_exam([conversation("a", "b")], tokenizer, 512, "number")
+
+
+def test_words_stand_for_labels(model, tokenizer, says):
+    says("It is great.", "bad", "good", "???", "neutral!")
+    references = ["positive", "negative", "bad", "positive", "neutral"]
+    records = [conversation(str(i), reference) for i, reference in enumerate(references)]
+    report = evaluate_conversations(model, tokenizer, records, labels=["positive=good,great", "negative=bad"])
+    assert [o.score for o in report.outcomes] == [1.0, 1.0, 0.0, 0.0, 1.0]
+    assert (report.metrics["accuracy"], report.metrics["unknown"]) == (0.6, 1)
+    assert report.metrics["labels"] == "positive: good, great; negative: bad; neutral: by its name"
+    assert report.to_json()["samples"][0]["read_as"] == "positive"
+    with pytest.raises(UserError, match="--metric number has no use for them"):
+        file_exam(records, tokenizer, 512, "number", labels=["a=b"])
+
+
+@needs_sacrebleu
+def test_noise_is_nothing(model, tokenizer, says):
+    says("猫 " * 40, "z")
+    records = [conversation("a", "the old cat sat here"), conversation("b", "two red birds")]
+    report = evaluate_conversations(model, tokenizer, records, "translation")
+    assert report.to_json()["metrics"]["bleu"] == 0.0 and "bleu: 0.0" in report.notes()
 
 
 def test_there_is_room_for_the_longest_right_answer_and_its_end(model, tokenizer, says):
