@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from instructgpt import world
 from instructgpt.cli import run_command
 from instructgpt.config import ModelConfig
 from instructgpt.flags import run_main
-from instructgpt.generation.engine import generate
+from instructgpt.generation.engine import completions, generate
 from instructgpt.model.quantize import QuantizedLinear
 from instructgpt.model.transformer import Transformer
 from instructgpt.text.tokenizer import Tokenizer
@@ -197,6 +198,86 @@ def test_eval_on_text_counts_every_byte_once(run: str, call: Call, tmp_path: Pat
     tokenizer = Tokenizer.load(run)
     assert loss["bytes"] == text.stat().st_size
     assert loss["tokens"] == len(tokenizer.encode(text.read_text(encoding="utf-8")))
+
+
+def eval_set(tmp_path: Path, count: int = 4) -> Path:
+    records = tmp_path / "r.jsonl"
+    lines = [json.dumps({"instruction": f"What is {i} + {i}?", "output": f"#### {2 * i}"}) for i in range(count)]
+    records.write_text("\n".join(lines), encoding="utf-8")
+    return records
+
+
+def test_eval_writes_every_answer_in_the_order_of_the_data(run: str, call: Call, tmp_path: Path):
+    records, file, scores = eval_set(tmp_path), tmp_path / "new" / "answers.jsonl", tmp_path / "eval.json"
+    flags = ("--metric", "number", "--max-new-tokens", "3", "--predictions", str(file), "--json", str(scores), *F32)
+    assert call("eval", "--model", run, "--data", str(records), *flags)[0] == 0
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [(line["data"], line["index"], line["reference"]) for line in lines] == [
+        (str(records), i, f"#### {2 * i}") for i in range(4)
+    ]
+    prompts = [line["messages"] for line in lines]
+    model, tokenizer = ig.load(run, "cpu")
+    assert [line["answer"] for line in lines] == generate(model, tokenizer, prompts, max_new_tokens=3)
+    assert all(line["score"] in (0.0, 1.0) and line["finish"] in ("end", "length") for line in lines)
+    (result,) = json.loads(scores.read_text(encoding="utf-8"))["results"].values()
+    assert result["score"] == "last number right" and "unanswered" not in result
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (RuntimeError("out of memory"), 1)])
+def test_eval_keeps_what_was_answered_before_it_was_stopped(
+    run: str, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+):
+    from instructgpt.evaluation import instructions
+
+    def stopped(*arguments, **options):
+        yield from islice(completions(*arguments, **options), 3)
+        raise error
+
+    monkeypatch.setattr(instructions, "completions", stopped)
+    file, scores, samples = (tmp_path / name for name in ("answers.jsonl", "eval.json", "samples.md"))
+    outputs = ("--predictions", str(file), "--json", str(scores), "--samples", str(samples))
+    argv = ("--data", str(eval_set(tmp_path)), "--metric", "exact", "--max-new-tokens", "3", *outputs, *F32)
+    ended, out, _ = call("eval", "--model", run, *argv)
+    assert ended == code and "stopped after 3 of 4" in out
+    assert len(file.read_text(encoding="utf-8").splitlines()) == 3
+    (result,) = json.loads(scores.read_text(encoding="utf-8"))["results"].values()
+    assert (result["examples"], result["unanswered"]) == (3, 1) and result["loss"]["loss"] > 0
+    assert "stopped after 3 of 4" in samples.read_text(encoding="utf-8")
+
+
+def test_eval_says_what_does_not_fit_before_it_generates_and_scores_all_the_same(
+    run: str, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    records = tmp_path / "r.json"
+    records.write_text(json.dumps([{"instruction": "the cat " * 300, "output": "a " * 300}]), encoding="utf-8")
+    argv = ("eval", "--model", run, "--data", str(records), "--metric", "exact", *F32)
+    code, out, err = call(*argv, "--max-new-tokens", "3")
+    assert (code, err) == (0, "")
+    told = (
+        "1 of 1 prompts are too long for 128 tokens",
+        "1 of 1 right answers are longer",
+        "1 lost their tail",
+        "loss on",
+    )
+    assert all(each in out for each in told)
+    assert out.index("too long for 128") < out.index("exact match")
+
+
+def test_eval_finds_out_that_it_cannot_write_before_it_generates(run: str, call: Call, tmp_path: Path, monkeypatch):
+    from instructgpt.evaluation import instructions
+
+    monkeypatch.setattr(instructions, "completions", lambda *arguments, **options: pytest.fail("it generated"))
+    (tmp_path / "file").write_text("")
+    kept = tmp_path / "eval.json"
+    kept.write_text("{}")
+    for flag in ("--json", "--samples", "--predictions"):
+        code, _, err = call(
+            "eval", "--model", run, "--data", str(eval_set(tmp_path)), flag, str(tmp_path / "file" / "x"), *F32
+        )
+        assert code == 2 and "cannot be written" in err and err.count("\n") == 1
+    argv = ("--json", str(kept), "--metric", "number", "--labels", "a=b")
+    code, _, err = call("eval", "--model", run, "--data", str(eval_set(tmp_path)), *argv, *F32)
+    assert code == 2 and "--metric number has no use for them" in err and kept.read_text() == "{}"
 
 
 def test_data_lists_sets_with_their_licences(call: Call):

@@ -122,18 +122,15 @@ def test_a_long_system_message_leaves_half_of_the_room_to_the_question(tokenizer
     assert read(Tokens.of_text(_array(prompt.ids)), tokenizer).replace("[", "").replace("]", "") == "^Sabcd|U5678|A"
 
 
-def test_what_is_not_to_be_learnt_is_context_only(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    from instructgpt.data import windows as module
-    from instructgpt.text.chat import Rendered, render_turn
-
-    def marked(message: Message, tokenizer: Tokenizer) -> Rendered:
-        ids, is_answer = render_turn(message, tokenizer)
-        return Rendered(ids, [False] * len(ids) if message["content"] in "xyz" else is_answer)
-
-    monkeypatch.setattr(module, "render_turn", marked)
+def test_what_is_not_to_be_learnt_is_context_only(tokenizer: Tokenizer) -> None:
     messages = chat("q", "x", "r", "b", "t", "y", "u", "z")
-    assert shown(messages, tokenizer, 13) == ["^Uq|Ax|Ur|A[b|]"]
-    assert shown(chat("q", "x"), tokenizer, 13) == [], "nothing to learn, no window"
+    for place in (1, 5, 7):
+        messages[place]["learn"] = False
+    fitted = Fitted()
+    found = windows(messages, tokenizer, 13, fitted=fitted)
+    assert [read(window, tokenizer) for window in found] == ["^Uq|Ax|Ur|A[b|]"] and fitted.answers == 1
+    assert shown(messages[:2], tokenizer, 13) == [], "nothing to learn, no window"
+    assert shown(messages[:4], tokenizer, 30) == ["^Uq|Ax|Ur|A[b|]"]
 
 
 def test_a_windowed_world_teaches_each_of_its_answers(tokenizer: Tokenizer) -> None:
