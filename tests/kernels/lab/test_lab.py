@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -74,6 +75,13 @@ def test_list_names_every_kernel(capsys: pytest.CaptureFixture[str]):
     listed = capsys.readouterr().out
     for kernel in kernels:
         assert find(kernel.target) == [kernel] and kernel.target in listed
+
+
+def test_what_the_terminal_cannot_show_is_spelt(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert main(["list"]) == 0
+    print("–", flush=True)
+    assert sys.stdout.buffer.getvalue().endswith(b"\\u2013\n")  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_case_is_judged_alone(capsys: pytest.CaptureFixture[str]):
