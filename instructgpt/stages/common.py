@@ -242,9 +242,7 @@ def _write_eval(run: RunDirectory, result: FitResult, memory: int) -> None:
 
 
 def _share(config: FitConfig, record: dict[str, float]) -> float:
-    steps = record["step"] / config.max_steps if config.max_steps else 0.0
-    minutes = record["seconds"] / 60 / config.max_minutes if config.max_minutes else 0.0
-    return min(1.0, max(steps, minutes))
+    return min(1.0, share_done(config, Progress(step=int(record["step"]), seconds=record["seconds"])))
 
 
 def _description(stage: str, machine: Machine, model: Transformer | RewardModel, first_step: int) -> str:

@@ -19,6 +19,8 @@ from instructgpt.errors import UserError
 from instructgpt.objectives.lm import Loss
 from instructgpt.runtime import Precision, Ranks
 from instructgpt.settings import NonNegative, NonNegativeInt, PositiveInt, Share, ShareBelow1
+from instructgpt.training.averages import Average, exchange
+from instructgpt.training.metrics import Window
 from instructgpt.training.optimizer import Optimizer, OptimizerConfig, Parameters
 from instructgpt.training.schedule import Schedule, learning_rate_factor
 
@@ -36,7 +38,8 @@ class FitConfig(OptimizerConfig):
     schedule: Schedule = "cosine"
     """Course of the learning rate after the warm-up."""
     warmup_steps: NonNegativeInt = 20
-    """Updates over which the learning rate rises from zero; Adam's first estimates are poor."""
+    """Updates over which the learning rate rises from zero; Adam's first estimates are poor. The schedule begins where
+    they end."""
     cooldown: Share = 0.3
     """Share of the run in which `wsd` falls."""
     final_learning_rate: Share = 0.0
@@ -48,7 +51,8 @@ class FitConfig(OptimizerConfig):
     eval_every: NonNegativeInt = 0
     """Updates between validations; 0 validates at the end only."""
     patience: NonNegativeInt = 0
-    """Stop after this many validations without a better loss, and keep the best weights; 0 never stops early."""
+    """Stop after this many validations without a better loss, and keep the best weights; 0 never stops early, and keeps
+    the last ones."""
     save_every: NonNegativeInt = 200
     """Updates between checkpoints, which is what a kill can cost; 0 saves at the end only."""
     log_every: PositiveInt = 10
@@ -65,8 +69,12 @@ class Progress:
     seconds: float = 0.0
     """Training time, over all resumptions."""
     tokens: int = 0
-    best_loss: float = math.inf
+    warmup_seconds: float = 0.0
+    """Where the warm-up ended."""
+    best_loss: float | None = None
     validations_since_best: int = 0
+    validated_at: int = -1
+    """The step of the last validation."""
     bad_steps: int = 0
     skipped_steps: int = 0
     loss_scale: float = 1.0
@@ -92,14 +100,16 @@ class Hooks:
     save: Callable[[Snapshot], None] | None = None
     """Writes a snapshot to disk."""
     save_model: Callable[[], None] | None = None
-    """Writes the weights that the parameters hold at this moment (averaged or best ones) for use."""
+    """Writes the weights that the parameters hold at this moment (the averaged or the best ones) for use."""
 
 
 @dataclass
 class FitResult:
     progress: Progress
     metrics: dict[str, float] = field(default_factory=dict)
-    """The last validation's."""
+    """What the weights that are left have: those of the last validation, or of the best one with `patience`."""
+    weights_of_step: int = 0
+    """After how many updates the weights were what they are."""
     stopped_early: bool = False
 
 
@@ -124,33 +134,6 @@ def _stop_requests() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-class _Average:
-    """An exponential moving average of the weights, and their exchange with the model's."""
-
-    def __init__(self, masters: Parameters, decay: float):
-        self.decay = decay
-        self.weights = {name: p.detach().clone() for name, p in masters.items()} if decay else {}
-
-    @torch.no_grad()
-    def update(self, masters: Parameters, step: int) -> None:
-        if self.weights:
-            # Early on the average would be mostly the random start: let it follow faster (Polyak-style warm-up).
-            decay = min(self.decay, (1 + step) / (10 + step))
-            for name, average in self.weights.items():
-                average.lerp_(masters[name], 1 - decay)
-
-    @torch.no_grad()
-    def exchange(self, optimizer: Optimizer) -> None:
-        """Swaps average and weights; twice restores."""
-        for name, average in self.weights.items():
-            master = optimizer.masters[name]
-            kept = master.detach().clone()
-            master.copy_(average)
-            average.copy_(kept)
-        if self.weights:
-            optimizer.copy_masters()
-
-
 def fit(
     parameters: Parameters,
     batches: BatchStream,
@@ -171,15 +154,18 @@ def fit(
     """
     if not (config.max_steps or config.max_minutes):
         raise UserError("training needs an end: set --max-steps or --max-minutes")
+    if config.patience and not (config.eval_every and hooks.validate):
+        lacking = "set --eval-every" if hooks.validate else "hold some data out"
+        raise UserError(f"--patience {config.patience} counts validations, and there are none: {lacking}")
     ranks = ranks or Ranks()
     optimizer = Optimizer(parameters, config, compute_dtype=precision.autocast or precision.parameters)
-    average = _Average(optimizer.masters, config.ema)
+    average = Average(optimizer.masters, config.ema)
     best: dict[str, Tensor] = {}
     progress = Progress(loss_scale=2.0**12 if precision.scale_loss else 1.0)
     result = FitResult(progress)
     if resume_from is not None:
-        _restore(resume_from, optimizer, average, best, batches, progress)
-    window = _Window()
+        _restore(resume_from, config, optimizer, average, best, batches, result)
+    window = Window()
 
     def snapshot() -> Snapshot:
         tensors = {f"optimizer/{k}": v for k, v in optimizer.state().items()}
@@ -187,41 +173,41 @@ def fit(
         tensors["random/cpu"] = torch.get_rng_state()
         if device.type == "cuda":
             tensors["random/cuda"] = torch.cuda.get_rng_state(device)
-        return Snapshot(tensors, {"progress": dict(vars(progress)), "batches": batches.state()})
+        values = {"progress": dict(vars(progress)), "batches": batches.state()}
+        return Snapshot(tensors, {**values, "metrics": result.metrics, "weights_of_step": result.weights_of_step})
 
     def validate() -> None:
-        """Measures and logs; keeps the weights when they are the best so far."""
+        """Measures and logs; with `patience`, keeps the weights when they are the best so far."""
+        progress.validated_at = progress.step
         if hooks.validate is None:
             return
-        average.exchange(optimizer)
-        result.metrics = hooks.validate()
-        loss = result.metrics.get("val_loss", math.nan)
+        exchange(average.weights, optimizer)
+        metrics = hooks.validate()
+        loss = metrics.get("val_loss", math.nan)
         progress.validations_since_best += 1
-        if loss < progress.best_loss:
+        if is_best := loss < (math.inf if progress.best_loss is None else progress.best_loss):
             progress.best_loss, progress.validations_since_best = loss, 0
             if config.patience:
                 best.update({name: p.detach().clone() for name, p in optimizer.masters.items()})
-        average.exchange(optimizer)
-        hooks.log({"step": progress.step, **result.metrics})
+        if is_best or not best:
+            result.metrics, result.weights_of_step = metrics, progress.step
+        exchange(average.weights, optimizer)
+        hooks.log({"step": progress.step, **metrics})
 
     def save() -> None:
         if not ranks.is_first:
             return
         if hooks.save_model is not None:
-            average.exchange(optimizer)
+            exchange(best or average.weights, optimizer)
             hooks.save_model()
-            average.exchange(optimizer)
+            exchange(best or average.weights, optimizer)
         if hooks.save is not None:
             hooks.save(snapshot())
 
     with _stop_requests() as stop_requests:
         started = time.monotonic() - progress.seconds
-        validated_at = progress.step
-        while not _is_over(config, progress) and not result.stopped_early:
-            factor = learning_rate_factor(
-                config.schedule, progress.step, _share_done(config, progress), config.warmup_steps,
-                config.final_learning_rate, config.cooldown,
-            )  # fmt: skip
+        while not (_is_over(config, progress) or _has_stalled(config, progress)):
+            factor = scheduled_factor(config, progress)
             total, weight, metrics, tokens = _accumulate(
                 batches, loss_fn, optimizer, config, device, precision, ranks, progress.loss_scale
             )
@@ -229,6 +215,8 @@ def fit(
             progress.tokens += tokens
             progress.step += 1
             progress.seconds = time.monotonic() - started
+            if progress.step <= config.warmup_steps:
+                progress.warmup_seconds = progress.seconds
             if math.isfinite(total) and math.isfinite(gradient_norm):
                 if weight > 0:
                     optimizer.step(factor)
@@ -240,27 +228,32 @@ def fit(
                 _skip(progress, precision, config, hooks, total, gradient_norm)
             optimizer.zero_grad()
             if progress.step % config.log_every == 0 or _is_over(config, progress):
-                hooks.log({**window.record(progress), "learning_rate": factor * config.learning_rate})
+                record = window.record(progress.step, progress.tokens, progress.seconds)
+                hooks.log({**record, "learning_rate": factor * config.learning_rate})
             if config.eval_every and progress.step % config.eval_every == 0:
                 validate()
-                validated_at = progress.step
-                result.stopped_early = bool(config.patience) and progress.validations_since_best >= config.patience
             if config.save_every and progress.step % config.save_every == 0:
                 save()
             if stop_requests:
                 save()
                 raise KeyboardInterrupt
-        if validated_at != progress.step or not result.metrics:
+        if progress.validated_at != progress.step:
             validate()
         save()
-    with torch.no_grad():
-        average.exchange(optimizer)  # what a caller finds in the model is what was evaluated
-        for name, weights in best.items():
-            optimizer.masters[name].copy_(weights)
-        optimizer.copy_masters()
-    if hooks.save_model is not None and ranks.is_first:
-        hooks.save_model()
+    exchange(best or average.weights, optimizer)  # what a caller finds in the model is what was evaluated
+    result.stopped_early = _has_stalled(config, progress)
+    if not result.metrics:
+        result.weights_of_step = progress.step
     return result
+
+
+def scheduled_factor(config: FitConfig, progress: Progress) -> float:
+    """What the next update multiplies the peak learning rates with."""
+    warmed_up = Progress(step=config.warmup_steps, seconds=progress.warmup_seconds)
+    return learning_rate_factor(
+        config.schedule, progress.step, share_done(config, progress), config.warmup_steps,
+        min(share_done(config, warmed_up), 1.0), config.final_learning_rate, config.cooldown,
+    )  # fmt: skip
 
 
 def _accumulate(
@@ -331,19 +324,24 @@ def _skip(
         )
 
 
-def _share_done(config: FitConfig, progress: Progress) -> float:
+def share_done(config: FitConfig, progress: Progress) -> float:
+    """How far the run is, by steps or by time, whichever ends it: 1 at its end."""
     steps = progress.step / config.max_steps if config.max_steps else 0.0
     minutes = progress.seconds / 60 / config.max_minutes if config.max_minutes else 0.0
     return max(steps, minutes)
 
 
 def _is_over(config: FitConfig, progress: Progress) -> bool:
-    return _share_done(config, progress) >= 1.0
+    return share_done(config, progress) >= 1.0
+
+
+def _has_stalled(config: FitConfig, progress: Progress) -> bool:
+    return bool(config.patience) and progress.validations_since_best >= config.patience
 
 
 def _restore(
-    snapshot: Snapshot, optimizer: Optimizer, average: _Average, best: dict[str, Tensor], batches: BatchStream,
-    progress: Progress,
+    snapshot: Snapshot, config: FitConfig, optimizer: Optimizer, average: Average, best: dict[str, Tensor],
+    batches: BatchStream, result: FitResult,
 ) -> None:  # fmt: skip
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in snapshot.tensors.items() if k.startswith(prefix)}
@@ -352,42 +350,19 @@ def _restore(
     for name, weights in part("average/").items():
         if name in average.weights:
             average.weights[name].copy_(weights)
-    best.update({name: w.to(optimizer.masters[name].device) for name, w in part("best/").items()})
     batches.restore(snapshot.values["batches"])
     for name, value in snapshot.values["progress"].items():
-        setattr(progress, name, value)
+        setattr(result.progress, name, value)
+    measured = snapshot.values["metrics"].items()  # JSON knows no NaN
+    result.metrics = {name: math.nan if value is None else value for name, value in measured}
+    result.weights_of_step = snapshot.values["weights_of_step"]
+    kept = part("best/")
+    if config.patience and kept:
+        best.update({name: w.to(optimizer.masters[name].device) for name, w in kept.items()})
+    elif config.patience:  # asked for only now: no weights were kept so far
+        result.progress.best_loss, result.progress.validations_since_best = None, 0
+    elif kept:  # no longer asked for: what was measured are weights that are not kept
+        result.progress.validated_at = -1
     torch.set_rng_state(snapshot.tensors["random/cpu"])
     if "random/cuda" in snapshot.tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(snapshot.tensors["random/cuda"])
-
-
-class _Window:
-    """Sums between two lines of the log."""
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        self.total = self.weight = self.tokens = self.norm = self.steps = 0.0
-        self.metrics: dict[str, float] = {}
-        self.since = time.monotonic()
-
-    def add(self, total: float, weight: float, metrics: dict[str, float], tokens: int, norm: float) -> None:
-        self.total += total
-        self.weight += weight
-        self.tokens += tokens
-        self.norm += norm
-        self.steps += 1
-        for name, value in metrics.items():
-            self.metrics[name] = self.metrics.get(name, 0.0) + value
-
-    def record(self, progress: Progress) -> dict[str, float]:
-        elapsed = max(time.monotonic() - self.since, 1e-9)
-        record: dict[str, float] = {"step": progress.step}
-        if self.steps:
-            record["loss"] = self.total / self.weight if self.weight else 0.0
-            record |= {name: value / max(self.weight, 1e-9) for name, value in self.metrics.items()}
-            record["gradient_norm"] = self.norm / self.steps
-        record |= {"tokens": progress.tokens, "tokens_per_second": self.tokens / elapsed, "seconds": progress.seconds}
-        self.clear()
-        return record

@@ -28,6 +28,39 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+class Window:
+    """Sums between two lines of the log."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.total = self.weight = self.tokens = self.norm = self.steps = 0.0
+        self.metrics: dict[str, float] = {}
+        self.since = time.monotonic()
+
+    def add(self, total: float, weight: float, metrics: dict[str, float], tokens: int, norm: float) -> None:
+        self.total += total
+        self.weight += weight
+        self.tokens += tokens
+        self.norm += norm
+        self.steps += 1
+        for name, value in metrics.items():
+            self.metrics[name] = self.metrics.get(name, 0.0) + value
+
+    def record(self, step: int, tokens: int, seconds: float) -> dict[str, float]:
+        """The line of the log at this point of the run, after which a new window begins."""
+        elapsed = max(time.monotonic() - self.since, 1e-9)
+        record: dict[str, float] = {"step": step}
+        if self.steps:
+            record["loss"] = self.total / self.weight if self.weight else 0.0
+            record |= {name: value / max(self.weight, 1e-9) for name, value in self.metrics.items()}
+            record["gradient_norm"] = self.norm / self.steps
+        record |= {"tokens": tokens, "tokens_per_second": self.tokens / elapsed, "seconds": seconds}
+        self.clear()
+        return record
+
+
 class JsonLines:
     """metrics.jsonl: a JSON object a line, flushed as it is written."""
 
