@@ -318,7 +318,7 @@ MISTAKES = [
     ("train sft --dta x", "instructgpt train sft has no flag --dta; did you mean '--data'?"),
     ("train pretrain --text world --out RUN/x", "name a directory that `instructgpt train tokenizer` wrote"),
     ("eval --model RUN --families addd", "there is no family 'addd'"),
-    ("data gte x", "instructgpt data knows list and get, not 'gte'; did you mean 'get'?"),
+    ("data gte x", "instructgpt data knows list, get, show, not 'gte'; did you mean 'get'?"),
     ("data get", "instructgpt data get needs the name of a set; choose one of:"),
     ("data get nosuchset", "there is no data set 'nosuchset'"),
 ]

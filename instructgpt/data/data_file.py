@@ -83,11 +83,16 @@ def _file(name: str, common: dict[str, str], own: dict[str, str]) -> DataFile:
         common = {key: value for key, value in common.items() if key not in _PARTS}
     said = {**common, **own}
     prefix = {key: f"--map {name}:{key}=" if key in own else f"--{key} " for key in _PARTS}
+    parts = {key: Template(text, prefix[key]) for key in _PARTS if (text := said.get(key))}
+    try:
+        templates = Templates(**parts)
+    except UserError as error:
+        raise UserError(f"--map {name}: {error}" if own.keys() & set(_PARTS) else str(error)) from None
     return DataFile(
         name,
         said.get("encoding", "utf-8"),
         tuple(column.strip() for column in said["columns"].split(",")) if said.get("columns") else None,
-        Templates(**{key: Template(text, prefix[key]) for key in _PARTS if (text := said.get(key))}),
+        templates,
     )
 
 

@@ -1,0 +1,266 @@
+"""What files hold, before anything is trained on them: their account, lengths, duplicates, scripts, and examples.
+
+An example is shown as the chat template renders it: control tokens by their names, and of all else what is trained on
+told apart from what is only read.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from instructgpt.data.account import Account
+from instructgpt.data.data_file import DataFile
+from instructgpt.data.documents import split_pieces
+from instructgpt.data.instructions import read_instructions
+from instructgpt.data.preferences import read_rankings
+from instructgpt.errors import UserError
+from instructgpt.text.chat import Message, is_learnt
+from instructgpt.text.tokenizer import Tokenizer
+
+Kind = Literal["comparisons", "conversations", "text"]
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+class Segment(NamedTuple):
+    """A stretch of an example."""
+
+    text: str
+    is_learnt: bool = False
+    is_control: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One conversation, comparison, prompt or document."""
+
+    messages: tuple[Message, ...] = ()
+    """All turns; of a comparison and a prompt, those before the answer."""
+    answers: tuple[str, ...] = ()
+    """A comparison's, the best first, and the right one of a prompt, if it is known."""
+    text: str = ""
+    """Of a document."""
+
+    @property
+    def key(self) -> str:
+        return repr((self.messages, self.answers, self.text))
+
+    @property
+    def prompt(self) -> str:
+        """What comes before the last answer."""
+        turns = self.messages[:-1] if self.messages and self.messages[-1]["role"] == "assistant" else self.messages
+        return repr(turns)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A file, read as it would be for training."""
+
+    file: DataFile
+    kind: Kind
+    account: Account
+    entries: list[Entry] = field(repr=False)
+
+
+def read_overview(file: DataFile, kind: Kind | None = None) -> Overview:
+    """A file read as `kind`; by default, as the first of comparisons, conversations and text that it can be read as.
+
+    Raises UserError; that of conversations where it is none of them.
+    """
+    if kind is not None:
+        return _READERS[kind](file)
+    if file.templates.prompt:
+        return _READERS["comparisons" if file.templates.rejected else "conversations"](file)
+    failed: dict[Kind, UserError] = {}
+    for each in _READERS:
+        found = _attempt(each, file)
+        if isinstance(found, Overview):
+            return found
+        failed[each] = found
+    raise failed["conversations"]
+
+
+def _attempt(kind: Kind, file: DataFile) -> Overview | UserError:
+    try:
+        return _READERS[kind](file)
+    except UserError as error:
+        return error
+
+
+def _conversations(file: DataFile) -> Overview:
+    account = Account(file.path)
+    return Overview(file, "conversations", account, [Entry(tuple(m)) for m in read_instructions([file], account)])
+
+
+def _comparisons(file: DataFile) -> Overview:
+    account = Account(file.path)
+    entries = [Entry(tuple(each.messages), each.answers) for each in read_rankings([file], account)]
+    return Overview(file, "comparisons", account, entries)
+
+
+def _text(file: DataFile) -> Overview:
+    account = Account(file.path)
+    dropped: Counter[str] = Counter()
+    texts = [""]
+    for _, piece in split_pieces(Path(file.path), 0.0, file.encoding, "", dropped):
+        texts[-1] += piece.text
+        if piece.ends_document:
+            texts.append("")
+    entries = [Entry(text=text) for text in texts if text]
+    account.read, account.kept, account.dropped = len(entries) + dropped.total(), len(entries), dropped
+    return Overview(file, "text", account, entries)
+
+
+# ---- an example, as it is rendered
+
+
+def segments(entry: Entry, tokenizer: Tokenizer | None = None) -> Iterator[Segment]:
+    """An entry as the template renders it; of a comparison, the answers one after the other.
+
+    With a tokenizer, texts are what is left of them after encoding.
+    """
+
+    def spelled(text: str) -> str:
+        return tokenizer.decode(tokenizer.encode(text)) if tokenizer else text
+
+    yield Segment("<bos>", is_control=True)
+    if entry.text:
+        yield Segment(spelled(entry.text), is_learnt=True)
+        yield Segment("<eos>", is_learnt=True, is_control=True)
+        return
+    for message in entry.messages:
+        learnt = is_learnt(message)
+        yield Segment(f"<{message['role']}>", is_control=True)
+        yield Segment(spelled(message["content"]), learnt)
+        yield Segment("<end>", learnt, is_control=True)
+    if entry.messages[-1]["role"] == "user":
+        yield Segment("<assistant>", is_control=True)
+    for rank, answer in enumerate(entry.answers):
+        if len(entry.answers) > 1:
+            yield Segment(f"\n{'better' if not rank else 'worse'}: ", is_control=True)
+        yield Segment(spelled(answer), is_learnt=True)
+        yield Segment("<end>", is_learnt=True, is_control=True)
+
+
+# ---- numbers
+
+
+class Lengths(NamedTuple):
+    """Of each entry; of a comparison, of its longest answer. In tokens, control tokens counted, or characters."""
+
+    whole: np.ndarray
+    prompt: np.ndarray
+    answer: np.ndarray
+
+
+def lengths(entries: Sequence[Entry], tokenizer: Tokenizer | None = None) -> Lengths:
+    """(N,) int64 each."""
+    measure = _counter(entries, tokenizer)
+    rows = []
+    for entry in entries:
+        learnt = [measure(m["content"]) for m in entry.messages if is_learnt(m)]
+        given = [measure(m["content"]) for m in entry.messages if not is_learnt(m)]
+        answers = [measure(answer) for answer in entry.answers]
+        control = 0 if tokenizer is None else 1 + 2 * len(entry.messages) + 2 * bool(entry.answers) + bool(entry.text)
+        last = max(answers, default=0) + measure(entry.text)
+        rows.append((sum(learnt) + sum(given) + last + control, sum(given), sum(learnt) + last))
+    whole, prompt, answer = np.array(rows, dtype=np.int64).reshape(-1, 3).T
+    return Lengths(whole, prompt, answer)
+
+
+def _counter(entries: Sequence[Entry], tokenizer: Tokenizer | None) -> Callable[[str], int]:
+    if tokenizer is None:
+        return len
+    texts = sorted({text for entry in entries for text in _texts(entry)})
+    counts = {text: len(ids) for text, ids in zip(texts, tokenizer.encode_batch(texts))} | {"": 0}
+    return counts.__getitem__
+
+
+def _texts(entry: Entry) -> Iterator[str]:
+    yield from (message["content"] for message in entry.messages)
+    yield from entry.answers
+    if entry.text:
+        yield entry.text
+
+
+class Duplicates(NamedTuple):
+    """Entries that are in the data before."""
+
+    exact: int
+    """Equal to an earlier one of the same file."""
+    elsewhere: int
+    """Equal to one of an earlier file."""
+    same_prompt: int
+    """With an earlier one's prompt and another answer."""
+
+
+def duplicates(overviews: Sequence[Overview]) -> list[Duplicates]:
+    """Of each file."""
+    seen: set[int] = set()
+    prompts: set[int] = set()
+    found = []
+    for overview in overviews:
+        own: set[int] = set()
+        exact = elsewhere = same_prompt = 0
+        for entry in overview.entries:
+            key, prompt = hash(entry.key), hash(entry.prompt)
+            if key in own:
+                exact += 1
+            elif key in seen:
+                elsewhere += 1
+            elif entry.messages and prompt in prompts:
+                same_prompt += 1
+            own.add(key)
+            prompts.add(prompt)
+        seen |= own
+        found.append(Duplicates(exact, elsewhere, same_prompt))
+    return found
+
+
+_SCRIPTS = {"CJK": "Han", "HIRAGANA": "Japanese", "KATAKANA": "Japanese", "HANGUL": "Korean", "FULLWIDTH": "Latin"}
+
+
+@lru_cache(1 << 16)
+def script(character: str) -> str | None:
+    """The script of a letter, such as Latin, Han or Cyrillic, by its name in Unicode; None for what is no letter."""
+    if not character.isalpha():
+        return None
+    name = unicodedata.name(character, "").split(" ")[0]
+    return _SCRIPTS.get(name, name.capitalize()) or None
+
+
+def main_script(texts: Iterable[str]) -> str | None:
+    """The script of most letters; Japanese where a tenth of those of Han and kana are kana."""
+    counts: Counter[str] = Counter()
+    for character, count in Counter("".join(texts)).items():
+        if found := script(character):
+            counts[found] += count
+    if counts["Japanese"] * 10 >= counts["Japanese"] + counts["Han"] > 0:
+        counts["Japanese"] += counts.pop("Han", 0)
+    return max(counts, key=lambda name: (counts[name], name)) if counts else None
+
+
+def scripts(entries: Iterable[Entry]) -> tuple[Counter[str], Counter[str]]:
+    """How many entries are mainly in which script: prompts, and answers ("no letters" where there are none)."""
+    asked, answered = Counter[str](), Counter[str]()
+    for entry in entries:
+        if entry.messages:
+            asked[main_script(m["content"] for m in entry.messages if m["role"] != "assistant") or "no letters"] += 1
+        said = [*(m["content"] for m in entry.messages if m["role"] == "assistant"), *entry.answers, entry.text]
+        if any(said):
+            answered[main_script(said) or "no letters"] += 1
+    return asked, answered
+
+
+_READERS: dict[Kind, Callable[[DataFile], Overview]] = {
+    "comparisons": _comparisons,
+    "conversations": _conversations,
+    "text": _text,
+}
