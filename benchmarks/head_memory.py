@@ -12,13 +12,13 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import torch
 import torch.nn.functional as F
 
 from instructgpt.flags import parse, run_main
+from instructgpt.strict_json import to_json, write_json
 from kernels import linear_cross_entropy_chunked
 
 
@@ -74,7 +74,7 @@ def in_child(version: str, rows: int, width: int, vocabulary: int) -> dict[str, 
 def measure(config: HeadMemoryConfig) -> int:
     if config.one:
         version, width, vocabulary = config.one.split(",")
-        print(json.dumps(measure_one(version, config.rows, int(width), int(vocabulary))))
+        print(to_json(measure_one(version, config.rows, int(width), int(vocabulary))))
         return 0
     results = []
     for width, vocabulary in CASES:
@@ -97,8 +97,7 @@ def measure(config: HeadMemoryConfig) -> int:
         )
     if config.json:
         machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "dtype": "float32"}
-        Path(config.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.json).write_text(json.dumps({**machine, "cases": results}, indent=2) + "\n", encoding="utf-8")
+        write_json(config.json, {**machine, "cases": results})
     return 0
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from instructgpt.flags import parse, run_main
+from instructgpt.strict_json import write_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -159,7 +160,7 @@ def measure(config: RealFilesConfig) -> int:
         else:
             print(f"{name}: its files are not below {data}, passed over", flush=True)
         if config.json:
-            Path(config.json).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_json(config.json, results)
     return 0
 
 

@@ -22,6 +22,7 @@ import torch
 
 from instructgpt.errors import UserError
 from instructgpt.flags import parse, run_main
+from instructgpt.strict_json import write_json
 
 ROOT = Path(__file__).parents[1]
 SETS = {
@@ -107,8 +108,7 @@ def measure(config: RealPreferencesConfig) -> int:
         )
         results[name] = found
         if config.json:
-            Path(config.json).parent.mkdir(parents=True, exist_ok=True)
-            Path(config.json).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_json(config.json, results)
     return 0
 
 

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -25,6 +24,7 @@ from instructgpt.model.backend import resolve_backend
 from instructgpt.model.transformer import Transformer
 from instructgpt.objectives.lm import next_token_loss
 from instructgpt.runtime import resolve_device, resolve_precision, seed_everything
+from instructgpt.strict_json import to_json, write_json
 from instructgpt.training.optimizer import Optimizer, OptimizerConfig
 
 
@@ -128,7 +128,7 @@ def in_child(config: TrainStepConfig, backend: str) -> dict[str, float]:
 def measure(config: TrainStepConfig) -> int:
     config = filled_in(config)
     if config.one:
-        print(json.dumps(measure_one(config)))
+        print(to_json(measure_one(config)))
         return 0
     device = resolve_device(config.device)
     backends = ("naive", "sdpa", "triton") if device.type == "cuda" else ("naive", "sdpa")
@@ -152,8 +152,7 @@ def measure(config: TrainStepConfig) -> int:
             "threads": torch.get_num_threads(), "precision": resolve_precision(config.dtype, device).name,
             "preset": config.preset, "vocab_size": config.vocab_size, "rows": config.rows, "tokens_in_a_step": tokens,
         }  # fmt: skip
-        Path(config.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.json).write_text(json.dumps({**machine, "backends": results}, indent=2) + "\n", encoding="utf-8")
+        write_json(config.json, {**machine, "backends": results})
     return 0
 
 

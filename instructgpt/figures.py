@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from instructgpt.atomic import write_text
+from instructgpt import strict_json
 
 _DECIMALS = 6
 """A score, a loss or a time has no more digits that mean something; what is below is noise of the arithmetic."""
@@ -42,4 +41,4 @@ def shown(value: float) -> str:
 
 def write_json(path: str | Path, values: Any) -> None:
     """Writes results as JSON, `tidy`. UserError when it cannot be written; what was there is kept then."""
-    write_text(Path(path), json.dumps(tidy(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    strict_json.write_json(path, tidy(values))

@@ -24,10 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from instructgpt.atomic import replacing, write_text
+from instructgpt.atomic import replacing
 from instructgpt.data.documents import Piece, Split, split_pieces
 from instructgpt.data.tokens import Shard
 from instructgpt.errors import UserError
+from instructgpt.strict_json import write_json
 from instructgpt.text.tokenizer import Tokenizer
 
 SPLITS: tuple[Split, Split] = ("train", "val")
@@ -100,7 +101,7 @@ def write_corpus(
             writer.finish()
     counts = {split: writers[split].counts for split in SPLITS}
     meta |= {"splits": counts, "account": _account(counts, len(paths), dropped)}
-    write_text(path / "meta.json", json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
+    write_json(path / "meta.json", meta)
     _remove_others(path, meta["key"])
     return meta["account"]
 

@@ -9,14 +9,12 @@ What was kept lies in best.jsonl, to be read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from instructgpt.atomic import write_text
 from instructgpt.data.packing import PackedStream
 from instructgpt.data.sources import Conversations
 from instructgpt.errors import UserError
@@ -25,6 +23,7 @@ from instructgpt.objectives.policy import best_of
 from instructgpt.settings import PositiveInt
 from instructgpt.stages.common import Machine, train
 from instructgpt.stages.policy import PolicyStageConfig, start
+from instructgpt.strict_json import write_json_lines
 from instructgpt.training.loop import FitResult
 from instructgpt.training.rollouts import Answered, as_tokens
 
@@ -87,4 +86,4 @@ def _write(path: Path, kept: Sequence[Answered], scores: Sequence[float]) -> Non
         {"messages": [*query.messages, {"role": "assistant", "content": answer.text}], "reward": score}
         for (query, answer), score in zip(kept, scores)
     ]
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_json_lines(path, lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -30,25 +30,13 @@ from instructgpt.runtime import (
     seed_everything,
 )
 from instructgpt.settings import FilePath, NonNegative, NonNegativeInt, PositiveInt, Settings, ShareBelow1
+from instructgpt.stages.resumption import inputs, resumable
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import RunDirectory
-from instructgpt.training.loop import FitConfig, FitResult, Hooks, Snapshot, fit
+from instructgpt.training.loop import FitConfig, FitResult, Hooks, Progress, fit, require_end, share_done
 from instructgpt.training.metrics import ConsoleLog, JsonLines, Metrics, Sink, Tracker, measure_peak_flops, open_tracker
 from instructgpt.training.optimizer import Parameters
 from instructgpt.training.plot import plot_curves
-
-# Settings that may differ between a run and its resumption: they say where and how long, not what.
-_FREE_ON_RESUME = {
-    "out",
-    "resume",
-    "overwrite",
-    "max_steps",
-    "max_minutes",
-    "device",
-    "tracker",
-    "preset",
-    "expected_minutes",
-}
 
 
 @dataclass(frozen=True)
@@ -155,14 +143,16 @@ def train(
     evaluation mode; `val_loss` among its values steers early stopping. `beside` is trained and not saved with the
     model, such as a value head. Batches that depend on the weights must not be prefetched.
     """
+    require_end(config.fit, validate is not None)
     run, is_first = RunDirectory(config.out), machine.ranks.is_first
     if is_first:
         run = RunDirectory.open(config.out, overwrite=config.overwrite, resume=config.resume)
-    snapshot = _resumable(run, stage, config) if config.resume else None
+    snapshot = resumable(run, stage, config) if config.resume else None
     machine.ranks.wait()  # all have read what was there before the first writes
     if is_first:
         head = "reward" if isinstance(model, RewardModel) else "language"
-        run.write_config(stage, model.config, tokenizer, config, head)
+        run.write_config(stage, model.config, tokenizer, config, head, inputs(config))
+        (run.path / "eval.json").unlink(missing_ok=True)  # it is of weights that are about to be replaced
     device, precision = machine.device, machine.precision
     flops = training_flops_per_token(model.config, config.row_length or model.config.context)
     start = snapshot.values["progress"] if snapshot else {"step": 0, "seconds": 0.0}
@@ -175,6 +165,7 @@ def train(
         )  # fmt: skip
         sinks = [JsonLines(run.metrics_file, first_step), console, *open_tracker(config.tracker, run.path)]
         print(_description(stage, machine, model, first_step), flush=True)
+        _tell_warmup(config.fit, config.fit.max_steps)
     metrics = Metrics(sinks)
 
     def step_loss(batch: Any) -> Loss:
@@ -204,6 +195,11 @@ def train(
         metrics.close()
     model.eval()
     if is_first:
+        if result.stopped_early:
+            best, last = result.weights_of_step, result.progress.step
+            print(f"stopped at step {last}: no validation was better than that of step {best}, whose weights are kept")
+        if not config.fit.max_steps:
+            _tell_warmup(config.fit, result.progress.step)
         plot_curves({stage: run.metrics_file}, run.path / "curves.png")
         _write_eval(run, result, peak_memory(device))
     return result
@@ -232,6 +228,7 @@ def _write_eval(run: RunDirectory, result: FitResult, memory: int) -> None:
         {
             **result.metrics,
             "steps": progress.step,
+            "weights_of_step": result.weights_of_step,
             "tokens": progress.tokens,
             "minutes": progress.seconds / 60,
             "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
@@ -245,6 +242,15 @@ def _share(config: FitConfig, record: dict[str, float]) -> float:
     return min(1.0, share_done(config, Progress(step=int(record["step"]), seconds=record["seconds"])))
 
 
+def _tell_warmup(fit: FitConfig, steps: int) -> None:
+    if 0 < steps <= fit.warmup_steps:
+        print(
+            f"the run ends after {steps} updates, within its warm-up of {fit.warmup_steps} (--warmup-steps): the "
+            f"learning rate only rises, to {steps / fit.warmup_steps:.0%} of its peak",
+            flush=True,
+        )
+
+
 def _description(stage: str, machine: Machine, model: Transformer | RewardModel, first_step: int) -> str:
     """One line that says what is about to run."""
     parameters = sum(p.numel() for p in model.parameters())
@@ -255,27 +261,3 @@ def _description(stage: str, machine: Machine, model: Transformer | RewardModel,
         f"{stage}: {parameters / 1e6:.2f}M parameters on {machine.device.type}{threads}{ranks}, "
         f"{machine.precision.name}, backend {model.backend.name}{going_on}"
     )
-
-
-def _resumable(run: RunDirectory, stage: str, config: StageConfig) -> Snapshot | None:
-    """The saved state of the run in --out, after checking that this is the same run; None when nothing was saved."""
-    if not run.config_file.exists():
-        return None
-    saved = run.read_config()
-    if saved["stage"] != stage:
-        raise UserError(f"holds a {saved['stage']} run; --resume goes on with a {stage} run", run.path)
-    before, now = _flat(saved.get("settings") or {}), _flat(asdict(config))
-    for name in now:
-        if name not in _FREE_ON_RESUME and name in before and before[name] != now[name]:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(
-                f"was started with {flag} {before[name]}, not {now[name]}; --resume needs the same", run.path
-            )
-    return run.load_state()
-
-
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value) if isinstance(value, dict) else {name: list(value) if isinstance(value, tuple) else value}
-    return flat

@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import torch
 
-from instructgpt.atomic import write_text
 from instructgpt.errors import UserError
 from instructgpt.evaluation.ledger import Entry
 from instructgpt.figures import write_json
@@ -177,4 +176,4 @@ def measure_in_processes(tasks: list[Task], config: LedgerConfig, out: Path, bes
 
 
 def _measure_into(task: Task, config: LedgerConfig, file: Path) -> None:
-    write_text(file, json.dumps(measure(task, config).to_json()))
+    write_json(file, measure(task, config).to_json())

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from instructgpt.atomic import write_text
 from instructgpt.data.account import Account
 from instructgpt.data.data_file import DataFile, Reading
 from instructgpt.data.instructions import read_instructions
@@ -27,6 +26,7 @@ from instructgpt.stages.common import (
     require,
     train,
 )
+from instructgpt.strict_json import write_json_lines
 from instructgpt.text.chat import Message
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import load
@@ -78,8 +78,7 @@ def run(config: SFTConfig) -> FitResult:
         language_validation(model, tokenizer, lambda: validation) if validation else None,
     )
     if data.held_out_records:  # so that `eval --data OUT/val.jsonl` scores what was not trained on
-        lines = (json.dumps({"messages": record}, ensure_ascii=False) + "\n" for record in data.held_out_records)
-        write_text(Path(config.out) / "val.jsonl", "".join(lines))
+        write_json_lines(Path(config.out) / "val.jsonl", ({"messages": record} for record in data.held_out_records))
     return result
 
 

@@ -1,6 +1,6 @@
 """A run directory: what a stage leaves behind, whole at every moment, and how it is read back.
 
-config.json         the stage, its settings, the model's shape and head, the tokenizer's fingerprint
+config.json         the stage, its settings, the model's shape and head, fingerprints of tokenizer and inputs
 tokenizer.model     SentencePiece's own file
 model.safetensors   the weights to use, with a checksum of their bytes
 metrics.jsonl       a line a record
@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from instructgpt.atomic import replacing, write_text
+from instructgpt.atomic import replacing
 from instructgpt.config import ModelConfig
 from instructgpt.errors import UserError
 from instructgpt.model.backend import Backend, resolve_backend
@@ -31,6 +31,7 @@ from instructgpt.model.heads import RewardModel
 from instructgpt.model.quantize import quantize
 from instructgpt.model.transformer import Transformer
 from instructgpt.runtime import resolve_device
+from instructgpt.strict_json import to_json, write_json
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.loop import Snapshot
 
@@ -58,7 +59,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], values: dict[str, Any] 
         tensor = tensor.detach().cpu().contiguous()
         own[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
         seen.add(tensor.data_ptr())
-    metadata = {"format": "pt", _CHECKSUM: _checksum(own), "values": json.dumps(values or {})}
+    metadata = {"format": "pt", _CHECKSUM: _checksum(own), "values": to_json(values or {})}
     with replacing(path) as temporary:
         try:
             save_file(own, str(temporary), metadata)
@@ -134,9 +135,18 @@ class RunDirectory:
         return run
 
     def write_config(
-        self, stage: str, model: ModelConfig | None, tokenizer: Tokenizer, settings: Any, head: Head = "language"
+        self,
+        stage: str,
+        model: ModelConfig | None,
+        tokenizer: Tokenizer,
+        settings: Any,
+        head: Head = "language",
+        inputs: dict[str, str] | None = None,
     ) -> None:
-        """Writes config.json and the tokenizer: what is known before training starts."""
+        """Writes config.json and the tokenizer: what is known before training starts.
+
+        inputs: digests of what is read, by path.
+        """
         tokenizer.save(self.path)
         config = {
             "stage": stage,
@@ -144,8 +154,9 @@ class RunDirectory:
             "model": _jsonable(model) if model else None,
             "head": head,
             "settings": _jsonable(settings),
+            "inputs": inputs or {},
         }
-        write_text(self.config_file, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        write_json(self.config_file, config)
 
     def read_eval(self) -> dict[str, Any]:
         """What eval.json says of a finished run."""

@@ -152,11 +152,7 @@ def fit(
     may depend on the weights of the moment. With several ranks, micro-batch i belongs to rank i mod size.
     Raises KeyboardInterrupt after saving when asked to stop, and UserError when the loss stays non-finite.
     """
-    if not (config.max_steps or config.max_minutes):
-        raise UserError("training needs an end: set --max-steps or --max-minutes")
-    if config.patience and not (config.eval_every and hooks.validate):
-        lacking = "set --eval-every" if hooks.validate else "hold some data out"
-        raise UserError(f"--patience {config.patience} counts validations, and there are none: {lacking}")
+    require_end(config, hooks.validate is not None)
     ranks = ranks or Ranks()
     optimizer = Optimizer(parameters, config, compute_dtype=precision.autocast or precision.parameters)
     average = Average(optimizer.masters, config.ema)
@@ -245,6 +241,15 @@ def fit(
     if not result.metrics:
         result.weights_of_step = progress.step
     return result
+
+
+def require_end(config: FitConfig, validates: bool) -> None:
+    """Raises UserError where nothing would end a run, or what is to end it does not happen."""
+    if not (config.max_steps or config.max_minutes):
+        raise UserError("training needs an end: set --max-steps or --max-minutes")
+    if config.patience and not (config.eval_every and validates):
+        lacking = "set --eval-every" if validates else "hold some data out"
+        raise UserError(f"--patience {config.patience} counts validations, and there are none: {lacking}")
 
 
 def scheduled_factor(config: FitConfig, progress: Progress) -> float:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from instructgpt.errors import UserError
 from instructgpt.runtime import Precision
+from instructgpt.strict_json import to_json, write_json_lines
 
 Tracker = Literal["none", "tensorboard", "wandb"]
 
@@ -67,16 +68,15 @@ class JsonLines:
     def __init__(self, path: Path, from_step: int = 0):
         """Continues the file of a resumed run: lines after `from_step`, written before a kill, are dropped."""
         kept = [line for line in read_metrics(path) if line.get("step", 0) <= from_step] if from_step else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_json_lines(path, kept)
         # A run that is resumed after its last step only validates again, and finds what stands there already.
         self._written = [line for line in kept if line.get("step", 0) == from_step]
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, float]) -> None:
-        # JSON knows no NaN: what is not a number is written as null.
-        finite = {k: v if math.isfinite(v) else None for k, v in record.items()}
-        if finite not in self._written:
-            self._file.write(json.dumps(finite) + "\n")
+        line = to_json(record)
+        if json.loads(line) not in self._written:
+            self._file.write(line + "\n")
             self._file.flush()
 
     def close(self) -> None:

@@ -1,8 +1,11 @@
 """`fit` on a linear model, where every number can be computed by hand."""
 
+import itertools
+import json
 import math
 import os
 import signal
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +14,9 @@ from torch import nn
 from instructgpt.errors import UserError
 from instructgpt.objectives.lm import Loss
 from instructgpt.runtime import Precision
-from instructgpt.training.loop import FitConfig, Hooks, Snapshot, fit
+from instructgpt.strict_json import to_json
+from instructgpt.training import loop
+from instructgpt.training.loop import FitConfig, FitResult, Hooks, Progress, Snapshot, fit
 
 CPU, FLOAT32 = torch.device("cpu"), Precision(torch.float32, None, False)
 
@@ -101,21 +106,112 @@ def test_clipping_shortens_the_gradient_of_the_mean():
     assert norms == [pytest.approx(10.0)]  # 10/2 in each of 4 coordinates, before clipping
 
 
-def test_early_stopping_keeps_the_best_weights():
-    weight = nn.Parameter(torch.zeros(1))
-    losses = iter([5.0, 1.0, 2.0, 3.0, 4.0])
-    seen = []
+def climbing(weight):
+    """Every step adds 0.1 to the weight, which counts the updates."""
+    return lambda batch: Loss(-weight.sum(), torch.tensor(1.0))
+
+
+def measured_by(losses, weight, seen):
+    """A validation that gives these losses one after the other, and notes the weights that have each."""
+    losses = iter(losses)
 
     def validate():
-        seen.append(weight.item())
-        return {"val_loss": next(losses)}
+        seen.append((weight.item(), loss := next(losses)))
+        return {"val_loss": loss, "val_other": 10 * loss}
 
+    return validate
+
+
+@pytest.mark.parametrize("settings", [{}, {"ema": 0.9}])
+def test_early_stopping_keeps_the_best_weights_and_says_what_they_have(settings):
+    weight, seen, saved = nn.Parameter(torch.zeros(1)), [], []
+    validate = measured_by([5.0, 1.0, 2.0, 3.0, 4.0], weight, seen)
+    hooks = Hooks(validate=validate, save_model=lambda: saved.append(weight.item()))
     result = run(
-        weight, lambda b: Loss(-weight.sum(), torch.tensor(1.0)), Hooks(validate=validate), eval_every=2, patience=2,
-        max_steps=100, schedule="constant",
+        weight, climbing(weight), hooks, eval_every=2, save_every=3, patience=2, max_steps=100, schedule="constant",
+        **settings,
     )  # fmt: skip
-    assert result.stopped_early and result.progress.step == 8
-    assert weight.item() == seen[1]
+    assert result.stopped_early and result.progress.step == 8 and result.weights_of_step == 4
+    assert result.metrics == {"val_loss": 1.0, "val_other": 10.0}
+    assert (weight.item(), 1.0) == seen[1]
+    assert saved[1:] == [seen[1][0]] * 2, "a run that is killed after step 4 leaves the best ones, too"
+
+
+def test_a_run_that_ends_keeps_the_best_weights_of_its_patience():
+    weight, seen = nn.Parameter(torch.zeros(1)), []
+    hooks = Hooks(validate=measured_by([2.0, 1.0, math.nan, 3.0], weight, seen))
+    result = run(weight, climbing(weight), hooks, eval_every=2, patience=9, max_steps=7, schedule="constant")
+    assert not result.stopped_early and result.progress.step == 7
+    assert (weight.item(), result.metrics["val_loss"]) == seen[1] and result.weights_of_step == 4
+
+
+def test_without_patience_the_last_weights_are_left_and_reported():
+    weight, seen = nn.Parameter(torch.zeros(1)), []
+    hooks = Hooks(validate=measured_by([1.0, 2.0, 3.0], weight, seen))
+    result = run(weight, climbing(weight), hooks, eval_every=2, max_steps=5, schedule="constant")
+    assert (weight.item(), result.metrics["val_loss"]) == seen[2] and result.weights_of_step == 5
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_early_stopping_is_the_same_after_a_kill(ema):
+    """Killed at step 6, after the best validation; then resumed; then resumed once more when there is nothing to do."""
+
+    def trained(losses, stop_at=None, resume_from=None):
+        weight, seen, snapshots = nn.Parameter(torch.zeros(1)), [], []
+
+        def save(snapshot):
+            # As a file holds it: JSON and copies of the tensors.
+            values = json.loads(to_json(snapshot.values))
+            snapshots.append(Snapshot({k: v.clone() for k, v in snapshot.tensors.items()}, values))
+            if snapshot.values["progress"]["step"] == stop_at:
+                raise KeyboardInterrupt
+
+        hooks = Hooks(validate=measured_by(losses, weight, seen), save=save)
+        settings: dict[str, Any] = dict(
+            eval_every=2, save_every=3, patience=2, max_steps=100, schedule="constant", ema=ema
+        )
+        try:
+            result = run(weight, climbing(weight), hooks, resume_from=resume_from, **settings)
+        except KeyboardInterrupt:
+            return FitResult(Progress()), weight.item(), snapshots[-1]
+        return result, weight.item(), snapshots[-1]
+
+    undisturbed, weight, _ = trained([5.0, 1.0, 2.0, 3.0])
+    _, _, snapshot = trained([5.0, 1.0, 2.0], stop_at=6)
+    for losses in ([3.0], []):
+        resumed, again, snapshot = trained(losses, resume_from=snapshot)
+        assert again == weight and resumed.metrics == undisturbed.metrics == {"val_loss": 1.0, "val_other": 10.0}
+        assert resumed.progress.step == 8 and resumed.weights_of_step == 4 and resumed.stopped_early
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [({"eval_every": 0}, "--patience 3 counts validations.*set --eval-every"), ({"eval_every": 2}, "hold some data")],
+)
+def test_patience_without_validations_is_refused(settings, complaint):
+    weight = nn.Parameter(torch.zeros(1))
+    hooks = Hooks(validate=lambda: {"val_loss": 1.0}) if not settings["eval_every"] else Hooks()
+    with pytest.raises(UserError, match=complaint):
+        run(weight, climbing(weight), hooks, patience=3, **settings)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
+@pytest.mark.parametrize("limit", ["steps", "time"])
+def test_the_learning_rate_does_not_jump_where_the_warmup_ends(schedule, limit, monkeypatch):
+    """20 of 40 updates of warm-up; by time, half of its time."""
+    clock = itertools.count()
+    monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)) if limit == "time" else 0.0)
+    weight, rates = nn.Parameter(torch.zeros(1)), []
+    limits = (
+        {"max_steps": 40} if limit == "steps" else {"max_steps": 0, "max_minutes": 2}
+    )  # an update looks at the clock thrice
+    hooks = Hooks(log=lambda r: rates.append(r["learning_rate"]))
+    run(weight, climbing(weight), hooks, warmup_steps=20, log_every=1, learning_rate=1.0, cooldown=0.9,
+        schedule=schedule, **limits)  # fmt: skip
+    assert rates[:20] == [pytest.approx((i + 1) / 20) for i in range(20)]
+    assert rates[20] == 1.0 and 30 <= len(rates) <= 60
+    assert all(0 <= a - b < 0.12 for a, b in itertools.pairwise(rates[19:]))
+    assert rates[-1] < 0.15
 
 
 def test_average_is_what_is_validated_saved_and_left():
