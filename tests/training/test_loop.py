@@ -202,9 +202,8 @@ def test_the_learning_rate_does_not_jump_where_the_warmup_ends(schedule, limit, 
     clock = itertools.count()
     monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)) if limit == "time" else 0.0)
     weight, rates = nn.Parameter(torch.zeros(1)), []
-    limits = (
-        {"max_steps": 40} if limit == "steps" else {"max_steps": 0, "max_minutes": 2}
-    )  # an update looks at the clock thrice
+    by_time = {"max_steps": 0, "max_minutes": 2}  # an update looks at the clock thrice
+    limits: dict[str, Any] = by_time if limit == "time" else {"max_steps": 40}
     hooks = Hooks(log=lambda r: rates.append(r["learning_rate"]))
     run(weight, climbing(weight), hooks, warmup_steps=20, log_every=1, learning_rate=1.0, cooldown=0.9,
         schedule=schedule, **limits)  # fmt: skip
