@@ -145,7 +145,8 @@ def test_patience_reports_the_weights_that_it_keeps(tune: Callable[..., int], tm
     assert tune(*flags.split()) == 0
     report = json.loads((tmp_path / "o" / "eval.json").read_text())
     measured = {r["step"]: r["val_loss"] for r in read_metrics(tmp_path / "o" / "metrics.jsonl") if "val_loss" in r}
-    assert report["val_loss"] == min(measured.values()) == measured[report["weights_of_step"]]
+    best = min(measured.values())
+    assert report["val_loss"] == pytest.approx(best, abs=1e-6) and measured[report["weights_of_step"]] == best
     assert report["steps"] > report["weights_of_step"]
 
 
