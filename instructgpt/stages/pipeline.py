@@ -138,7 +138,7 @@ def report(config: PipelineConfig, runs: dict[str, Path]) -> None:
         write_text(directory / "samples.md", samples[-1])
     out = Path(config.out)
     write_json(out / "eval.json", results)
-    write_text(out / "samples.md", "\n".join(samples))
+    write_text(out / "samples.md", "\n".join(reversed(samples)))  # the tuned model first
     plot_curves({name: RunDirectory(d).metrics_file for name, d in runs.items()}, out / "curves.png")
     console = Console()
     Console(width=max(console.width, 120)).print(table)  # a log file has no width of its own

@@ -80,7 +80,8 @@ def test_the_pipeline_on_files_and_its_resumption(tmp_path: Path, monkeypatch: p
     for model in ("base", "tuned"):
         assert set(report[model]["scores"]) == {"test", "test_phrasing", "test_noise", "test_composition"}
         assert report[model]["steps"] == 2 and report[model]["answer_loss"] > 0
-    assert "# tuned" in (tmp_path / "o" / "samples.md").read_text()
+    samples = (tmp_path / "o" / "samples.md").read_text(encoding="utf-8")
+    assert samples.startswith("# tuned") and "\n# base" in samples
     assert (tmp_path / "o" / "curves.png").exists()
     before = (tmp_path / "o" / "sft" / "model.safetensors").read_bytes()
     assert stage(*arguments) == 2, "a second run needs --resume or --overwrite"
