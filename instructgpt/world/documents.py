@@ -110,6 +110,8 @@ _LONG = 350
 """Characters."""
 _WIDE_SHARE = 0.15
 """Share of the facts on numbers in Chinese whose digits are of full width: what １２ is, only text can tell."""
+_TYPED_SHARE = 0.25
+"""Share of a dialogue's questions that are carelessly typed."""
 _FAMILY_WEIGHTS = tuple(accumulate(family.weight for family in FAMILIES))
 
 
@@ -191,7 +193,7 @@ def _dialogue(language: Language, rng: Random) -> str:
     colon = "：" if language == "zh" else ": "
     lines = []
     for family in rng.choices(FAMILIES, cum_weights=_FAMILY_WEIGHTS, k=rng.randint(2, 4)):
-        for message in noise.sometimes(ask(family, language, rng, "train"), rng).conversation:
+        for message in noise.sometimes(ask(family, language, rng, "train"), rng, _TYPED_SHARE).conversation:
             speaker = answering if message["role"] == "assistant" else asking
             lines.append(f"{speaker}{colon}{message['content']}")
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from random import Random
 
 from instructgpt.world.core import Example, Language
 
-SHARE = 0.25
+SHARE = 0.5
 """Share of the training prompts that are disturbed."""
 TRAINED, TESTED = 2, 3
 """The most habits at once in training, and in `test_noise`."""
@@ -95,9 +95,9 @@ HABITS: tuple[Habit, ...] = (
 """In the order in which they strike: what is outermost comes last."""
 
 
-def sometimes(example: Example, rng: Random) -> Example:
-    """The example as it is trained on: a share of them carelessly typed."""
-    return disturbed(example, rng, TRAINED) if rng.random() < SHARE else example
+def sometimes(example: Example, rng: Random, share: float | None = None) -> Example:
+    """The example as it is trained on: a share of them, by default SHARE, is carelessly typed."""
+    return disturbed(example, rng, TRAINED) if rng.random() < (SHARE if share is None else share) else example
 
 
 def disturbed(example: Example, rng: Random, most: int) -> Example:

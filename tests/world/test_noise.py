@@ -100,6 +100,15 @@ def test_a_typist_says_the_same(family: Family, language: Language, seed: int, m
         assert before["role"] == "user" or before == after
 
 
+def test_only_what_the_user_types_is_disturbed() -> None:
+    """With turns before the question, of both sides, and with a system message."""
+    for seed in range(100):
+        clean = ask(BY_NAME["follow_up" if seed % 2 else "identity"], "en", Random(seed), "train")
+        typed = disturbed(clean, Random(seed), TESTED)
+        for before, after in zip(clean.messages, typed.messages, strict=True):
+            assert before["role"] == "user" or before == after
+
+
 def test_every_habit_occurs_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     struck: set[str] = set()
     for habit in HABITS:
@@ -140,12 +149,13 @@ def test_a_share_of_training_is_disturbed_and_nothing_else_is(monkeypatch: pytes
     splits = ("train", "val", "test", "test_phrasing", "test_composition")
     drawn = {split: [example(split, i) for i in range(1000 if split == "train" else 60)] for split in splits}
     pairs = [preference("train", i).messages for i in range(300)]
+    share = noise.SHARE
     monkeypatch.setattr(noise, "SHARE", 0.0)
     clean = {split: [example(split, i) for i in range(len(drawn[split]))] for split in splits}
     changed = sum(one != other for one, other in zip(drawn["train"], clean["train"]))
-    assert abs(changed / 1000 - 0.25) < 0.05
+    assert abs(changed / 1000 - share) < 0.05
     assert all(drawn[split] == clean[split] for split in splits[1:])
-    assert abs(sum(one != preference("train", i).messages for i, one in enumerate(pairs)) / 300 - 0.25) < 0.1
+    assert abs(sum(one != preference("train", i).messages for i, one in enumerate(pairs)) / 300 - share) < 0.1
     assert preference("test", 0).messages[-1]["content"].strip() == preference("test", 0).messages[-1]["content"]
 
 
