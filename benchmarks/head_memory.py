@@ -18,15 +18,16 @@ import torch
 import torch.nn.functional as F
 
 from instructgpt.flags import parse, run_main
+from instructgpt.settings import FilePath, Settings
 from instructgpt.strict_json import to_json, write_json
 from kernels import linear_cross_entropy_chunked
 
 
 @dataclass(frozen=True)
-class HeadMemoryConfig:
+class HeadMemoryConfig(Settings):
     """Measures time and peak memory of head and loss, plain and in chunks."""
 
-    json: str = "benchmarks/results/cpu-head-memory.json"
+    json: FilePath = "benchmarks/results/cpu-head-memory.json"
     """The file to write; empty for none."""
     rows: int = 2048
     """Tokens with a target."""

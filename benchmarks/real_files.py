@@ -15,22 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from instructgpt.flags import parse, run_main
+from instructgpt.settings import FilePath, Settings
 from instructgpt.strict_json import write_json
 
 ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
-class RealFilesConfig:
+class RealFilesConfig(Settings):
     """Trains and scores on real files."""
 
-    data: str = "data"
+    data: FilePath = "data"
     """The directory with the public sets."""
-    out: str = "runs/real"
+    out: FilePath = "runs/real"
     """Where the runs go."""
     minutes: float = 3.0
     """Training time of each run."""
-    json: str = ""
+    json: FilePath = ""
     """A file to write all figures to."""
     only: tuple[str, ...] = ()
     """Names of runs to make; all by default. `base` must have been made before the others."""

@@ -22,6 +22,7 @@ import torch
 
 from instructgpt.errors import UserError
 from instructgpt.flags import parse, run_main
+from instructgpt.settings import FilePath, Settings
 from instructgpt.strict_json import write_json
 
 ROOT = Path(__file__).parents[1]
@@ -33,20 +34,20 @@ SETS = {
 
 
 @dataclass(frozen=True)
-class RealPreferencesConfig:
+class RealPreferencesConfig(Settings):
     """Trains and scores on real pairs."""
 
-    data: str = "data"
+    data: FilePath = "data"
     """The directory with the public sets."""
-    init: str = ""
+    init: FilePath = ""
     """The run directory to start from, such as runs/tiny/sft."""
-    out: str = "runs/real-preferences"
+    out: FilePath = "runs/real-preferences"
     """Where the runs go."""
     minutes: float = 1.0
     """Most training time of each run."""
     max_steps: int = 100
     """Most updates of each run."""
-    json: str = ""
+    json: FilePath = ""
     """A file to write all figures to."""
     only: tuple[str, ...] = ()
     """Names of sets; all by default."""

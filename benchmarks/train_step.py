@@ -24,12 +24,13 @@ from instructgpt.model.backend import resolve_backend
 from instructgpt.model.transformer import Transformer
 from instructgpt.objectives.lm import next_token_loss
 from instructgpt.runtime import resolve_device, resolve_precision, seed_everything
+from instructgpt.settings import FilePath, Settings
 from instructgpt.strict_json import to_json, write_json
 from instructgpt.training.optimizer import Optimizer, OptimizerConfig
 
 
 @dataclass(frozen=True)
-class TrainStepConfig:
+class TrainStepConfig(Settings):
     """Measures training steps on each backend."""
 
     device: str = "auto"
@@ -46,7 +47,7 @@ class TrainStepConfig:
     """Steps measured in a process, after two to warm up."""
     repeats: int = 3
     """Processes for each backend."""
-    json: str = "auto"
+    json: FilePath = "auto"
     """The file to write; auto is benchmarks/results/DEVICE-train-step.json, empty is none."""
     one: str = ""
     """The backend that a child process is asked for."""
