@@ -63,13 +63,13 @@ def _tiny() -> Recipe:
         PretrainConfig(
             model=model_preset("tiny"),
             rows=6,
-            expected_minutes=6.2,
-            fit=replace(fit, max_steps=2360, cooldown=0.3, eval_every=1180),
+            expected_minutes=7.3,
+            fit=replace(fit, max_steps=2800, cooldown=0.3, eval_every=1400),
         ),
         SFTConfig(
             rows=6,
-            expected_minutes=6.4,
-            fit=replace(fit, muon_learning_rate=0.007, max_steps=2880, cooldown=0.9, eval_every=1440),
+            expected_minutes=7.6,
+            fit=replace(fit, muon_learning_rate=0.007, max_steps=3400, cooldown=0.9, eval_every=1700),
         ),
         SFTConfig(
             rows=6,

@@ -1,6 +1,7 @@
 """The instruction world: a seeded, endless generator of tasks whose every answer can be checked by code.
 
     sample("test", n=100, seed=0)   # examples, evenly spread over the families
+    sample("test_noise", n=100)     # the same as people type it: a final space, no full stop, digits of full width
     example("train", 7)             # the 7th of the endless training mixture
     document(7)                     # plain text of the same world, for pretraining
     preference("train", 7)          # two answers, the better one first

@@ -170,3 +170,13 @@ def test_both_languages_and_french_are_there(text: list[str]) -> None:
     chinese = sum(bool(re.search("[\u4e00-\u9fff]", one)) for one in text)
     assert 0.4 < chinese / DOCUMENTS < 0.7
     assert sum("French: " in one or "法语：" in one for one in text) > 0.04 * DOCUMENTS
+
+
+def test_some_numbers_in_chinese_are_of_full_width_and_their_answers_are_not(text: list[str]) -> None:
+    told = [
+        found
+        for document in text
+        for found in re.findall(r"([０-９]+) (?:\+|加) ([０-９]+) (?:=|等于) (\d+)", document)
+    ]
+    assert len(told) >= 10
+    assert all(int(a) + int(b) == int(answer) and answer.isascii() for a, b, answer in told)
