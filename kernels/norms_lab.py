@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.lab import Inputs, Mutant, Spec, Tolerance, Work
+from kernels.lab import Inputs, Mutant, Spec, Work
 
 
 def _work(
@@ -29,13 +29,17 @@ def _work(
 def _with_residual(plain: Spec) -> Spec:
     """The spec of a norm as that of the norm of x + residual, which gives the sum too."""
     assert plain.work is not None
+
+    def exact(as_stored: Callable[..., Tensor], x: Tensor, residual: Tensor, **others: Any) -> tuple[Tensor, Tensor]:
+        """The norm is that of the sum as it is returned."""
+        return plain.reference(as_stored(x + residual, "total"), x.new_zeros(()), **others)
+
     return replace(
         plain,
         name=f"add_{plain.name}",
         inputs=partial(plain.inputs, added=True),
         outputs=("y", "total"),
-        # Both round the sum, which often is the whole error; the naive version rounds its gradient twice, with luck.
-        tolerance=replace(plain.tolerance, naive=1.5, rounding=1.0),
+        exact=exact,
         work=partial(plain.work, added=True),
     )
 
@@ -50,19 +54,6 @@ def describe_rms_norm(op: Callable[..., Any], reference: Callable[..., Any]) -> 
         weight = 1 + 0.5 * torch.randn(columns, generator=generator, dtype=torch.float64)
         tensors = {**dict(zip(("x", "residual"), parts)), "weight": weight}
         return Inputs(tensors, {"eps": eps}, gradients=tuple(tensors), float32=(wide,))
-
-    def floor(quantity: str, inputs: Inputs, results: Mapping[str, Tensor], eps: float) -> float:
-        """1.2e-7 of the terms that are added up: a gradient of 0 is what is left of them."""
-        x, dy = results.get("total", inputs.tensors["x"]), results.get("dy", torch.zeros(())).abs()
-        inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + inputs.options["eps"])
-        normed, weight = (x * inverse).abs(), inputs.tensors["weight"].abs()
-        if quantity in ("y", "total"):
-            terms = results[quantity]
-        elif quantity == "dweight":
-            terms = (dy * normed).reshape(-1, len(weight)).sum(0)
-        else:
-            terms = inverse * (dy * weight + normed * (dy * weight * normed).mean(-1, keepdim=True))
-        return 1.2e-7 * float(terms.norm())
 
     def peers() -> dict[str, Callable[..., Any]]:
         found: dict[str, Callable[..., Any]] = {
@@ -90,7 +81,6 @@ def describe_rms_norm(op: Callable[..., Any], reference: Callable[..., Any]) -> 
             }
         ),
         inputs=inputs,
-        tolerance=Tolerance(naive=1.0, rounding=0.5, floor=floor),
         builds=(
             *({"rows": [256], "columns": columns} for columns in (128, 4096, 16384, 32768)),
             {"rows": [256], "columns": 16384, "dtype": "float32"},
@@ -209,23 +199,6 @@ def describe_layer_norm(op: Callable[..., Any], reference: Callable[..., Any]) -
         options = {"eps": eps} if has_bias else {"eps": eps, "bias": None}
         return Inputs(tensors, options, gradients=tuple(tensors), float32=(wide,))
 
-    def floor(quantity: str, inputs: Inputs, results: Mapping[str, Tensor], eps: float) -> float:
-        """1.2e-7 of the terms that are added up: of x and μ before all, whose difference may be small."""
-        x, dy = results.get("total", inputs.tensors["x"]), results.get("dy", torch.zeros(())).abs()
-        mean = x.mean(-1, keepdim=True)
-        inverse = torch.rsqrt((x - mean).square().mean(-1, keepdim=True) + inputs.options["eps"])
-        normed, weight = (x.abs() + mean.abs()) * inverse, inputs.tensors["weight"].abs()
-        if quantity == "y":
-            terms = normed * weight + inputs.tensors.get("bias", torch.zeros(())).abs()
-        elif quantity == "total":
-            terms = results["total"]
-        elif quantity in ("dweight", "dbias"):
-            terms = (dy * normed if quantity == "dweight" else dy * torch.ones_like(x)).reshape(-1, len(weight)).sum(0)
-        else:
-            g = dy * weight
-            terms = inverse * (g + g.mean(-1, keepdim=True) + normed * (g * normed).mean(-1, keepdim=True))
-        return 1.2e-7 * float(terms.norm())
-
     def peers() -> dict[str, Callable[..., Any]]:
         found: dict[str, Callable[..., Any]] = {
             "torch": lambda x, weight, bias, eps: F.layer_norm(x, weight.shape, weight, bias, eps)
@@ -253,7 +226,6 @@ def describe_layer_norm(op: Callable[..., Any], reference: Callable[..., Any]) -
             }
         ),
         inputs=inputs,
-        tolerance=Tolerance(naive=1.0, rounding=0.5, floor=floor),
         builds=(
             *({"rows": [256], "columns": columns} for columns in (768, 4096, 16384, 32768)),
             {"rows": [256], "columns": 4096, "has_bias": False},

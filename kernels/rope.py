@@ -203,7 +203,7 @@ def check(op: str, x: Tensor, cos: Tensor, sin: Tensor) -> None:
 def spec() -> Spec:
     from hypothesis import strategies as st
 
-    from kernels.lab import Inputs, Mutant, Spec, Tolerance, Work
+    from kernels.lab import Inputs, Mutant, Spec, Work
 
     def inputs(
         generator: torch.Generator, batch: int, heads: int, length: int, half: int, interleaved: bool = False,
@@ -241,7 +241,6 @@ def spec() -> Spec:
             }
         ),
         inputs=inputs,
-        tolerance=Tolerance(naive=1.0, rounding=0.5),
         builds=(
             llama,
             {**llama, "half": 32},

@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
-import hypothesis
 import torch
-from hypothesis import HealthCheck, Phase
-from hypothesis import strategies as st
-from hypothesis.errors import Flaky
 
-from kernels.lab.example import Raised, Wrong, judge
-from kernels.lab.find import UsageError, add_kernel_argument, find
+from kernels.lab.calls import describe
+from kernels.lab.conduct import Conduct, examine
+from kernels.lab.draws import Drawn, Draws
+from kernels.lab.example import example, judge
+from kernels.lab.find import UsageError, add_kernel_argument, find, told_in_one_line
+from kernels.lab.interpreter import Unsupported
+from kernels.lab.limits import Wrong
 from kernels.lab.memory import LAYOUTS
+from kernels.lab.processes import Ended, in_order
 from kernels.lab.spec import DTYPES, Case, Spec
+from kernels.lab.surroundings import Names
+from kernels.lab.trial import Raised
 from kernels.launch import INTERPRETED, triton
+
+LARGE = 16_384
+"""Elements of an example's inputs above which it is tried in one dtype only, each time another one."""
+EXAMINED = (0.1, 0.5, 0.9)
+"""Which of the examples that are not large are examined for how the op goes about them, by their place among these."""
+LARGEST_BUILD = 2**18
+"""Elements of a realistic size that the interpreter still runs."""
+NOT_LOOKED_AT = (
+    "races that running the programs in reversed order does not show, tf32, reads outside of tensors beyond 4,096 "
+    "elements, what a GPU's compiler makes of it"
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +71,10 @@ class Report:
     worst: dict[str, dict[str, float]] = field(default_factory=dict)
     """Quantity -> dtype -> the largest error over its limit."""
     failure: Failure | None = None
+    conduct: Conduct | None = None
+    """How the op went about the last example that was examined."""
+    realistic: list[str] | None = None
+    """Those of the spec's builds that were run too; None where none was asked for."""
 
     def __str__(self) -> str:
         if self.failure is not None:
@@ -73,6 +96,11 @@ class Report:
         for quantity, row in self.worst.items():
             cells = (f"{row[dtype]:9.2f}" if dtype in row else f"{'–':>9}" for dtype in dtypes)
             lines.append(" ".join([f"{quantity:{width}}", *cells]))
+        if self.conduct is not None:
+            lines.append(str(self.conduct))
+        if self.realistic is not None:
+            lines.append(f"Builds that it is right at: {'; '.join(self.realistic) or 'none, they are too large here'}")
+            lines.append(f"Not looked at: {NOT_LOOKED_AT if INTERPRETED else 'races that do not show in two runs'}")
         return "\n".join(lines)
 
     def add(self, dtype: str, ratios: dict[str, float]) -> None:
@@ -90,68 +118,101 @@ def check(
     seed: int = 0,
     shrink: bool = True,
     target: str = "",
+    judging: Names | None = None,
 ) -> Report:
-    """Draws `examples` cases and layouts and judges the op on each, in every dtype (or in a drawn one of them).
+    """Draws `examples` cases and layouts and judges the op on each, in every dtype (or in a drawn one of them), those
+    with few elements first.
 
     dtypes: names in `DTYPES`, the spec's by default. shrink: look for the smallest example that fails, which takes more
-    runs than finding the first. The same seed draws the same examples.
+    runs than finding the first. The same seed draws the same examples. judging: the functions that judge, as
+    they were before the op's file was loaded. Raises Unsupported where the interpreter cannot run it.
     """
-    names = tuple(dtypes) or tuple(name for name, dtype in DTYPES.items() if dtype in spec.dtypes)
-    report = Report(target or spec.name)
+    names = tuple(dtypes) or dtypes_of(spec)
+    judging, report = judging or Names(), Report(target or spec.name)
+    draws = Draws(spec.cases, tuple(layouts), names, every_dtype, examples, seed)
+    ordered = sorted(((elements_of(spec, drawn.case), drawn) for drawn in draws.all()), key=lambda pair: pair[0])
+    small = [index for index, (elements, _) in enumerate(ordered) if 0 < elements <= LARGE]
+    examined = {small[int(place * len(small))] for place in EXAMINED} if small else set()
 
-    def example(case: Case, layout: str, number: int, chosen: tuple[str, ...]) -> None:
-        case = {"seed": number, **case}
-        if report.failure is None:
-            report.examples += 1
-        for dtype in chosen:
+    def attempt(drawn: Drawn, dtype: str, how: Callable[..., Any]) -> Any:
+        """What `how` returns; where it raises Wrong, the failure is the report's, and raised on."""
+        try:
+            seen = how(spec, drawn.case, DTYPES[dtype], drawn.layout)
+            judging.require_unchanged()
+        except Wrong as wrong:
+            report.failure = Failure(drawn.case, dtype, drawn.layout, str(wrong), isinstance(wrong, Raised))
+            raise
+        return seen
+
+    for number, (elements, drawn) in enumerate(ordered):
+        report.examples += 1
+        tried = drawn.dtypes if elements <= LARGE else (drawn.dtypes[number % len(drawn.dtypes)],)
+        ways = [(dtype, judge) for dtype in tried]
+        if number in examined:
+            ways.append((tried[number % len(tried)], observe))
+        for dtype, how in ways:
             try:
-                ratios = judge(spec, case, DTYPES[dtype], layout)
-            except Wrong as wrong:
-                report.failure = Failure(case, dtype, layout, str(wrong), isinstance(wrong, Raised))
-                raise
-            if report.failure is None:
-                report.add(dtype, ratios)
-
-    settings = hypothesis.settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        report_multiple_bugs=False,
-        phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
-    )
-    drawn = hypothesis.given(
-        case=spec.cases,
-        layout=st.sampled_from(layouts),
-        number=st.integers(0, 999),
-        chosen=st.just(names) if every_dtype else st.sampled_from([(name,) for name in names]),
-    )
-    try:
-        hypothesis.seed(seed)(settings(drawn(example)))()
-    # Flaky: a failure that did not come again, which a kernel with a race can do; it is one all the same.
-    except (Wrong, Flaky):
-        assert report.failure is not None
+                seen = attempt(drawn, dtype, how)
+            except Wrong:
+                if shrink:
+                    draws.smallest(drawn, partial(attempt, dtype=dtype, how=how))
+                return report
+            if isinstance(seen, Conduct):
+                report.conduct = seen
+            else:
+                report.add(dtype, seen)
     return report
 
 
+def observe(spec: Spec, case: Case, dtype: torch.dtype, layout: str) -> Conduct:
+    return examine(example(spec, case, dtype, layout))
+
+
+def dtypes_of(spec: Spec) -> tuple[str, ...]:
+    return tuple(name for name, dtype in DTYPES.items() if dtype in spec.dtypes)
+
+
+def elements_of(spec: Spec, case: Case) -> int:
+    return sum(t.numel() for t in spec.make(case).tensors.values())
+
+
 def check_case(spec: Spec, case: Case, dtypes: Sequence[str], layouts: Sequence[str], target: str = "") -> Report:
-    """Judges the op on one given case, in each dtype and layout."""
-    report = Report(target or spec.name)
+    """Judges the op on one given case, in each dtype and layout, and how it goes about the first."""
+    report, judging = Report(target or spec.name), Names()
     for dtype in dtypes:
         for layout in layouts:
             report.examples += 1
             try:
                 report.add(dtype, judge(spec, case, DTYPES[dtype], layout))
+                if report.conduct is None:
+                    report.conduct = observe(spec, case, DTYPES[dtype], layout)
+                judging.require_unchanged()
             except Wrong as wrong:
                 report.failure = Failure(case, dtype, layout, str(wrong), isinstance(wrong, Raised))
                 return report
     return report
 
 
+def check_builds(spec: Spec, report: Report, judging: Names) -> None:
+    """Adds to a report the realistic sizes that the interpreter can run: what small ones do not show."""
+    report.realistic = []
+    for case in spec.builds:
+        if INTERPRETED and elements_of(spec, case) > LARGEST_BUILD:
+            continue
+        dtype = case.get("dtype", "bfloat16")
+        try:
+            report.add(dtype, judge(spec, case, DTYPES[dtype], "contiguous"))
+            judging.require_unchanged()
+        except Wrong as wrong:
+            report.failure = Failure(case, dtype, "contiguous", str(wrong), isinstance(wrong, Raised))
+            return
+        report.realistic.append(describe(case))
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_kernel_argument(parser)
     parser.add_argument("--examples", type=int, default=100, metavar="N", help="cases to draw (default 100)")
-    parser.add_argument("--dtype", choices=DTYPES, help="only this one (default: every dtype, for each case)")
+    parser.add_argument("--dtype", choices=DTYPES, help="only this one (default: every dtype of the spec)")
     parser.add_argument("--layout", choices=LAYOUTS, help="only this one")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="draws other examples (default 0)")
     parser.add_argument("--case", metavar="JSON", help="judge this one case, as a failure printed it")
@@ -159,24 +220,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """The command: prints a report for each op of the kernel; 1 where one is wrong."""
+    """The command: prints a report for each op of the kernel; 1 where one is wrong, 2 where one cannot be judged."""
     if triton is None:
         raise UsageError("Triton is not installed here: there is nothing to run kernels with")
     if options.examples < 1:
         raise UsageError(f"--examples is {options.examples}; it must be at least 1")
-    case = parsed(options.case) if options.case is not None else None
-    failed = False
-    for kernel in find(options.kernel):
-        spec, target = kernel.spec, kernel.target
-        dtypes = [options.dtype] if options.dtype else [name for name, dtype in DTYPES.items() if dtype in spec.dtypes]
-        layouts = [options.layout] if options.layout else LAYOUTS
-        if case is not None:
-            report = check_case(spec, case, dtypes, layouts, target)
-        else:
-            report = check(spec, options.examples, dtypes, layouts, seed=options.seed, target=target)
-        print(report)
-        failed |= report.failure is not None
-    return int(failed)
+    options.case = parsed(options.case) if options.case is not None else None
+    found = find(options.kernel)
+    status = 0
+    for kernel, answer in zip(found, in_order(judge_kernel, [(kernel.target, options) for kernel in found])):
+        if isinstance(answer, Ended):
+            answer = f"{kernel.target}: wrong: its process died (exit code {answer.exit_code})", 1
+        text, code = answer
+        print(text, file=sys.stderr if code == 2 else sys.stdout, flush=True)
+        status = max(status, code)
+    return status
+
+
+def judge_kernel(target: str, options: argparse.Namespace) -> tuple[str, int]:
+    """In a process of its own: what to print of one op, and the exit code that it asks for."""
+    torch.set_num_threads(1)
+    judging = Names()
+    try:
+        (kernel,) = find(target)
+        spec = kernel.spec
+        dtypes = (options.dtype,) if options.dtype else dtypes_of(spec)
+        layouts = (options.layout,) if options.layout else LAYOUTS
+        with told_in_one_line(kernel.path, "judging it"):
+            if options.case is not None:
+                require_fitting(spec, options.case)
+                dtypes = (options.dtype or options.case["dtype"],) if "dtype" in options.case else dtypes
+                report = check_case(spec, options.case, dtypes, layouts, target)
+            else:
+                report = check(
+                    spec, options.examples, dtypes, layouts, seed=options.seed, target=target, judging=judging
+                )
+                if report.failure is None:
+                    check_builds(spec, report, judging)
+    except Unsupported as reason:
+        return (
+            f"error: {target}: not judged, right or wrong: {reason}. Triton's interpreter cannot run it; on a machine "
+            f"with a CUDA device `check` runs it natively, and `compile` builds it anywhere",
+            2,
+        )
+    except UsageError as error:
+        return f"error: {error}", 2
+    return str(report), int(report.failure is not None)
 
 
 def parsed(text: str) -> Case:
@@ -187,3 +276,23 @@ def parsed(text: str) -> Case:
     if not isinstance(case, dict):
         raise UsageError(f'--case must be a JSON object, such as {{"columns": 3}}, not {text}')
     return case
+
+
+def require_fitting(spec: Spec, case: Case) -> None:
+    """UsageError where the case is not one of the spec's."""
+    settings = {key: value for key, value in case.items() if key not in ("seed", "dtype")}
+    try:
+        inspect.signature(spec.inputs).bind(None, **settings)
+    except TypeError as error:
+        named = list(inspect.signature(spec.inputs).parameters)[1:]
+        raise UsageError(f"--case does not fit {spec.name}: {error}; a case has {', '.join(named)}") from error
+    if case.get("dtype", "float32") not in DTYPES:
+        raise UsageError(f"--case: dtype is {case['dtype']!r}; it must be one of {', '.join(DTYPES)}")
+    try:
+        spec.make(case)
+    except Exception as error:
+        raise UsageError(f"--case does not fit {spec.name}: {type(error).__name__}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

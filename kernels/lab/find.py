@@ -9,13 +9,16 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
 import kernels
+from kernels.lab.interpreter import Unsupported
 from kernels.lab.spec import Spec
 
 
@@ -37,7 +40,12 @@ class Kernel:
 
     @cached_property
     def spec(self) -> Spec:
-        return self.declare()
+        """UsageError where declaring it fails."""
+        with told_in_one_line(self.path, f"{self.declare.__name__}()"):
+            spec = self.declare()
+        if not isinstance(spec, Spec):
+            raise UsageError(f"{self.path}: {self.declare.__name__}() returned {type(spec).__name__}, not a Spec")
+        return spec
 
 
 def add_kernel_argument(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +57,7 @@ def find(target: str) -> list[Kernel]:
     """The kernels that `target` names: softmax (a file of the package, or an op in one), all (of the package), or
     my_softmax.py; file:op or my_file.py:op is one of several in a file."""
     name, _, op = target.partition(":")
-    if name.endswith(".py"):
+    if name.endswith(".py") or Path(name).is_dir():
         in_file = kernels_of(load(Path(name)), name)
         if not in_file:
             raise UsageError(f"{name} has no function `spec` and none that ends in `_spec`")
@@ -72,7 +80,28 @@ def find(target: str) -> list[Kernel]:
 def package_kernels() -> list[Kernel]:
     """Every op of `kernels/` that has a spec, by name of file."""
     modules = sorted(module.name for module in pkgutil.iter_modules(kernels.__path__) if not module.ispkg)
-    return [kernel for name in modules for kernel in kernels_of(importlib.import_module(f"kernels.{name}"), name)]
+    return [kernel for name in modules for kernel in kernels_of(_of_package(name), name)]
+
+
+def _of_package(name: str) -> ModuleType:
+    with told_in_one_line(Path(kernels.__path__[0], f"{name}.py"), "importing it"):
+        return importlib.import_module(f"{kernels.__name__}.{name}")
+
+
+@contextmanager
+def told_in_one_line(path: Path, what: str) -> Iterator[None]:
+    """Any error of somebody's file becomes a UsageError that names its last line there."""
+    try:
+        yield
+    except (UsageError, Unsupported):
+        raise
+    except SyntaxError as error:
+        raise UsageError(f"{error.filename or path}:{error.lineno or 1}: {error.msg}") from error
+    except Exception as error:
+        inside = [at for at in traceback.extract_tb(error.__traceback__) if Path(at.filename).name == path.name]
+        where = f"{path}:{inside[-1].lineno}" if inside else str(path)
+        said = " ".join(str(error).split())  # in one line
+        raise UsageError(f"{where}: {what} raised {type(error).__name__}{said and ': '}{said}") from error
 
 
 def op_name(kernel: Kernel) -> str:
@@ -97,7 +126,7 @@ def kernels_of(module: ModuleType, target: str) -> list[Kernel]:
 def load(path: Path, name: str = "", neighbours: Path | None = None) -> ModuleType:
     """A file as a module of its own, which can import the files beside it (or those in `neighbours`)."""
     if not path.is_file():
-        raise UsageError(f"no file {path}")
+        raise UsageError(f"{path} is a folder; name a file in it" if path.is_dir() else f"no file {path}")
     name = name or f"kernel_{path.stem}"
     declaration = importlib.util.spec_from_file_location(name, path)
     assert declaration is not None and declaration.loader is not None
@@ -106,5 +135,6 @@ def load(path: Path, name: str = "", neighbours: Path | None = None) -> ModuleTy
     folder = str((neighbours or path.parent).resolve())
     if folder not in sys.path:
         sys.path.append(folder)
-    declaration.loader.exec_module(module)
+    with told_in_one_line(path, "importing it"):
+        declaration.loader.exec_module(module)
     return module

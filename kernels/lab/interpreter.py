@@ -8,17 +8,20 @@ Triton (3.6 to 3.9 have them); tests/kernels/lab/test_interpreter.py fails when 
 
 from __future__ import annotations
 
+import traceback
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
 
-from kernels.launch import tl
+from kernels.launch import INTERPRETED, tl
 
 ARITHMETIC = (
     "binary_op", "unary_op", "ternary_op", "create_dot", "create_fma", "create_rsqrt", "create_erf", "create_clampf",
@@ -123,3 +126,57 @@ def reversed_programs() -> Iterator[None]:
 
     with mock.patch.object(interpreter.InterpreterBuilder, "set_grid_idx", set_reversed):
         yield
+
+
+class Unsupported(Exception):
+    """The interpreter cannot run a kernel, which may be right or not."""
+
+
+def inability(error: BaseException) -> str | None:
+    """Why the interpreter could not run what raised this, and what to do; None where the fault is the kernel's own."""
+    if not INTERPRETED:
+        return None
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    for cause in causes:
+        text = str(cause)
+        if "active drivers" in text:
+            return "it asks for a GPU's driver, as @triton.autotune does to measure; choose block sizes in plain Python"
+        if "CUDA" in text and isinstance(cause, (RuntimeError, AssertionError)):
+            return f"it asks for a CUDA device ({first_line(text)})"
+        if isinstance(cause, NotImplementedError):
+            return first_line(text) or "it uses what the interpreter does not implement"
+        if "`_semantic` argument must be provided" in text:
+            return f"it calls {foreign_function(cause) or 'a function'}, which only GPUs have; tl.math may have it too"
+        if "cannot convert None of type" in text and (name := foreign_function(cause)):
+            return f"it calls {name}, which only GPUs have; tl.math may have it too"
+        if isinstance(cause, AttributeError) and raised_in_triton(cause):
+            return f"the interpreter itself failed ({first_line(text)})"
+    return None
+
+
+def first_line(text: str) -> str:
+    return text.strip().split("\n")[0]
+
+
+def raised_in_triton(error: BaseException) -> bool:
+    import triton
+
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(triton.__file__).parent)
+
+
+def foreign_function(error: BaseException) -> str | None:
+    """A function of libdevice, or of a GPU's own, that the code which raised this names."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        code, known = frame.f_code, frame.f_globals
+        for name in code.co_names:
+            value = known.get(name)
+            if isinstance(value, types.ModuleType) and "libdevice" in value.__name__:
+                return next((f"libdevice.{used}" for used in code.co_names if hasattr(value, used)), "libdevice")
+            if "libdevice" in (getattr(value, "__module__", None) or ""):
+                return f"libdevice.{name}"
+        if "extra" in code.co_names and ("libdevice" in code.co_names or "cuda" in code.co_names):
+            return "tl." + ".".join(code.co_names[code.co_names.index("extra") :][:4])
+    return None

@@ -1,22 +1,22 @@
 """Does `check` see bugs? Each mutant of a spec is planted in a copy of the kernel's file, which must then fail.
 
 Every mutant runs in a process of its own: a custom op is registered once a process, and what a mutant writes outside of
-its tensors may end one. The processes are forked from one that has imported PyTorch and Triton already.
+its tensors may end one.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import kernels
 from kernels.lab.check import check
 from kernels.lab.find import Kernel, UsageError, add_kernel_argument, find, load
+from kernels.lab.processes import Ended, in_order
 from kernels.lab.spec import Mutant
 
 LONGEST = 300.0
@@ -53,34 +53,24 @@ def plant(kernel: Kernel, mutant: Mutant) -> str:
 def run_mutants(kernel: Kernel, examples: int = 100, seed: int = 0) -> Iterator[Outcome]:
     """Plants one mutant after the other; each is over when `check` fails, or has drawn all examples."""
     planted = [(mutant, plant(kernel, mutant)) for mutant in kernel.spec.mutants]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kernels.lab.check"])
-    for mutant, source in planted:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / (mutant.file or kernel.path.name)
+    with ExitStack() as folders:
+        calls = []
+        for mutant, source in planted:
+            folder = folders.enter_context(tempfile.TemporaryDirectory())
+            path = Path(folder, mutant.file or kernel.path.name)
             path.write_text(source, encoding="utf-8")
-            receiver, sender = context.Pipe(duplex=False)
-            arguments = (sender, mutant.name, path, kernel.path, kernel.declare.__name__, examples, seed)
-            process = context.Process(target=try_mutant, args=arguments)
-            process.start()
-            sender.close()  # so that the receiver notices when the process ends without an answer
-            try:
-                if receiver.poll(LONGEST):
-                    yield receiver.recv()
-                else:
-                    yield Outcome(mutant.name, 0, False, f"error: no end after {LONGEST:.0f} s")
-            except EOFError:
-                process.join()
-                yield Outcome(mutant.name, 1, True, f"its process died (exit code {process.exitcode})")
-            finally:
-                process.kill()
-                process.join()
+            calls.append((mutant.name, path, kernel.path, kernel.declare.__name__, examples, seed))
+        for (mutant, _), answer in zip(planted, in_order(try_mutant, calls, LONGEST)):
+            if not isinstance(answer, Ended):
+                yield answer
+            elif answer.exit_code is None:
+                yield Outcome(mutant.name, 0, False, f"error: no end after {LONGEST:.0f} s")
+            else:
+                yield Outcome(mutant.name, 1, True, f"its process died (exit code {answer.exit_code})")
 
 
-def try_mutant(
-    answers: Connection, name: str, path: Path, original: Path, declaration: str, examples: int, seed: int
-) -> None:
-    """In a process of its own: checks the mutated file, and answers with an Outcome."""
+def try_mutant(name: str, path: Path, original: Path, declaration: str, examples: int, seed: int) -> Outcome:
+    """In a process of its own: checks the mutated file."""
     try:
         if path.name != original.name:  # the spec's own file is as it was, and imports the mutated one
             load(path, f"{kernels.__name__}.{path.stem}")
@@ -88,16 +78,13 @@ def try_mutant(
         module = load(path, f"mutant_{path.stem}", neighbours=original.parent)
         report = check(getattr(module, declaration)(), examples, seed=seed, shrink=False)
     except Exception as error:
-        answers.send(Outcome(name, 0, False, f"error: {type(error).__name__}: {error}"))
-        return
+        return Outcome(name, 0, False, f"error: {type(error).__name__}: {error}")
     if report.failure is None:
-        answers.send(Outcome(name, report.examples, False, "survived"))
-    elif report.failure.is_exception:
-        # A mutant that does not even run shows nothing about the check.
-        answers.send(Outcome(name, report.examples, False, f"error: {report.failure.what}"))
-    else:
-        failure = report.failure
-        answers.send(Outcome(name, report.examples, True, f"{failure.what}; {failure.dtype}, {failure.layout}"))
+        return Outcome(name, report.examples, False, "survived")
+    failure = report.failure
+    if failure.is_exception:  # a mutant that does not even run shows nothing about the check
+        return Outcome(name, report.examples, False, f"error: {failure.what}")
+    return Outcome(name, report.examples, True, f"{failure.what}; {failure.dtype}, {failure.layout}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

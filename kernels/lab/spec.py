@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -55,21 +55,13 @@ class Work:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a result may be from the float64 reference r, in Frobenius norms:
+    """What a kernel may lose besides float32's arithmetic and one rounding of each result, which `limits.py` knows by
+    itself: nothing, unless its documentation says that it rounds something on the way."""
 
-        ‖y - r‖ ≤ naive · ‖y_naive - r‖ + rounding · eps · (‖r‖ + least · √n) + floor
-
-    y_naive is the reference computed in the tested dtype: a kernel is compared with what plain PyTorch loses. Where
-    that is exact by luck, or the problem itself amplifies rounding, the other two terms are what is left. eps and the
-    least normal number are those of the quantity's own dtype: a float32 loss of bfloat16 logits is judged as float32.
-    """
-
-    naive: float = 2.0
-    rounding: float = 2.0
     floor: Callable[[str, Inputs, Mapping[str, Tensor], float], float] | None = None
-    """(quantity, inputs, results, eps) -> an absolute error allowed to float32 arithmetic. `quantity` is an output's
-    name or "d" + a tensor's; `inputs` are the tested ones, in float64; `results` are the float64 outputs, gradients,
-    and cotangents "d" + output. What is not finite in these counts as 0. Without it the floor is 1.2e-7 · ‖r‖."""
+    """(quantity, inputs, results, eps) -> an absolute error, of the Frobenius norm, allowed besides. `quantity` is an
+    output's name or "d" + a tensor's; `inputs` are the tested ones, in float64; `results` are the float64 outputs,
+    gradients, and cotangents "d" + output; eps is that of the tested dtype. What is not finite in these counts as 0."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +85,9 @@ class Spec:
     """The public function; it returns a tensor or a tuple of them."""
     reference: Callable[..., Any]
     """Plain PyTorch with the same parameters and results, good in float64."""
+    exact: Callable[..., Any] | None = field(default=None, kw_only=True)
+    """(as_stored, **tensors, **options) -> the same results, where the op's definition itself rounds on the way, as a
+    norm of a stored sum does: as_stored(t, "total") is t in the dtype of the output `total`. None: the reference."""
     cases: SearchStrategy[Case]
     """Small inputs: edges, odd sizes, options. The lab adds dtype, layouts and padding."""
     inputs: Callable[..., Inputs]
@@ -116,6 +111,10 @@ class Spec:
     """Other implementations with the op's parameters, by name; those that cannot be imported are left out. `eager` (the
     reference) and `compile` (torch.compile of it) are always measured."""
     mutants: tuple[Mutant, ...] = ()
+
+    order: Literal["fixed", "atomics"] = field(default="fixed", kw_only=True)
+    """"atomics" where programs add to the same numbers in whatever order they come: then each run is within its limit,
+    instead of having the same bits as the others."""
 
     def make(self, case: Case, device: torch.device | str = "cpu") -> Inputs:
         """The inputs of one case: the same ones each time, of one kind of device."""

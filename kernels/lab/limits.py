@@ -1,0 +1,87 @@
+"""How far from right a result may be, as a whole and element by element; rounding.py says why.
+
+A result y with the float64 result r, r° the number of y's dtype nearest to r, and δ what float32 loses inside must keep
+
+    ‖y - r‖  ≤ ‖r° - r‖  + 2·slack·‖δ‖ + extra       in the Frobenius norm
+    |y - r|  ≤ |r° - r|  + 2·EACH·|δ| + extra        in each element
+
+δ is the root mean square over a few runs. The kernel may add up other terms than the reference, hence the slack: 2 for
+float32 inputs; 1 for others, where δ is the rounding of a product's operands, and those are the same. One element's δ
+is seen a few times only, and may be small in all of them, hence EACH.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RUNS = 4
+"""Of the reference with its operations rounded at random."""
+EACH = 64.0
+LEAST = torch.finfo(torch.float32).smallest_normal
+"""What is smaller may be flushed to 0."""
+
+
+class Wrong(AssertionError):
+    """What an op did wrong on one example."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One result's."""
+
+    exact: Tensor
+    """r, in float64."""
+    lost: Tensor
+    """|δ|, float64."""
+    slack: float
+    extra: float = 0.0
+    """What the spec's tolerance allows besides."""
+
+    def compare(self, name: str, got: Tensor) -> float:
+        """The norm of the error over its limit; raises Wrong where that is above 1, or an element above its own."""
+        exact = self.exact
+        if not got.is_floating_point():
+            require_each(name, got, exact, got == exact)
+            return 0.0
+        largest, once = torch.finfo(got.dtype).max, (exact.to(got.dtype).double() - exact).abs()
+        got = got.double()
+        overflows = exact.isfinite() & (exact.abs() > 0.98 * largest)  # infinite or not, depending on rounding
+        agrees = torch.where(exact.isfinite(), got.isfinite(), (got == exact) | (got.isnan() & exact.isnan()))
+        require_each(name, got, exact, agrees | overflows)
+
+        judged = exact.isfinite() & ~overflows
+        error, once, lost = ((got - exact).abs()[judged], once[judged], self.lost[judged])
+        least = LEAST * math.sqrt(max(1, error.numel()))
+        limit = float(once.norm()) + 2 * self.slack * float(lost.norm()) + least + self.extra
+        if not limit < float("inf"):
+            raise ValueError(f"the limit of {name} is {limit}; a tolerance must be finite")
+        if (whole := float(error.norm())) > limit:
+            raise Wrong(
+                f"{name}: error {whole:.3g} is {whole / limit:.3g} times its limit {limit:.3g} (norm "
+                f"{float(exact[judged].norm()):.3g}; rounding it once {float(once.norm()):.3g}, float32 inside "
+                f"{2 * self.slack * float(lost.norm()):.3g}{f', tolerance {self.extra:.3g}' if self.extra else ''})"
+            )
+        limits = torch.zeros_like(exact).masked_scatter(judged, once + 2 * EACH * lost + LEAST + self.extra)
+        fits = ~judged | ((got - exact).abs() <= limits)
+        require_each(name, got, exact, fits)
+        return whole / limit
+
+
+def scatter(exact: Tensor, runs: Sequence[Tensor]) -> Tensor:
+    """|δ| of each element: the root mean square of what the runs differ from the exact result by."""
+    if not exact.is_floating_point():
+        return torch.zeros(exact.shape, dtype=torch.float64)
+    differences = (torch.stack(list(runs)) - exact).nan_to_num(0.0, 0.0, 0.0)
+    return differences.square().mean(0).sqrt()
+
+
+def require_each(name: str, got: Tensor, exact: Tensor, agrees: Tensor) -> None:
+    if not agrees.all():
+        at = tuple((~agrees).nonzero()[0].tolist())
+        count = int((~agrees).sum())
+        raise Wrong(f"{name}{list(at)} is {got[at].item():.5g}, not {exact[at].item():.5g} ({count} such elements)")
