@@ -124,11 +124,30 @@ class Ranks:
             torch.distributed.barrier()
 
 
+def _counted(name: str, value: str) -> int | None:
+    """A whole number from the environment; None when it is empty."""
+    if value and not value.isdecimal():
+        raise UserError(f"{name} is {value!r}, which is no whole number: start with torchrun, or unset it")
+    return int(value) if value else None
+
+
 def join_ranks(device: torch.device) -> Ranks:
-    """Joins the process group that torchrun announced in the environment, if it did."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    """Joins the process group that torchrun announced in the environment, if it did.
+
+    Raises UserError when only a part of that is there, or when it is none.
+    """
+    announced = {name: os.environ.get(name, "").strip() for name in ("WORLD_SIZE", "RANK")}
+    size, rank = (_counted(name, value) for name, value in announced.items())
+    if size is None or size <= 1:
         return Ranks()
+    lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name, "").strip()]
+    if lacking:
+        raise UserError(
+            f"WORLD_SIZE is {size}, but {', '.join(lacking)} is not set: start with torchrun, or unset WORLD_SIZE"
+        )
+    if rank is not None and rank >= size:
+        raise UserError(f"RANK is {rank} of WORLD_SIZE {size}: ranks count from 0; start with torchrun")
+    _counted("MASTER_PORT", os.environ["MASTER_PORT"])
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return Ranks(torch.distributed.get_rank(), size)

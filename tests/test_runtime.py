@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from instructgpt.errors import UserError
-from instructgpt.runtime import Ranks, peak_memory, resolve_device, resolve_precision, seed_everything
+from instructgpt.runtime import Ranks, join_ranks, peak_memory, resolve_device, resolve_precision, seed_everything
 
 CPU = torch.device("cpu")
 
@@ -73,3 +73,36 @@ def test_waiting_threads_sleep_unless_the_user_wants_otherwise(given: str | None
     program = "import os, sys, instructgpt; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert told.stdout.split() == [then, "False"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "complaint"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK, MASTER_ADDR, MASTER_PORT is not set"),
+        ({"WORLD_SIZE": "2", "RANK": "", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK is not set: start"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"), ({"WORLD_SIZE": "-1"}, "WORLD_SIZE is '-1'"),
+        ({"WORLD_SIZE": "1.5"}, "no whole number"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK is 2 of WORLD_SIZE 2"),
+        ({"WORLD_SIZE": "2", "RANK": "x", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK is 'x'"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "p"}, "MASTER_PORT is 'p'"),
+    ],
+)  # fmt: skip
+def test_half_an_announcement_of_ranks_is_told(
+    environment: dict[str, str], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _announce(environment, monkeypatch)
+    with pytest.raises(UserError, match=complaint):
+        join_ranks(CPU)
+
+
+@pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": ""}, {"WORLD_SIZE": " "}, {"WORLD_SIZE": "1"}])
+def test_no_announcement_is_one_rank(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    _announce(environment, monkeypatch)
+    assert join_ranks(CPU) == Ranks(0, 1)
+
+
+def _announce(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, cast
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
 
 from instructgpt import world
 from instructgpt.data.account import Account
@@ -28,6 +28,8 @@ class Query:
     """The answer in the data."""
     check: Callable[[str], float] | None = None
     """The true reward of an answer, in [0, 1]; None where only the world could know, and the prompt is not its."""
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Further fields of its record, for reward functions that ask for them."""
 
 
 class QuerySource(Protocol):

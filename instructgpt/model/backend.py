@@ -28,7 +28,10 @@ _IGNORED = -100
 
 @dataclass(frozen=True)
 class Backend:
-    """The operators; where nothing else is said, each with the signature of its reference in `kernels`."""
+    """The operators; where nothing else is said, each with the signature of its reference in `kernels`.
+
+    Each is a function with a name, so that a model can be pickled and copied.
+    """
 
     name: str
     visibility: Callable[[int, int, Tensor | None, torch.device], Any]
@@ -88,8 +91,8 @@ def naive() -> Backend:
     """The references, operator by operator: slow, and the judge of the others."""
     return Backend(
         name="naive",
-        visibility=lambda queries, keys, documents, device: documents,
-        attention=lambda q, k, v, documents: kernels.attention_reference(q, k, v, causal=True, documents=documents),
+        visibility=_naive_visibility,
+        attention=_naive_attention,
         rms_norm=kernels.rms_norm_reference,
         layer_norm=kernels.layer_norm_reference,
         rope=kernels.rope_reference,
@@ -102,13 +105,19 @@ def naive() -> Backend:
     )
 
 
+def _naive_visibility(queries: int, keys: int, documents: Tensor | None, device: torch.device) -> Tensor | None:
+    return documents
+
+
+def _naive_attention(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
+    return kernels.attention_reference(q, k, v, causal=True, documents=documents)
+
+
 def triton() -> Backend:
     """Our kernels."""
     return Backend(
         name="triton",
-        visibility=lambda queries, keys, documents, device: kernels.key_intervals(
-            queries, keys, device, causal=True, documents=documents
-        ),
+        visibility=_triton_visibility,
         attention=_triton_attention,
         rms_norm=kernels.rms_norm,
         layer_norm=kernels.layer_norm,
@@ -116,14 +125,24 @@ def triton() -> Backend:
         swiglu=kernels.swiglu,
         gelu=kernels.gelu,
         cross_entropy=kernels.cross_entropy,
-        linear_cross_entropy=lambda hidden, weight, targets, label_smoothing=0.0: kernels.linear_cross_entropy(
-            under_autocast(hidden), under_autocast(weight), targets, label_smoothing
-        ),
-        linear_logprobs=lambda hidden, weight, targets, with_entropy=False: kernels.linear_logprobs(
-            under_autocast(hidden), under_autocast(weight), targets, with_entropy
-        ),
+        linear_cross_entropy=_triton_linear_cross_entropy,
+        linear_logprobs=_triton_linear_logprobs,
         quantized_linear=kernels.quantized_linear,
     )
+
+
+def _triton_visibility(queries: int, keys: int, documents: Tensor | None, device: torch.device) -> Tensor:
+    return kernels.key_intervals(queries, keys, device, causal=True, documents=documents)
+
+
+def _triton_linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    return kernels.linear_cross_entropy(under_autocast(hidden), under_autocast(weight), targets, label_smoothing)
+
+
+def _triton_linear_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool = False) -> Any:
+    return kernels.linear_logprobs(under_autocast(hidden), under_autocast(weight), targets, with_entropy)
 
 
 def _triton_attention(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor) -> Tensor:
@@ -141,10 +160,10 @@ def sdpa() -> Backend:
         visibility=_sdpa_visibility,
         attention=_sdpa_attention,
         rms_norm=_rms_norm,
-        layer_norm=lambda x, weight, bias, eps: F.layer_norm(x, weight.shape, weight, bias, eps),
+        layer_norm=_layer_norm,
         rope=_rope,
-        swiglu=lambda gate, up: F.silu(gate) * up,
-        gelu=lambda x: F.gelu(x, approximate="tanh"),
+        swiglu=_swiglu,
+        gelu=_gelu,
         cross_entropy=_cross_entropy,
         linear_cross_entropy=_linear_cross_entropy,
         linear_logprobs=_linear_logprobs,
@@ -168,6 +187,18 @@ def _sdpa_attention(q: Tensor, k: Tensor, v: Tensor, may_attend: Tensor | None) 
         return cpu_ops.attention(q, k, v, may_attend, is_causal)
     grouped = q.size(1) != k.size(1)
     return F.scaled_dot_product_attention(q, k, v, may_attend, is_causal=is_causal, enable_gqa=grouped)
+
+
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate) * up
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

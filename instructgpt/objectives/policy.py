@@ -18,6 +18,7 @@ reward has risen, the coefficient is too small or the learning rate too high.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -51,7 +52,7 @@ def kl_k3(logprobs: Tensor, reference: Tensor) -> Tensor:
     As a loss it is differentiated through `logprobs`: that is GRPO's KL term (Shao et al. 2024, eq. 4).
     """
     log_ratio = reference - logprobs
-    return log_ratio.exp() - 1 - log_ratio
+    return log_ratio.expm1() - log_ratio
 
 
 def rewards_with_kl(
@@ -69,11 +70,41 @@ def adapt_coefficient(coefficient: float, kl: float, target: float, gain: float 
 
     The error is cut off at 20%, so that one odd batch cannot do much.
     """
+    if math.isnan(kl):
+        return coefficient
     error = min(max(kl / target - 1, -0.2), 0.2)
     return coefficient * (1 + gain * error)
 
 
 # ---- advantages
+
+_ROUNDING = 2 * torch.finfo(torch.float32).eps
+"""Differences, as a share of the largest value, that are rounding and say nothing."""
+
+
+class Deviations(NamedTuple):
+    """How values differ from their mean, in the last dimension."""
+
+    centred: Tensor
+    """(..., N) values less their mean."""
+    deviation: Tensor
+    """(..., 1) their standard deviation."""
+
+
+def deviations(values: Tensor, unbiased: bool = False) -> Deviations:
+    """Values (..., N) less their mean, and their standard deviation: both exactly 0 where all values are equal.
+
+    Whatever is divided by a spread takes it from here. The mean of eight floats of 0.9 is not 0.9, nor is their
+    deviation 0: what is left is rounding, which a division makes as large as any signal. Computed in float64, so that
+    no square overflows. unbiased: divide by N - 1.
+    """
+    wide = values.detach().double() if values.device.type != "mps" else values.detach()
+    differ = wide.amax(-1, keepdim=True) - wide.amin(-1, keepdim=True) > _ROUNDING * wide.abs().amax(-1, keepdim=True)
+    # What is no number stays none, for it must be seen.
+    differ = differ | ~wide.isfinite().all(-1, keepdim=True)
+    centred = torch.where(differ, wide - wide.mean(-1, keepdim=True), 0.0)
+    count = max(values.size(-1) - unbiased, 1)
+    return Deviations(centred, (centred.square().sum(-1, keepdim=True) / count).sqrt())
 
 
 class Advantages(NamedTuple):
@@ -110,9 +141,13 @@ def whiten(values: Tensor, is_answer: Tensor, shift: bool = True) -> Tensor:
     Statistics that include padding's zeros would shrink the scale, and shift what is off the answer away from zero.
     """
     chosen = values[is_answer]  # (N,)
-    mean = chosen.mean() if len(chosen) else values.new_zeros(())
-    scale = (chosen.var(unbiased=False) + 1e-8).rsqrt() if len(chosen) else values.new_ones(())
-    return ((values - mean) * scale + (0 if shift else mean)) * is_answer
+    if not len(chosen):
+        return torch.zeros_like(values)
+    centred, deviation = deviations(chosen)
+    whitened = centred / (deviation.square() + 1e-8).sqrt() + (0.0 if shift else chosen.double().mean())
+    table = torch.zeros_like(values)
+    table[is_answer] = whitened.to(values.dtype)
+    return table
 
 
 def group_advantages(scores: Tensor, group: int, normalise: bool = True) -> Tensor:
@@ -125,11 +160,10 @@ def group_advantages(scores: Tensor, group: int, normalise: bool = True) -> Tens
     """
     if group < 2 or len(scores) % group:
         raise ValueError(f"{len(scores)} scores in groups of {group}: each must be whole, and have at least 2")
-    grouped = scores.view(-1, group)
-    centred = grouped - grouped.mean(dim=1, keepdim=True)
+    centred, deviation = deviations(scores.view(-1, group), unbiased=True)
     if normalise:
-        centred = centred / (grouped.std(dim=1, keepdim=True) + 1e-4)
-    return centred.flatten()
+        centred = centred / (deviation + 1e-4)
+    return centred.flatten().to(scores.dtype)
 
 
 # ---- losses
@@ -140,8 +174,13 @@ def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor
 
     The minimum makes it a pessimist: moving r beyond the clip never pays, while a wrong move is always felt.
     """
-    ratio = (logprobs - old_logprobs).exp()
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    log_ratio = logprobs - old_logprobs
+    # The minimum is r·Â with r cut off on one side, by the sign of Â. Cut before the exponential, which overflows past
+    # 88 nats: on the side that is cut, loss and gradient are then what they should be. On the other one the objective
+    # has no bound, and a step that overflows is skipped.
+    least = math.log1p(-clip) if clip < 1 else -math.inf
+    cut = torch.where(advantages >= 0, log_ratio.clamp(max=math.log1p(clip)), log_ratio.clamp(min=least))
+    return -(cut.exp() * advantages)
 
 
 def clipped_value_losses(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
@@ -276,8 +315,10 @@ def _detached(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:
     """1 - Var(returns - values) / Var(returns) over (N,): 1 is a perfect value function, 0 one that knows the mean."""
-    variance = returns.var(unbiased=False)
-    return float(1 - (returns - values).var(unbiased=False) / variance) if variance > 0 else 0.0
+    if not len(returns):
+        return 0.0
+    spread = float(deviations(returns).deviation)
+    return 1 - (float(deviations(returns - values).deviation) / spread) ** 2 if spread else 0.0
 
 
 def best_of(scores: Tensor, group: int) -> Tensor:

@@ -58,12 +58,11 @@ def run(config: GRPOConfig) -> FitResult:
         # 1. "Sample a batch of questions; sample G outputs for each from the old policy" (algorithm 1, lines 5 to 7).
         answered = actors.answer(config, number)
         # 2. "Compute rewards by running the reward model" (line 8).
-        scores = actors.score(config, answered).to(machine.device)
+        scores = actors.score(config, answered)  # (prompts · G,) float64, on the CPU
         # 3. "Compute Â through group relative advantage estimation" (line 9).
         advantages = group_advantages(scores, config.answers, config.terms.normalise)  # (prompts · G,)
         # A prompt whose answers all score the same has no gradient: it is left out (Yu et al. 2025, section 3.2).
-        groups = scores.view(-1, config.answers)
-        differ = (groups != groups[:, :1]).any(1).repeat_interleave(config.answers)
+        differ = (advantages.view(-1, config.answers) != 0).any(1).repeat_interleave(config.answers)
         useful = differ.nonzero()[:, 0].tolist()
         if len(useful) < config.minibatches:
             useful = range(len(answered))
@@ -72,7 +71,7 @@ def run(config: GRPOConfig) -> FitResult:
             # 4. What old policy and frozen reference make of each token, by the forward that is trained.
             seen = examine(policy, reference, [answered[i] for i in part], actors.row_length)
             # An answer's advantage is that of each of its tokens (section 4.1.2).
-            spread = advantages[part][:, None] * seen.is_answer  # (A, L)
+            spread = advantages[part].float().to(machine.device)[:, None] * seen.is_answer  # (A, L)
             parts.append(Rollout(seen.batch, seen.is_answer, seen.logprobs, seen.reference, spread))
         metrics = measure(answered, scores, [part.log_ratios for part in parts])  # the KL is of the useful ones
         metrics["groups_that_agree"] = float(1 - differ.float().mean())

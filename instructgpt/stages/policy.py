@@ -19,7 +19,7 @@ from instructgpt.settings import FilePath, NonNegative, PositiveInt
 from instructgpt.stages.common import Machine, StageConfig, build_model, fitting_row_length, require
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import load, load_reward_model
-from instructgpt.training.rewards import Reward, RewardSum, WorldReward, load_function
+from instructgpt.training.rewards import Reward, RewardSum, WorldReward, load_function, shown
 from instructgpt.training.rollouts import (
     Answered,
     examine,
@@ -30,6 +30,8 @@ from instructgpt.training.rollouts import (
 Config = TypeVar("Config", bound="PolicyStageConfig")
 _SEEDS = 1 << 40
 """Seeds of sampling that one seed of a run has for itself."""
+_LARGEST = 1e30
+"""A reward above it would overflow float32 as soon as it is squared or added up."""
 _SEEDS_OF_RUNS = 1 << 20
 """Larger ones begin anew: a generator's seed has 64 bits."""
 
@@ -80,10 +82,19 @@ class Actors:
         return sample_answers(self.policy, self.tokenizer, queries, config.answers, config.max_new_tokens, seed)
 
     def score(self, config: PolicyStageConfig, answered: Sequence[Answered]) -> Tensor:
-        """The reward of each answer (A,), less the penalty for one that was cut off."""
+        """The reward of each answer (A,) float64, less the penalty for one that was cut off.
+
+        Raises UserError for one that is no finite number: what is learnt from it would be none either.
+        """
         scores = self.reward([query for query, _ in answered], [answer for _, answer in answered])
+        for (query, answer), score in zip(answered, scores):
+            if not abs(score) <= _LARGEST:
+                raise UserError(
+                    f"the reward {self.reward.name} is {score} for the answer {answer.text[:60]!r} to {shown(query)}; "
+                    f"it must be a number of at most {_LARGEST:.0e}"
+                )
         is_cut = torch.tensor([not each.ended for each in answered])
-        return torch.tensor(scores) - config.unfinished_penalty * is_cut
+        return torch.tensor(scores, dtype=torch.float64) - config.unfinished_penalty * is_cut
 
     def validate(self, config: PolicyStageConfig) -> dict[str, float]:
         """Reward, true reward and KL on held-out prompts, one sampled answer each: what the objective is a mean of."""

@@ -23,6 +23,7 @@ from instructgpt.objectives.lm import Loss, next_token_loss
 from instructgpt.objectives.policy import (
     PPOTerms,
     adapt_coefficient,
+    deviations,
     explained_variance,
     generalized_advantages,
     ppo_loss,
@@ -96,11 +97,11 @@ def run(config: PPOConfig) -> FitResult:
         # 1. "A new prompt is sampled from the dataset; the policy generates an output" (Ouyang et al. 2022, figure 2).
         answered = actors.answer(config, number)
         # 2. "The reward model calculates a reward for the output."
-        scores = actors.score(config, answered).to(machine.device)
+        scores = actors.score(config, answered)  # (answers,) float64, on the CPU
         # Mean 0 and variance 1 over what the reference answers, which the first rollout is (Ziegler et al. 2019, 2.1).
         if config.normalise_reward and number == 0:
-            kept.update(reward_mean=float(scores.mean()), reward_std=float(scores.std(unbiased=False)) or 1.0)
-        normalised = (scores - kept["reward_mean"]) / kept["reward_std"]
+            kept.update(reward_mean=float(scores.mean()), reward_std=float(deviations(scores).deviation) or 1.0)
+        normalised = ((scores - kept["reward_mean"]) / kept["reward_std"]).float().to(machine.device)
         parts = []
         for part in split_evenly(range(len(answered)), config.minibatches, seed=number):
             # 3. What policy, frozen reference and value function make of each token, by the forward that is trained.

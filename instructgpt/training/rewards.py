@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -43,42 +44,64 @@ class WorldReward:
 
 
 class FunctionReward:
-    """A function `f(prompts, answers) -> list[float]` of the user's; prompts are lists of messages, answers are texts.
+    """A function of the user's that scores answers, and what it is given.
 
-    If it has a third parameter named `references`, it also gets the answers that stand in the data.
+    `f(prompts, answers) -> list[float]`: prompts are lists of messages ({"role": ..., "content": ...}), answers texts;
+    it gives a number for each, as a list, a tuple, an array or a tensor of one dimension. More is passed by name:
+
+    - a parameter `references` gets the answers that stand in the data;
+    - one named as a field of the records gets that field's values, a list with one for each answer;
+    - functions written for TRL work as they are: `f(prompts, completions, **columns)` gets everything by name, the
+      answers as `completions` and as columns `references` and all fields. It must take `**kwargs`.
+
+    A function gets copies, so that one that changes its arguments changes nothing here.
     """
 
     def __init__(self, name: str, function: Callable[..., Any]):
         self.name, self._function = name, function
-        self._takes_references = "references" in inspect.signature(function).parameters
+        try:
+            parameters = inspect.signature(function).parameters
+        except (TypeError, ValueError):  # built in, and says nothing of its parameters
+            parameters = {}
+        self._takes = {name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+        self._takes_all = len(self._takes) < len(parameters)
 
     def __call__(self, queries: Sequence[Query], answers: Sequence[Completion]) -> list[float]:
         try:
             scores = self._call(queries, answers)
         except Exception as error:
             raise UserError(f"{self._where} raised {_told(error)} for {self._culprit(queries, answers)}") from error
-        try:
-            scores = list(scores)
-        except TypeError:
-            raise UserError(f"{self._where} gave {type(scores).__name__}; it must give a list of numbers") from None
-        if len(scores) != len(queries):
+        values = _listed(scores)
+        if values is None:
+            raise UserError(f"{self._where} gave a {type(scores).__name__}; it must give a list of numbers")
+        if len(values) != len(queries):
             first = f"the first prompt: {shown(queries[0])}" if queries else "no prompts"
-            raise UserError(f"{self._where} gave {len(scores)} values for {len(queries)} answers ({first})")
-        for query, answer, score in zip(queries, answers, scores):
+            raise UserError(f"{self._where} gave {len(values)} values for {len(queries)} answers ({first})")
+        for query, answer, score in zip(queries, answers, values):
             if not _is_finite_number(score):
                 raise UserError(
                     f"{self._where} gave {score!r}, which is no finite number, for the answer {answer.text[:60]!r} to "
                     f"{shown(query)}"
                 )
-        return [float(score) for score in scores]
+        return [float(score) for score in values]
 
     @property
     def _where(self) -> str:
         return f"--reward-function {self.name}"
 
     def _call(self, queries: Sequence[Query], answers: Sequence[Completion]) -> Any:
-        more = {"references": [query.reference for query in queries]} if self._takes_references else {}
-        return self._function([query.messages for query in queries], [answer.text for answer in answers], **more)
+        prompts = [copy.deepcopy(query.messages) for query in queries]
+        texts = [answer.text for answer in answers]
+        columns: dict[str, list[Any]] = {"references": [query.reference for query in queries]}
+        for field in dict.fromkeys(name for query in queries for name in query.fields):
+            columns.setdefault(field, [copy.deepcopy(query.fields.get(field)) for query in queries])
+        for taken in ("prompts", "completions", "answers"):
+            columns.pop(taken, None)
+        more = {name: column for name, column in columns.items() if self._takes_all or name in self._takes}
+        if "completions" in self._takes or (self._takes_all and "answers" not in self._takes):
+            more |= {"prompts": prompts} if self._takes_all or "prompts" in self._takes else {}
+            return self._function(completions=texts, **more)
+        return self._function(prompts, texts, **more)
 
     def _culprit(self, queries: Sequence[Query], answers: Sequence[Completion]) -> str:
         """The prompt on which it raises: found by asking again, one at a time."""
@@ -142,8 +165,20 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
+def _listed(scores: Any) -> list[Any] | None:
+    """The values of a list, a tuple, or an array or tensor of one dimension; None for anything else.
+
+    What else can be looped over has no order that is the answers' (a set, a dict) or is no list of numbers (a text).
+    """
+    if hasattr(scores, "tolist"):
+        scores = scores.tolist()
+    return list(scores) if isinstance(scores, (list, tuple)) else None
+
+
 def _is_finite_number(value: Any) -> bool:
+    if isinstance(value, (str, bytes)):  # float("1") is a number, and "1" none
+        return False
     try:
         return math.isfinite(float(value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         return False

@@ -7,7 +7,6 @@ kernel that it launches is compiled for the target, with Triton's usual speciali
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from kernels import launch
 from kernels.lab.calls import Call, cotangents_for, describe, dtype_of, prepare
 from kernels.lab.find import UsageError, add_kernel_argument, find
 from kernels.lab.machine_code import Resources, resources
-from kernels.lab.output import table
+from kernels.lab.output import table, to_json
 from kernels.lab.spec import Case, Spec
 from kernels.launch import building_for
 
@@ -275,5 +274,5 @@ def run(options: argparse.Namespace) -> int:
             print(report(spec, results[spec.name]), end="\n\n", flush=True)
     if options.json:
         as_lists = {name: [asdict(build) for build in builds] for name, builds in results.items()}
-        print(json.dumps(as_lists, indent=2, default=str))
+        print(to_json(as_lists))
     return int(any(build.problems for builds in results.values() for build in builds))
