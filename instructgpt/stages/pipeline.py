@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,22 +13,27 @@ from rich.table import Table
 
 from instructgpt import world
 from instructgpt.atomic import write_text
+from instructgpt.data.corpus import Corpus
 from instructgpt.data.packing import batches_of
-from instructgpt.data.sources import WorldInstructions, WorldText
+from instructgpt.data.sources import CorpusWindows, WorldInstructions, WorldText
+from instructgpt.data.windows import all_windows
 from instructgpt.errors import UserError
-from instructgpt.evaluation.instructions import evaluate_examples
+from instructgpt.evaluation.instructions import evaluate_examples, file_exam
 from instructgpt.evaluation.loss import LossReport, evaluate_loss
+from instructgpt.evaluation.report import Report
 from instructgpt.figures import write_json
 from instructgpt.runtime import resolve_device, resolve_precision
 from instructgpt.settings import FilePath, NonNegative, NonNegativeInt, PositiveInt, Settings
 from instructgpt.stages import pretrain, sft, tokenizer
 from instructgpt.stages.common import require
 from instructgpt.stages.presets import recipe
+from instructgpt.text.chat import Message
 from instructgpt.training.checkpoint import RunDirectory, load
 from instructgpt.training.metrics import Tracker
 from instructgpt.training.plot import plot_curves
 from instructgpt.world.composition import HELD_OUT_PAIRS
 
+_MOST_RECORDS = 200
 _SPLITS = ("test", "test_phrasing", "test_noise", "test_composition")
 
 
@@ -101,47 +107,149 @@ def _limited(fit: Any, config: PipelineConfig, share: float) -> Any:
     return replace(fit, max_steps=steps, max_minutes=config.max_minutes * share or fit.max_minutes)
 
 
-def report(config: PipelineConfig, runs: dict[str, Path]) -> None:
-    """Evaluates each model on the world and writes eval.json, samples.md, curves.png and the table."""
-    table = Table(title="What each stage is worth (exact match on new instances, macro-average over families)")
-    for column in ("model", *_SPLITS, "answer loss", "text bits/byte", "tokens/s", "minutes"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    results: dict[str, Any] = {}
-    samples = []
-    for name, directory in runs.items():
-        model, tok = load(directory, config.device, config.backend)
-        device = resolve_device(config.device)
-        precision = resolve_precision(config.dtype, device)
-        with precision.context(device):
-            scores = {
-                split: evaluate_examples(model, tok, world.sample(split, _count(split, config.examples), seed=0))
-                for split in _SPLITS
-            }
-            answers = _loss(model, tok, WorldInstructions("val", tok, config.seed, context=model.config.context), 400)
-            text = _loss(model, tok, WorldText(tok, config.seed + 1_000_003), 400)
-        trained = RunDirectory(directory).read_eval()
-        label = {"pretrain": "base", "sft": "tuned"}[name]
-        table.add_row(
-            label,
-            *(f"{scores[s].macro_average:.3f} ±{scores[s].half_width:.3f}" for s in _SPLITS),
-            f"{answers.loss:.3f}", f"{text.bits_per_byte:.3f}",
-            f"{trained['tokens_per_second']:,.0f}", f"{trained['minutes']:.1f}",
-        )  # fmt: skip
-        results[label] = {
-            "scores": {split: scores[split].to_json() for split in _SPLITS},
-            "answer_loss": answers.loss,
-            "text_bits_per_byte": text.bits_per_byte,
-            **trained,
+@dataclass(frozen=True)
+class Measured:
+    """What one model is worth, on the world and on the user's own files."""
+
+    splits: dict[str, Report]
+    answers: LossReport
+    text: LossReport
+    files: Report | None
+    """Answers to the held-out records of --data; None where that is the world alone."""
+    file_answers: LossReport | None
+    file_text: LossReport | None
+    """The held-out part of --text."""
+    trained: dict[str, Any]
+    """What the stage said of itself."""
+
+    def cells(self) -> dict[str, str]:
+        """The columns of the report."""
+
+        def score(report: Report) -> str:
+            return f"{report.macro_average:.3f} ±{report.half_width:.3f}"
+
+        cells = {split: score(report) for split, report in self.splits.items()}
+        cells |= {"answer loss": f"{self.answers.loss:.3f}", "text bits/byte": f"{self.text.bits_per_byte:.3f}"}
+        if self.files and self.files.families:
+            cells[f"files: {self.files.score_name}"] = score(self.files)
+        if self.file_answers:
+            cells["files: answer loss"] = f"{self.file_answers.loss:.3f}"
+        if self.file_text:
+            cells["files: text bits/byte"] = f"{self.file_text.bits_per_byte:.3f}"
+        return cells | {
+            "tokens/s": f"{self.trained['tokens_per_second']:,.0f}",
+            "minutes": f"{self.trained['minutes']:.1f}",
         }
-        samples.append(f"# {label}\n\n{scores['test'].samples_markdown()}")
-        write_json(directory / "eval.json", {**trained, "scores": results[label]["scores"]})
-        write_text(directory / "samples.md", samples[-1])
+
+    def scores(self) -> dict[str, Any]:
+        """By split, and `files`."""
+        files = {"files": self.files.to_json()} if self.files else {}
+        return {**{split: report.to_json() for split, report in self.splits.items()}, **files}
+
+    def to_json(self) -> dict[str, Any]:
+        files = {"file_answer_loss": self.file_answers, "file_text": self.file_text}
+        return {
+            "scores": self.scores(),
+            "answer_loss": self.answers.loss,
+            "text_bits_per_byte": self.text.bits_per_byte,
+            **{name: loss.to_json() for name, loss in files.items() if loss},
+            **self.trained,
+        }
+
+    def samples(self) -> str:
+        """As Markdown, the user's files first."""
+        parts = [self.files.samples_markdown()] if self.files else []
+        return "\n".join([*parts, self.splits["test"].samples_markdown()])
+
+
+def report(config: PipelineConfig, runs: dict[str, Path]) -> None:
+    """Evaluates each model on the world and the user's files; writes eval.json, samples.md, curves.png, and a table."""
+    labels = {"pretrain": "base", "sft": "tuned"}
+    measured = {labels[name]: _measure(config, runs, name) for name in runs}
+    for name, directory in runs.items():
+        found = measured[labels[name]]
+        write_json(directory / "eval.json", {**found.trained, "scores": found.scores()})
+        write_text(directory / "samples.md", f"# {labels[name]}\n\n{found.samples()}")
     out = Path(config.out)
-    write_json(out / "eval.json", results)
-    write_text(out / "samples.md", "\n".join(reversed(samples)))  # the tuned model first
+    write_json(out / "eval.json", {label: found.to_json() for label, found in measured.items()})
+    # What people came to see stands first.
+    samples = [f"# {label}\n\n{found.samples()}" for label, found in reversed(measured.items())]
+    write_text(out / "samples.md", "\n".join(samples))
     plot_curves({name: RunDirectory(d).metrics_file for name, d in runs.items()}, out / "curves.png")
-    console = Console()
-    Console(width=max(console.width, 120)).print(table)  # a log file has no width of its own
+    _show(measured)
+
+
+def _show(measured: dict[str, Measured]) -> None:
+    table = Table(title="What each stage is worth (exact match on new instances, macro-average over families)")
+    rows = {label: found.cells() for label, found in measured.items()}
+    columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
+    table.add_column("model")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for label, cells in rows.items():
+        table.add_row(label, *(cells.get(column, "") for column in columns))
+    # As wide as it is, for a row that is folded is not read; a log file has no width of its own.
+    Console(width=max(Console().width, Console(width=1000).measure(table).maximum)).print(table)
+    for label, found in measured.items():
+        for note in found.files.notes() if found.files else ():
+            print(f"{label}, held-out records: {note}")
+
+
+def _measure(config: PipelineConfig, runs: dict[str, Path], name: str) -> Measured:
+    directory = runs[name]
+    device = resolve_device(config.device)
+    model, tok = load(directory, device, config.backend)
+    context = model.config.context
+    records = _held_out_records(config, runs["sft"])
+    with resolve_precision(config.dtype, device).context(device):
+        splits = {
+            split: evaluate_examples(model, tok, world.sample(split, _count(split, config.examples), seed=0))
+            for split in _SPLITS
+        }
+        files = file_answers = None
+        if records:
+            exam = file_exam(records, tok, context, name=_name_of_files(config.data))
+            for note in exam.notes():
+                print(f"held-out records: {note}", flush=True)
+            files = exam.take(model, tok)
+            windows, _ = all_windows(records, tok, context)
+            file_answers = evaluate_loss(model, tok, batches_of(windows, context, 16)) if windows else None
+        return Measured(
+            splits,
+            _loss(model, tok, WorldInstructions("val", tok, config.seed, context=context), 400),
+            _loss(model, tok, WorldText(tok, config.seed + 1_000_003), 400),
+            files,
+            file_answers,
+            _file_text_loss(config, runs["pretrain"], model, tok),
+            RunDirectory(directory).read_eval(),
+        )
+
+
+def _held_out_records(config: PipelineConfig, directory: Path) -> list[list[Message]]:
+    """Records of --data that tuning never saw, as `sft` left them: evenly spread, so many that scoring takes a minute
+    and not an hour."""
+    file = directory / "val.jsonl"
+    if set(config.data) == {"world"} or not file.exists():
+        return []
+    records = [json.loads(line)["messages"] for line in file.read_text(encoding="utf-8").splitlines()]
+    return records[:: -(-len(records) // _MOST_RECORDS)]
+
+
+def _name_of_files(names: Sequence[str]) -> str:
+    files = [name for name in names if name != "world"]
+    return f"held out of {Path(files[0]).name}" if len(files) == 1 else f"held out of {len(files)} files"
+
+
+def _file_text_loss(config: PipelineConfig, pretrained: Path, model: Any, tok: Any) -> LossReport | None:
+    """On the end of each file of --text, which neither tokenizer nor model was trained on."""
+    if set(config.text) == {"world"}:
+        return None
+    corpus = Corpus.open(pretrained / "corpus", "val")
+    if not len(corpus.ids):
+        return None
+    stretches = CorpusWindows([corpus], model.config.context, shuffle=False)
+    chosen = range(0, len(stretches), -(-len(stretches) // 400))
+    return evaluate_loss(model, tok, batches_of((stretches[i] for i in chosen), model.config.context, 16))
 
 
 def _count(split: str, examples: int) -> int:

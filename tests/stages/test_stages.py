@@ -62,7 +62,9 @@ def test_sft_on_a_file_lowers_the_loss_on_its_answers_and_keeps_some_apart(runs:
     assert tokenizer == load(runs / "pretrain", "cpu")[1] and model.config.layers == 1
 
 
-def test_the_pipeline_on_files_and_its_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pipeline_on_files_and_its_resumption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny = recipe("tiny")
     from dataclasses import replace
 
@@ -74,14 +76,23 @@ def test_the_pipeline_on_files_and_its_resumption(tmp_path: Path, monkeypatch: p
         pretrain=replace(tiny.pretrain, rows=2, model=replace(tiny.pretrain.model, width=32, heads=2, layers=1)),
     )
     monkeypatch.setattr(pipeline, "recipe", lambda preset: small)
-    arguments = ("pipeline", "--out", tmp_path / "o", "--max-steps", 2, "--examples", 1, "--dtype", "float32")
+    (tmp_path / "text.txt").write_text("".join(f"the cat number {i} sees {i % 7} birds\n" for i in range(2000)))
+    lines = [json.dumps({"instruction": f"How many, {i}?", "output": f"{i} birds"}) for i in range(60)]
+    (tmp_path / "d.jsonl").write_text("\n".join(lines))
+    files = ("--text", "world", tmp_path / "text.txt", "--data", "world", tmp_path / "d.jsonl")
+    arguments = ("pipeline", "--out", tmp_path / "o", "--max-steps", 2, "--examples", 1, "--dtype", "float32", *files)
     assert stage(*arguments) == 0
+    printed = capsys.readouterr().out
+    assert "files: exact match" in printed and "files: text bits/byte" in printed
     report = json.loads((tmp_path / "o" / "eval.json").read_text())
     for model in ("base", "tuned"):
-        assert set(report[model]["scores"]) == {"test", "test_phrasing", "test_noise", "test_composition"}
+        assert set(report[model]["scores"]) == {"test", "test_phrasing", "test_noise", "test_composition", "files"}
         assert report[model]["steps"] == 2 and report[model]["answer_loss"] > 0
-    samples = (tmp_path / "o" / "samples.md").read_text(encoding="utf-8")
-    assert samples.startswith("# tuned") and "\n# base" in samples
+        held_out = (tmp_path / "o" / "sft" / "val.jsonl").read_text().splitlines()
+        assert report[model]["scores"]["files"]["examples"] == len(held_out) == 3, "what was not trained on"
+        assert report[model]["file_answer_loss"]["loss"] > 0 and report[model]["file_text"]["bits_per_byte"] > 0
+    samples = (tmp_path / "o" / "samples.md").read_text()
+    assert samples.index("# tuned") < samples.index("## held out of d.jsonl") < samples.index("# base")
     assert (tmp_path / "o" / "curves.png").exists()
     before = (tmp_path / "o" / "sft" / "model.safetensors").read_bytes()
     assert stage(*arguments) == 2, "a second run needs --resume or --overwrite"
