@@ -280,6 +280,17 @@ def test_eval_finds_out_that_it_cannot_write_before_it_generates(run: str, call:
     assert code == 2 and "--metric number has no use for them" in err and kept.read_text() == "{}"
 
 
+def test_eval_answers_prompts_that_have_no_right_answer(run: str, call: Call, tmp_path: Path):
+    records, file = tmp_path / "q.jsonl", tmp_path / "answers.jsonl"
+    records.write_text(json.dumps({"id": 1, "turns": ["Say hello.", "And in French?"]}) + "\n", encoding="utf-8")
+    argv = ("--data", str(records), "--prompt", "{turns[0]}", "--max-new-tokens", "3", "--predictions", str(file))
+    code, out, err = call("eval", "--model", run, *argv, *F32)
+    assert (code, err) == (0, "") and "1 of 1 prompts have no right answer: they are answered, not scored" in out
+    (line,) = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    assert (line["score"], line["reference"]) == (None, None)
+    assert line["answer"] == answer(run, "Say hello.", max_new_tokens=3)[0]
+
+
 def test_data_lists_sets_with_their_licences(call: Call):
     code, out, err = call("data", "list")
     assert (code, err) == (0, "")

@@ -17,8 +17,8 @@ from instructgpt.commands.common import ModelChoice
 from instructgpt.data.account import Account
 from instructgpt.data.corpus import read_split
 from instructgpt.data.data_file import DataFile, Reading
-from instructgpt.data.instructions import read_instructions
 from instructgpt.data.packing import batches_of
+from instructgpt.data.queries import read_questions
 from instructgpt.data.tokens import Tokens
 from instructgpt.data.windows import all_windows
 from instructgpt.evaluation.instructions import Exam, Metric, file_exam, world_exam
@@ -190,7 +190,7 @@ def _world_examples(config: EvalConfig) -> list[world.Example]:
 def _conversations(file: DataFile, config: EvalConfig) -> list[list[Message]]:
     """A file's conversations; says what was read and dropped."""
     account = Account(file.path)
-    found = read_instructions([file], account, config.reading.strict)
+    found = read_questions(file, account, config.reading.strict)
     conversations = list(islice(found, config.limit or None))
     print(account.report(), flush=True)
     return conversations

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from instructgpt import world
 from instructgpt.data.account import Account
+from instructgpt.data.conversation import convert_files, templated_prompt, with_system
 from instructgpt.data.data_file import DataFile
+from instructgpt.data.fields import Fields
 from instructgpt.data.instructions import read_instructions
 from instructgpt.data.sources import Epochs, Mixture
+from instructgpt.data.templates import Templates
 from instructgpt.errors import UserError
 from instructgpt.text.chat import Message, render_prompt
 from instructgpt.text.tokenizer import Tokenizer
@@ -64,6 +67,20 @@ class FileQueries:
 
     def __getitem__(self, index: int) -> Query:
         return self._queries[self._epochs.locate(index).item]
+
+
+def read_questions(file: DataFile | str, account: Account, strict: bool = False) -> Iterator[list[Message]]:
+    """The conversations of a file, or its prompts alone, where a template makes those and none an answer."""
+    file = DataFile.of(file)
+    templates = file.templates
+    if not templates.prompt or templates.better:
+        return read_instructions([file], account, strict)
+
+    def prompt_of(record: Fields, templates: Templates) -> list[list[Message]]:
+        assert templates.prompt
+        return [with_system(templated_prompt(record, templates.prompt, account), record, templates)]
+
+    return convert_files([file], account, strict, prompt_of)
 
 
 def read_queries(
