@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
 from instructgpt.atomic import require_writable, write_text
 from instructgpt.evaluation.report import Outcome
+from instructgpt.strict_json import to_json
 
 
 class Predictions:
@@ -40,7 +40,7 @@ class Predictions:
     def add(self, data: str, index: int, outcome: Outcome) -> None:
         if self._file is None:
             return
-        line = json.dumps({"data": data, "index": index, **outcome.to_json()}, ensure_ascii=False) + "\n"
+        line = to_json({"data": data, "index": index, **outcome.to_json()}) + "\n"
         self._lines.append((self._sets.setdefault(data, len(self._sets)), index, line))
         self._file.write(line)
         self._file.flush()
