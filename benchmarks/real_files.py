@@ -242,8 +242,8 @@ SETS: dict[str, Book | Text | Tune | Compare | Ask] = {
     ),
     "wizard-of-oz": Text(("wizard-of-oz/tinystories.txt",)),
     "chinese-poetry": Text(
-        ("chinese-poetry/论语/*.json", "chinese-poetry/诗经/*.json", "chinese-poetry/四书五经/*.json",
-         "chinese-poetry/楚辞/*.json", "chinese-poetry/蒙学/*.json"),
+        ("lunyu.json", "四书五经/*.json", "baijiaxing.json", "qianziwen.json", "sanzijing-*.json",
+         "zhuzijiaxun.json"),
     ),
     "cs336-fixtures": Text(
         ("tinystories_sample.txt", "cs336-fixtures/address.txt", "cs336-fixtures/german.txt"), steps=20,
