@@ -99,7 +99,7 @@ def _typed(example: Example, split: str, index: int, seed: int) -> Example:
     """The example as it is asked in this split: as it is written, or carelessly typed."""
     rng = Random(f"noise {split} {seed} {index}")
     if split == "test_noise":
-        return replace(noise.disturbed(example, rng, noise.TESTED), split=split)
+        return replace(noise.disturbed(example, rng, trained=False), split=split)
     return noise.sometimes(example, rng) if split == "train" else example
 
 

@@ -1,7 +1,7 @@
 """The small disorder of real typing: a final space, a missing full stop, a line end of Windows, digits of full width.
 
-People do not type as templates do. A share of the training prompts is disturbed by one or two habits, and the split
-`test_noise` is `test` disturbed by up to three: what three do at once, no model has been trained on.
+People do not type as templates do. A share of the training prompts is disturbed by one to three habits, and the split
+`test_noise` is `test` so disturbed. A quarter of the pairs and triples of habits occur together in `test_noise` alone.
 
 A habit never changes what is right to answer. What the answer repeats letter by letter (`Example.kept`) stays as it
 is; the rest may be typed carelessly, for its spaces, its final mark and the case of its letters decide nothing.
@@ -10,7 +10,8 @@ is; the rest may be typed carelessly, for its spaces, its final mark and the cas
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -18,8 +19,8 @@ from instructgpt.world.core import Example, Language
 
 SHARE = 0.5
 """Share of the training prompts that are disturbed."""
-TRAINED, TESTED = 2, 3
-"""The most habits at once in training, and in `test_noise`."""
+MOST = 3
+"""The most habits at once."""
 
 Way = str | Callable[[str], str]
 """What takes the place of a match: a template as of `re.Match.expand`, or a function of the matched text."""
@@ -95,22 +96,24 @@ HABITS: tuple[Habit, ...] = (
 """In the order in which they strike: what is outermost comes last."""
 
 
+def is_held_out(names: Collection[str]) -> bool:
+    """Whether these habits never occur together in training; each alone does."""
+    return len(names) > 1 and zlib.crc32("+".join(sorted(names)).encode()) % 4 == 0
+
+
 def sometimes(example: Example, rng: Random, share: float | None = None) -> Example:
     """The example as it is trained on: a share of them, by default SHARE, is carelessly typed."""
-    return disturbed(example, rng, TRAINED) if rng.random() < (SHARE if share is None else share) else example
+    return disturbed(example, rng, trained=True) if rng.random() < (SHARE if share is None else share) else example
 
 
-def disturbed(example: Example, rng: Random, most: int) -> Example:
-    """The example as somebody with one to `most` of the habits would type it, in every turn of theirs."""
-    asked = example.messages[-1]["content"]
-    count = rng.randint(1, most)
-    typist: dict[str, Way] = {}
-    for habit in rng.sample(HABITS, len(HABITS)):
-        way = rng.choice(habit.ways)
-        if example.language in habit.languages and habit.strike(asked, way, rng, example.kept) != asked:
-            typist[habit.name] = way
-        if len(typist) == count:
-            break
+def disturbed(example: Example, rng: Random, trained: bool) -> Example:
+    """The example as somebody with one to MOST habits would type it, in every turn of theirs.
+
+    `trained` leaves out the combinations that are held out.
+    """
+    typist = draw_typist(example, rng)
+    while trained and is_held_out(typist):
+        typist = draw_typist(example, rng)
     messages = []
     for message in example.messages:
         text = message["content"]
@@ -120,3 +123,17 @@ def disturbed(example: Example, rng: Random, most: int) -> Example:
                     text = habit.strike(text, typist[habit.name], rng, example.kept)
         messages.append({**message, "content": text})
     return replace(example, messages=messages)
+
+
+def draw_typist(example: Example, rng: Random) -> dict[str, Way]:
+    """One to MOST habits that change the question, each with its way."""
+    asked = example.messages[-1]["content"]
+    count = rng.randint(1, MOST)
+    typist: dict[str, Way] = {}
+    for habit in rng.sample(HABITS, len(HABITS)):
+        way = rng.choice(habit.ways)
+        if example.language in habit.languages and habit.strike(asked, way, rng, example.kept) != asked:
+            typist[habit.name] = way
+        if len(typist) == count:
+            break
+    return typist

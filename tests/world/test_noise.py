@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from itertools import combinations
 from random import Random
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from instructgpt.world import example, noise, preference, sample
 from instructgpt.world.core import Example, Family, Language, ask
 from instructgpt.world.families import BY_NAME, FAMILIES
-from instructgpt.world.noise import HABITS, TESTED, TRAINED, disturbed, widened
+from instructgpt.world.noise import HABITS, disturbed, is_held_out, widened
 
 HABIT = {habit.name: habit for habit in HABITS}
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
@@ -83,12 +84,12 @@ def prompt(drawn: Example) -> str:
 
 @given(
     family=st.sampled_from(FAMILIES), language=st.sampled_from(LANGUAGES), seed=st.integers(0, 2**32),
-    most=st.sampled_from((TRAINED, TESTED)),
+    trained=st.booleans(),
 )  # fmt: skip
-def test_a_typist_says_the_same(family: Family, language: Language, seed: int, most: int) -> None:
+def test_a_typist_says_the_same(family: Family, language: Language, seed: int, trained: bool) -> None:
     clean = ask(family, language, Random(seed), "train")
-    typed = disturbed(clean, Random(seed), most)
-    assert typed == disturbed(clean, Random(seed), most)
+    typed = disturbed(clean, Random(seed), trained)
+    assert typed == disturbed(clean, Random(seed), trained)
     assert prompt(typed) != prompt(clean)
     assert words(typed.messages) == words(clean.messages)
     assert all(part in prompt(typed) for part in clean.kept)
@@ -104,7 +105,7 @@ def test_only_what_the_user_types_is_disturbed() -> None:
     """With turns before the question, of both sides, and with a system message."""
     for seed in range(100):
         clean = ask(BY_NAME["follow_up" if seed % 2 else "identity"], "en", Random(seed), "train")
-        typed = disturbed(clean, Random(seed), TESTED)
+        typed = disturbed(clean, Random(seed), trained=False)
         for before, after in zip(clean.messages, typed.messages, strict=True):
             assert before["role"] == "user" or before == after
 
@@ -115,7 +116,7 @@ def test_every_habit_occurs_in_training(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(noise, "HABITS", (habit,))
         drawn = (ask(BY_NAME["add"], "zh", Random(seed), "train") for seed in range(40))
         others = (ask(BY_NAME["passage"], "en", Random(seed), "train") for seed in range(40))
-        if any(prompt(disturbed(clean, Random(0), 1)) != prompt(clean) for clean in (*drawn, *others)):
+        if any(prompt(disturbed(clean, Random(0), trained=True)) != prompt(clean) for clean in (*drawn, *others)):
             struck.add(habit.name)
     assert struck == set(HABIT)
 
@@ -126,7 +127,7 @@ def test_text_in_capitals_is_repeated_as_it_stands() -> None:
         clean = ask(BY_NAME["upper_case"], "en" if seed % 2 else "zh", Random(seed), "train")
         (text,) = clean.kept
         assert text.upper() == clean.answer
-        assert text in prompt(disturbed(clean, Random(seed), TESTED))
+        assert text in prompt(disturbed(clean, Random(seed), trained=False))
 
 
 # --- where it is used -------------------------------------------------------------------------------------------------
@@ -159,22 +160,25 @@ def test_a_share_of_training_is_disturbed_and_nothing_else_is(monkeypatch: pytes
     assert preference("test", 0).messages[-1]["content"].strip() == preference("test", 0).messages[-1]["content"]
 
 
-def test_three_habits_at_once_are_tested_and_never_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_combinations_are_tested_and_never_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """So some of what `test_noise` asks is new in kind, not only in its words."""
-    most: list[int] = []
+    for size, least, most in ((1, 0.0, 0.0), (2, 0.15, 0.35), (3, 0.15, 0.35)):
+        together = list(combinations(HABIT, size))
+        assert least <= sum(map(is_held_out, together)) / len(together) <= most
+    monkeypatch.setattr(noise, "SHARE", 1.0)
+    typists: list[dict] = []
+    draw = noise.draw_typist
+    monkeypatch.setattr(noise, "draw_typist", lambda *given: typists.append(draw(*given)) or typists[-1])
 
-    def seen(example: Example, rng: Random, most_at_once: int) -> Example:
-        most.append(most_at_once)
-        return example
+    def typed(*drawn: object) -> dict:
+        """The last one drawn is the one who typed."""
+        return typists[-1]
 
-    monkeypatch.setattr(noise, "disturbed", seen)
-    for index in range(60):
-        example("train", index)
-        preference("train", index)
-    assert set(most) == {TRAINED} and TRAINED < TESTED
-    most.clear()
-    example("test_noise", 0)
-    assert most == [TESTED]
+    trained = [typed(preference("train", i)) for i in range(200)] + [typed(example("train", i)) for i in range(200)]
+    assert not any(map(is_held_out, trained))
+    tested = [typed(example("test_noise", i)) for i in range(200)]
+    assert 20 < sum(map(is_held_out, tested)) < 60
+    assert {len(typist) for typist in tested} == {len(typist) for typist in trained} == {1, 2, 3}
 
 
 def test_no_test_prompt_is_trained_on_however_it_is_typed() -> None:
