@@ -41,8 +41,10 @@ class Account:
     not_used: fields that were filled in so many of the records kept, and took no part in what was made of them.
     """
 
-    def __init__(self, name: str = ""):
+    def __init__(self, name: str = "", seen: set[int] | None = None):
+        """seen: what was kept of files read before, so that duplicates across files are found; it is added to."""
         self.name = name
+        self.seen = seen if seen is not None else set[int]()
         self.read = 0
         self.kept = 0
         self.dropped: Counter[str] = Counter()

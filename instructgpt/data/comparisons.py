@@ -5,8 +5,9 @@ Ranking (texts, the best first) -> Ranked (tokens) -> ComparisonBatch (rows, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import combinations
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from instructgpt import world
 from instructgpt.data.batch import Batch
+from instructgpt.data.held_out import prompt_key, without
 from instructgpt.data.packing import collate
 from instructgpt.data.preferences import Ranking
 from instructgpt.data.sources import Epochs
@@ -84,13 +86,14 @@ class RankedSource(Protocol):
 
 
 class WorldPreferences:
-    """Pairs of the instruction world, its kinds of fault taking turns."""
+    """Pairs of the instruction world, its kinds of fault taking turns; none on a prompt that is held out."""
 
-    def __init__(self, split: str, tokenizer: Tokenizer, context: int, seed: int = 0):
-        self._split, self._tokenizer, self._context, self._seed = split, tokenizer, context, seed
+    def __init__(self, split: str, tokenizer: Tokenizer, context: int, seed: int = 0, held: Collection[str] = ()):
+        self._tokenizer, self._context = tokenizer, context
+        self.pair = without(partial(world.preference, split, seed=seed), lambda pair: prompt_key(pair.messages), held)
 
     def __getitem__(self, index: int) -> Ranked:
-        pair = world.preference(self._split, index, self._seed)
+        pair = self.pair(index)
         messages: Any = pair.messages  # the world's messages are plain dictionaries
         return tokenized(messages, (pair.chosen, pair.rejected), self._tokenizer, self._context)
 

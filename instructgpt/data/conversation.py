@@ -42,13 +42,14 @@ def convert_files(
     account: Account,
     strict: bool,
     convert: Callable[[Fields, Templates], Iterable[T | Unusable]],
+    unique: bool = False,
 ) -> Iterator[T]:
     """What `convert` makes of each record of the files, in order, with every record accounted for.
 
+    unique: what is exactly equal to something before, by `account.seen`, is left out; else it is kept and noted.
     Raises UserError with FILE:LINE where a file has nothing usable, if `strict`, at the first unusable record, and for
     a template with a field that no record has.
     """
-    seen_before: set[int] = set()
     for file in map(DataFile.of, files):
         path, names = file.path, set[str]()
         seen, usable, first = 0, 0, None
@@ -68,11 +69,14 @@ def convert_files(
                     account.drop(result.reason, path, line)
                     continue
                 usable += 1
-                account.kept += 1
                 key = hash(repr(result))
-                if key in seen_before:
+                if key in account.seen and unique:
+                    account.drop("exact duplicate", path, line)
+                    continue
+                if key in account.seen:
                     account.note("exact duplicate, kept")
-                seen_before.add(key)
+                account.seen.add(key)
+                account.kept += 1
                 yield result
             if not usable and seen == _PATIENCE:
                 break

@@ -52,11 +52,12 @@ _PREFIXES = ("en_", "zh_", "")
 
 
 def read_instructions(
-    files: Iterable[DataFile | str | Path], account: Account | None = None, strict: bool = False
+    files: Iterable[DataFile | str | Path], account: Account | None = None, strict: bool = False, unique: bool = False
 ) -> Iterator[list[Message]]:
     """The conversations in the files, in order, streamed; `account` counts what was read, dropped and why.
 
     strict: stop at the first unusable record, instead of dropping and counting it.
+    unique: leave out what is exactly equal to a conversation before, by `account.seen`.
 
     Raises UserError, with FILE:LINE where there is one, for what `read_records` refuses, a file in which nothing is
     usable (the complaint is that of its first record), and templates that make no answer or name what no record has.
@@ -66,7 +67,9 @@ def read_instructions(
         if file.templates.prompt and not file.templates.better:
             raise UserError("--prompt and --answer go together: give both, or neither", file.path)
     counts = account if account is not None else Account()
-    return convert_files(files, counts, strict, lambda record, templates: _conversations(record, templates, counts))
+    return convert_files(
+        files, counts, strict, lambda record, templates: _conversations(record, templates, counts), unique
+    )
 
 
 def _conversations(record: Fields, templates: Templates, account: Account) -> list[list[Message] | Unusable]:

@@ -59,19 +59,21 @@ class Ranking:
 
 
 def read_preferences(
-    files: Iterable[DataFile | str | Path], account: Account | None = None, strict: bool = False
+    files: Iterable[DataFile | str | Path], account: Account | None = None, strict: bool = False, unique: bool = False
 ) -> Iterator[Preference]:
     """The pairs in the files, in order, streamed; arguments and errors are those of `read_instructions`."""
     counts, files = account if account is not None else Account(), _checked(files)
-    return convert_files(files, counts, strict, lambda record, templates: [_preference(record, templates, counts)])
+    return convert_files(
+        files, counts, strict, lambda record, templates: [_preference(record, templates, counts)], unique
+    )
 
 
 def read_rankings(
-    files: Iterable[DataFile | str | Path], account: Account | None = None, strict: bool = False
+    files: Iterable[DataFile | str | Path], account: Account | None = None, strict: bool = False, unique: bool = False
 ) -> Iterator[Ranking]:
     """The rankings and the pairs in the files, pairs as rankings of two, in order, streamed; see `read_preferences`."""
     counts, files = account if account is not None else Account(), _checked(files)
-    return convert_files(files, counts, strict, lambda record, templates: [_ranking(record, templates, counts)])
+    return convert_files(files, counts, strict, lambda record, templates: [_ranking(record, templates, counts)], unique)
 
 
 def _checked(files: Iterable[DataFile | str | Path]) -> list[DataFile]:

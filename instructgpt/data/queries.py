@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, cast
 
 from instructgpt import world
@@ -11,6 +12,7 @@ from instructgpt.data.account import Account
 from instructgpt.data.conversation import convert_files, templated_prompt, with_system
 from instructgpt.data.data_file import DataFile
 from instructgpt.data.fields import Fields
+from instructgpt.data.held_out import prompt_key, without
 from instructgpt.data.instructions import read_instructions
 from instructgpt.data.sources import Epochs, Mixture
 from instructgpt.data.templates import Templates
@@ -42,13 +44,14 @@ class QuerySource(Protocol):
 
 
 class WorldQueries:
-    """Prompts of the instruction world, each with its checker."""
+    """Prompts of the instruction world, each with its checker; none that is held out (`held_out.prompt_key`)."""
 
-    def __init__(self, split: str, tokenizer: Tokenizer, seed: int = 0):
-        self._split, self._tokenizer, self._seed = split, tokenizer, seed
+    def __init__(self, split: str, tokenizer: Tokenizer, seed: int = 0, held: Collection[str] = ()):
+        self._tokenizer = tokenizer
+        self._example = without(partial(world.example, split, seed=seed), lambda each: prompt_key(each.messages), held)
 
     def __getitem__(self, index: int) -> Query:
-        example = world.example(self._split, index, self._seed)
+        example = self._example(index)
         messages = cast("list[Message]", example.messages)
         return Query(messages, render_prompt(messages, self._tokenizer), example.answer, example.check)
 
@@ -92,7 +95,7 @@ def read_queries(
     """
     account = Account(DataFile.of(files[0]).path if len(files) == 1 else f"{len(files)} files")
     queries = []
-    for messages in read_instructions(files, account, strict):
+    for messages in read_instructions(files, account, strict, unique=True):
         *prompt, answer = messages
         ids = render_prompt(prompt, tokenizer)
         if len(ids) <= longest:

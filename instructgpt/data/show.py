@@ -96,7 +96,8 @@ def _attempt(kind: Kind, file: DataFile) -> Overview | UserError:
 
 def _conversations(file: DataFile) -> Overview:
     account = Account(file.path)
-    return Overview(file, "conversations", account, [Entry(tuple(m)) for m in read_instructions([file], account)])
+    entries = [Entry(tuple(messages)) for messages in read_instructions([file], account)]
+    return Overview(file, "conversations", account, entries)
 
 
 def _comparisons(file: DataFile) -> Overview:

@@ -8,16 +8,18 @@ epoch, in another order, after its `len()` items.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 
 from instructgpt import world
+from instructgpt.data.held_out import conversation_key, without
 from instructgpt.data.tokens import Shard, Tokens
 from instructgpt.data.windows import windows
 from instructgpt.errors import UserError
+from instructgpt.text.chat import Message
 from instructgpt.text.tokenizer import Tokenizer
 
 _BLOCK_SIZES = (1_000, 1_000_000)  # fewest and most draws over which a mixture's shares are exact
@@ -34,11 +36,21 @@ class WorldInstructions:
     """Conversations of the instruction world, a share of which may have flawed answers, as real demonstrations do.
 
     context: of a conversation that does not fit in it, one of its windows is drawn; 0 keeps all of every conversation.
+    held: keys of conversations that are validated on, in place of which others are drawn (`held_out.conversation_key`).
     """
 
-    def __init__(self, split: str, tokenizer: Tokenizer, seed: int = 0, flawed_share: float = 0.0, context: int = 0):
+    def __init__(
+        self,
+        split: str,
+        tokenizer: Tokenizer,
+        seed: int = 0,
+        flawed_share: float = 0.0,
+        context: int = 0,
+        held: Collection[str] = (),
+    ):
         self._split, self._tokenizer, self._seed, self._flawed_share = split, tokenizer, seed, flawed_share
         self._limit = context + 1 if context else sys.maxsize
+        self.conversation = without(self._conversation, conversation_key, held)
 
     def __getitem__(self, index: int) -> Tokens:
         found = self.windows(index)
@@ -46,11 +58,14 @@ class WorldInstructions:
 
     def windows(self, index: int) -> list[Tokens]:
         """All of a conversation; see `windows.windows`."""
+        return windows(self.conversation(index), self._tokenizer, self._limit)
+
+    def _conversation(self, index: int) -> list[Message]:
         if self._flawed_share and _generator(self._seed, index).random() < self._flawed_share:
             conversation = world.flawed_demonstration(self._split, index, self._seed)
         else:
             conversation = world.example(self._split, index, self._seed).conversation
-        return windows(conversation, self._tokenizer, self._limit)  # pyright: ignore[reportArgumentType]
+        return cast("list[Message]", conversation)  # the world's messages are plain dictionaries
 
 
 class WorldText:

@@ -76,6 +76,7 @@ def run(config: BestOfNConfig) -> FitResult:
         PackedStream(source, actors.row_length, config.rows),
         lambda batch: next_token_loss(actors.policy, batch),
         lambda: actors.validate(config),
+        held_out=actors.held_out_records,
     )
     _write(Path(config.out) / "best.jsonl", [answered[i] for i in kept], [float(scores[i]) for i in kept])
     return result

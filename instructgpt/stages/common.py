@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -31,12 +32,16 @@ from instructgpt.runtime import (
 )
 from instructgpt.settings import FilePath, NonNegative, NonNegativeInt, PositiveInt, Settings, ShareBelow1
 from instructgpt.stages.resumption import inputs, resumable
+from instructgpt.strict_json import write_json_lines
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import RunDirectory
 from instructgpt.training.loop import FitConfig, FitResult, Hooks, Progress, fit, require_end, share_done
 from instructgpt.training.metrics import ConsoleLog, JsonLines, Metrics, Sink, Tracker, measure_peak_flops, open_tracker
 from instructgpt.training.optimizer import Parameters
 from instructgpt.training.plot import plot_curves
+
+VAL_FILE = "val.jsonl"
+"""The records of the files that a run validates on, as `eval --data` and `data show` read them."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,14 @@ class Machine:
         return cls(device, resolve_precision(config.dtype, device), ranks)
 
 
+def say_split(what: str, out: str, read: int, trained: int, held_out: int) -> None:
+    """Says how many records of the files are trained on and validated on, and where to find the latter."""
+    where = f", in {Path(out) / VAL_FILE}" if held_out else ""
+    left_out = read - trained - held_out
+    world = f"; {left_out:,} on which the world validates are left out" if left_out else ""
+    print(f"  {trained:,} {what} to train on, {held_out:,} held out to validate on{where}{world}", flush=True)
+
+
 def require(value: Any, flag: str, what: str) -> None:
     if not value:
         raise UserError(f"{flag} is missing: {what}")
@@ -136,12 +149,14 @@ def train(
     *,
     beside: Parameters | None = None,
     may_prefetch: bool = True,
+    held_out: Sequence[dict[str, Any]] = (),
 ) -> FitResult:
     """Runs `fit` for `stage` in its run directory: checkpoints, metrics, validation, curves, eval.json.
 
     `loss_fn` gets the stream's batches on the device, the model in training mode; `validate` measures the model, in
     evaluation mode; `val_loss` among its values steers early stopping. `beside` is trained and not saved with the
-    model, such as a value head. Batches that depend on the weights must not be prefetched.
+    model, such as a value head. Batches that depend on the weights must not be prefetched. `held_out` are the
+    records that are validated on; they are left in val.jsonl before the first step.
     """
     require_end(config.fit, validate is not None)
     run, is_first = RunDirectory(config.out), machine.ranks.is_first
@@ -153,6 +168,8 @@ def train(
         head = "reward" if isinstance(model, RewardModel) else "language"
         run.write_config(stage, model.config, tokenizer, config, head, inputs(config))
         (run.path / "eval.json").unlink(missing_ok=True)  # it is of weights that are about to be replaced
+        if held_out:
+            write_json_lines(run.path / VAL_FILE, held_out)
     device, precision = machine.device, machine.precision
     flops = training_flops_per_token(model.config, config.row_length or model.config.context)
     start = snapshot.values["progress"] if snapshot else {"step": 0, "seconds": 0.0}

@@ -22,12 +22,13 @@ from instructgpt.data.comparisons import (
     tokenized_all,
 )
 from instructgpt.data.data_file import DataFile, Reading
+from instructgpt.data.held_out import held_out_keys, prompt_key
 from instructgpt.data.preferences import Ranking, read_rankings
 from instructgpt.data.sources import Mixture
 from instructgpt.errors import UserError
 from instructgpt.objectives.lm import Loss
 from instructgpt.settings import FilePath, NonNegativeInt, PositiveInt, ShareBelow1
-from instructgpt.stages.common import StageConfig
+from instructgpt.stages.common import StageConfig, say_split
 from instructgpt.text.tokenizer import Tokenizer
 
 
@@ -44,7 +45,8 @@ class ComparisonConfig(StageConfig):
     prompts: PositiveInt = 32
     """Prompts of a batch, each with all its answers."""
     val_share: ShareBelow1 = 0.1
-    """Share of each file's records that is validated on and never trained on (at most 500 a file)."""
+    """Share of each file's records that is validated on and never trained on (at most 500 prompts a file), nor is
+    their prompt in another file."""
     val_pairs: NonNegativeInt = 600
     """Pairs of the embedded world validated on."""
     reading: Reading = field(default_factory=Reading)
@@ -55,6 +57,15 @@ class HeldOut(NamedTuple):
 
     rankings: list[Ranked]
     kinds: list[str]
+    records: list[dict[str, Any]]
+    """The files' part of it, for val.jsonl."""
+
+    def add(self, rankings: list[Ranking], ranked: list[Ranked], kind: str) -> None:
+        self.rankings.extend(ranked)
+        self.kinds.extend([kind] * len(ranked))
+        for messages, (best, *others) in ((each.messages, each.answers) for each in rankings):
+            pair = {"chosen": best, "rejected": others[0]}
+            self.records.append({"prompt": messages, **(pair if len(others) == 1 else {"ranking": [best, *others]})})
 
     @property
     def pair_kinds(self) -> list[str]:
@@ -67,56 +78,47 @@ class HeldOut(NamedTuple):
 
 
 def comparisons(config: ComparisonConfig, tokenizer: Tokenizer, context: int) -> tuple[RankedSource, HeldOut]:
-    """What to train on and what to hold out of --data; prints what was read, dropped and cut."""
-    held_out = HeldOut([], [])
+    """What to train on and what to hold out of --data; says what was read, dropped and cut, and how much it is."""
+    files = config.reading.files(config.data)
+    read = _read(files, config)
+    held = {key for part in read for key in held_out_keys(map(_key, part), config.val_share)}
+    validation_source = WorldPreferences("val", tokenizer, context)
+    world_pairs = range(config.val_pairs) if "world" in config.data else ()
+    left_out = held.union(prompt_key(validation_source.pair(i).messages) for i in world_pairs)
+    held_out, trained = HeldOut([], [], []), list[Ranking]()
+    for file, part in zip(files, read):
+        chosen = [ranking for ranking in part if _key(ranking) in held]
+        trained += [ranking for ranking in part if _key(ranking) not in left_out]
+        held_out.add(chosen, tokenized_all(chosen, tokenizer, context, config.long)[0], Path(file.path).name)
     sources: list[Any] = []
-    trained: list[Ranked] = []
-    for file in config.reading.files(config.data):
-        train, validation = _split(_read(file, config), config.val_share)
-        ranked, what_was_cut = tokenized_all(train, tokenizer, context, config.long)
+    if files:
+        if config.val_share and not held:
+            raise UserError("one prompt cannot be split into training and validation; set --val-share 0", files[0].path)
+        say_split("comparisons", config.out, sum(map(len, read)), len(trained), len(held_out.records))
+        ranked, what_was_cut = tokenized_all(trained, tokenizer, context, config.long)
         if what_was_cut:
             print(f"  {what_was_cut}", flush=True)
-        trained += ranked
-        validated, _ = tokenized_all(validation, tokenizer, context, config.long)
-        held_out.rankings.extend(validated)
-        held_out.kinds.extend([Path(file.path).name] * len(validated))
-    if trained or any(name != "world" for name in config.data):
-        sources.append(Rankings(trained, config.seed))
+        sources.append(Rankings(ranked, config.seed))
     if "world" in config.data:
-        sources.append(WorldPreferences("train", tokenizer, context, config.seed))
-        validation_source = WorldPreferences("val", tokenizer, context)
-        held_out.rankings.extend(validation_source[i] for i in range(config.val_pairs))
-        held_out.kinds.extend(world.preference("val", i).fault for i in range(config.val_pairs))
+        sources.append(WorldPreferences("train", tokenizer, context, config.seed, held))
+        held_out.rankings.extend(validation_source[i] for i in world_pairs)
+        held_out.kinds.extend(world.preference("val", i).fault for i in world_pairs)
     source = sources[0] if len(sources) == 1 else Mixture(sources, [1.0, 1.0], config.seed)
     return source, held_out  # pyright: ignore[reportReturnType]
 
 
-def _read(file: DataFile, config: ComparisonConfig) -> list[Ranking]:
-    """What is usable of a file. Of exact duplicates the first is kept: the others would stand on both sides."""
-    account = Account(file.path)
-    unique = {repr(ranking): ranking for ranking in read_rankings([file], account, config.reading.strict)}
-    print(account.report(), flush=True)
-    if duplicates := account.kept - len(unique):
-        print(f"  {duplicates} exact duplicates of another comparison are left out", flush=True)
-    return list(unique.values())
+def _key(ranking: Ranking) -> str:
+    return prompt_key(ranking.messages)
 
 
-def _split(rankings: list[Ranking], share: float) -> tuple[list[Ranking], list[Ranking]]:
-    """Every n-th prompt, at most 500, is held out, with all that is ranked for it: the same ones whatever the seed."""
-    by_prompt: dict[str, list[Ranking]] = {}
-    for ranking in rankings:
-        by_prompt.setdefault(repr(ranking.messages), []).append(ranking)
-    groups = list(by_prompt.values())
-    if not share:
-        return rankings, []
-    if len(groups) < 2:
-        raise UserError(f"{len(groups)} prompt(s) cannot be split into training and validation; set --val-share 0")
-    every = max(2, min(round(1 / share), len(groups)))
-    held = set(range(every - 1, len(groups), every)[:500])
-    return (
-        [ranking for i, group in enumerate(groups) if i not in held for ranking in group],
-        [ranking for i in sorted(held) for ranking in groups[i]],
-    )
+def _read(files: list[DataFile], config: ComparisonConfig) -> list[list[Ranking]]:
+    """What is usable of each file; of exact duplicates, in whichever file, the first is kept."""
+    found, seen = [], set[int]()
+    for file in files:
+        account = Account(file.path, seen)
+        found.append(list(read_rankings([file], account, config.reading.strict, unique=True)))
+        print(account.report(), flush=True)
+    return found
 
 
 def validation(

@@ -95,5 +95,6 @@ def run(config: GRPOConfig) -> FitResult:
         RolloutStream(roll_out, lambda: machine.precision.context(machine.device)),
         loss,
         lambda: actors.validate(config),
+        held_out=actors.held_out_records,
         may_prefetch=False,
     )

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from instructgpt.data.data_file import Reading
+from instructgpt.data.held_out import held_out_keys, prompt_key
 from instructgpt.data.queries import FileQueries, Query, QuerySource, WorldQueries, query_source, read_queries
 from instructgpt.errors import UserError
 from instructgpt.generation.engine import Completion
 from instructgpt.model.heads import RewardModel
 from instructgpt.model.transformer import Transformer
 from instructgpt.settings import FilePath, NonNegative, PositiveInt
-from instructgpt.stages.common import Machine, StageConfig, build_model, fitting_row_length, require
+from instructgpt.stages.common import Machine, StageConfig, build_model, fitting_row_length, require, say_split
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import load, load_reward_model
 from instructgpt.training.rewards import Reward, RewardSum, WorldReward, load_function, shown
@@ -32,6 +33,8 @@ _SEEDS = 1 << 40
 """Seeds of sampling that one seed of a run has for itself."""
 _LARGEST = 1e30
 """A reward above it would overflow float32 as soon as it is squared or added up."""
+_HELD_SHARE = 0.05
+"""Of the prompts of files, validated on."""
 _SEEDS_OF_RUNS = 1 << 20
 """Larger ones begin anew: a generator's seed has 64 bits."""
 
@@ -74,6 +77,15 @@ class Actors:
     queries: QuerySource
     held_out: list[Query]
     row_length: int
+
+    @property
+    def held_out_records(self) -> list[dict[str, Any]]:
+        """The files' part of what is held out, for val.jsonl."""
+        return [
+            {"prompt": query.messages, **({"answer": query.reference} if query.reference else {})}
+            for query in self.held_out
+            if query.check is None
+        ]
 
     def answer(self, config: PolicyStageConfig, number: int) -> list[Answered]:
         """The policy's answers to the prompts of rollout `number`, those of one prompt together."""
@@ -192,15 +204,19 @@ def _queries(config: PolicyStageConfig, tokenizer: Tokenizer, longest: int) -> t
     """What to ask, and what to hold out of it."""
     parts: list[QuerySource] = []
     held_out: list[Query] = []
-    if "world" in config.data:
-        parts.append(WorldQueries("train", tokenizer, config.seed))
-        validation = WorldQueries("val", tokenizer, config.seed)
-        held_out += [validation[i] for i in range(config.val_examples)]
-    files = [source for source in config.data if source != "world"]
-    if files:
-        queries, account = read_queries(config.reading.files(config.data), tokenizer, longest, config.reading.strict)
+    validation = WorldQueries("val", tokenizer, config.seed)
+    has_world = "world" in config.data
+    world_held = [validation[i] for i in range(config.val_examples)] if has_world else []
+    held: set[str] = set()
+    if files := config.reading.files(config.data):
+        queries, account = read_queries(files, tokenizer, longest, config.reading.strict)
         print(account.report(), flush=True)
-        every = max(2, -(-len(queries) // config.val_examples), 20) if len(queries) > 1 else 2
-        held_out += queries[every - 1 :: every][: config.val_examples]
-        parts.append(FileQueries([q for i, q in enumerate(queries) if i % every != every - 1], config.seed))
-    return query_source(parts, config.seed), held_out or [parts[0][0]]
+        held = held_out_keys((prompt_key(each.messages) for each in queries), _HELD_SHARE, config.val_examples)
+        held_out = [each for each in queries if prompt_key(each.messages) in held]
+        left_out = held.union(prompt_key(each.messages) for each in world_held)
+        trained = [each for each in queries if prompt_key(each.messages) not in left_out]
+        say_split("prompts", config.out, len(queries), len(trained), len(held_out))
+        parts.append(FileQueries(trained, config.seed))
+    if has_world:
+        parts.insert(0, WorldQueries("train", tokenizer, config.seed, held))
+    return query_source(parts, config.seed), [*world_held, *held_out] or [parts[0][0]]

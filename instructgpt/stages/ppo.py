@@ -148,6 +148,7 @@ def run(config: PPOConfig) -> FitResult:
         RolloutStream(roll_out, lambda: machine.precision.context(machine.device), kept),
         loss,
         lambda: actors.validate(config),
+        held_out=actors.held_out_records,
         beside={f"value.{name}": parameter for name, parameter in value.named_parameters()},
         may_prefetch=False,
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 from instructgpt.data.account import Account
 from instructgpt.data.data_file import DataFile, Reading
+from instructgpt.data.held_out import conversation_key, held_out_keys
 from instructgpt.data.instructions import read_instructions
 from instructgpt.data.packing import PackedStream, batches_of
 from instructgpt.data.sources import Conversations, ExampleSource, Mixture, WorldInstructions
@@ -24,9 +23,9 @@ from instructgpt.stages.common import (
     fitting_row_length,
     language_validation,
     require,
+    say_split,
     train,
 )
-from instructgpt.strict_json import write_json_lines
 from instructgpt.text.chat import Message
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import load
@@ -46,7 +45,7 @@ class SFTConfig(LanguageStageConfig):
     """What becomes of a conversation longer than the context: `windows` of whole turns, which teach every answer once
     and begin with the system message; `cut` keeps the first of these alone; `drop` leaves it out."""
     val_share: ShareBelow1 = 0.05
-    """Share of each file's records that is validated on and never trained on (at most 500)."""
+    """Share of the files' records that is validated on (at most 500, evenly spread), and not trained on by any way."""
     val_examples: NonNegativeInt = 400
     """Examples of the embedded world validated on."""
     flawed_share: Share = 0.0
@@ -67,7 +66,7 @@ def run(config: SFTConfig) -> FitResult:
     row_length = fitting_row_length(config, model.config)
     data = sources(config, tokenizer, row_length)
     validation = list(batches_of(data.held_out, row_length, config.rows))
-    result = train(
+    return train(
         "sft",
         config,
         machine,
@@ -76,10 +75,8 @@ def run(config: SFTConfig) -> FitResult:
         PackedStream(data.training, row_length, config.rows),
         lambda batch: next_token_loss(model, batch, config.label_smoothing),
         language_validation(model, tokenizer, lambda: validation) if validation else None,
+        held_out=[{"messages": record} for record in data.held_out_records],
     )
-    if data.held_out_records:  # so that `eval --data OUT/val.jsonl` scores what was not trained on
-        write_json_lines(Path(config.out) / "val.jsonl", ({"messages": record} for record in data.held_out_records))
-    return result
 
 
 class Sources(NamedTuple):
@@ -93,50 +90,49 @@ class Sources(NamedTuple):
 
 
 def sources(config: SFTConfig, tokenizer: Tokenizer, context: int) -> Sources:
-    """What to train on and what to hold out of --data."""
+    """What to train on and what to hold out of --data; says how much of it that is."""
+    files = config.reading.files(config.data)
+    records = conversations(files, config)
+    held = held_out_keys((conversation_key(each) for part in records for each in part), config.val_share)
+    validated = [each for part in records for each in part if conversation_key(each) in held]
+    held_out = all_windows(validated, tokenizer, context, config.long)[0]
+    has_world = "world" in config.data
+    world_held: set[str] = set()
+    if has_world:
+        validation = WorldInstructions("val", tokenizer, config.seed, context=context)
+        held_out += [window for i in range(config.val_examples) for window in validation.windows(i)]
+        world_held = {conversation_key(validation.conversation(i)) for i in range(config.val_examples)}
+    trained = [[each for each in part if conversation_key(each) not in held | world_held] for part in records]
+    if files:
+        say_split("conversations", config.out, sum(map(len, records)), sum(map(len, trained)), len(validated))
     parts: list[ExampleSource] = []
-    records: list[list[Message]] = []
-    held_out: list[Tokens] = []
     for group in groups(config):
-        if not group:
-            parts.append(WorldInstructions("train", tokenizer, config.seed, config.flawed_share, context))
-            validation = WorldInstructions("val", tokenizer, config.seed, context=context)
-            held_out += [window for i in range(config.val_examples) for window in validation.windows(i)]
+        if group == ["world"]:
+            parts.append(WorldInstructions("train", tokenizer, config.seed, config.flawed_share, context, held))
             continue
-        trained, validated = split(conversations(group, config), config.val_share)
-        records += validated
-        held_out += all_windows(validated, tokenizer, context, config.long)[0]
-        examples, fitted = all_windows(trained, tokenizer, context, config.long)
-        if told := fitted.report(context):
-            print(f"  {told}", flush=True)
+        chosen = [each for file, part in zip(files, trained) if file.path in group for each in part]
+        if not chosen:
+            raise UserError("nothing of it is left to train on: it is held out, or in files before it", group[0])
+        examples, fitted = all_windows(chosen, tokenizer, context, config.long)
+        if cost := fitted.report(context):
+            print(f"  {cost}", flush=True)
         parts.append(Conversations(examples, config.seed))
     weights = config.weights or [1.0] * len(parts)
-    return Sources(parts[0] if len(parts) == 1 else Mixture(parts, weights, config.seed), held_out, records)
+    return Sources(parts[0] if len(parts) == 1 else Mixture(parts, weights, config.seed), held_out, validated)
 
 
-def groups(config: SFTConfig) -> list[list[DataFile]]:
-    """--data as sources to mix: with --weights each file is one, without them all are; none stands for `world`."""
-    files = config.reading.files(config.data)
+def groups(config: SFTConfig) -> list[list[str]]:
+    """--data as sources to mix: with --weights each file is one, without them all files together are."""
     if config.weights:
-        waiting = iter(files)
-        return [[] if name == "world" else [next(waiting)] for name in config.data]
-    return [*([files] if files else []), *([[]] if "world" in config.data else [])]
+        return [[name] for name in config.data]
+    files = [name for name in config.data if name != "world"]
+    return [group for group in (files, ["world"] if "world" in config.data else []) if group]
 
 
-def conversations(files: list[DataFile], config: SFTConfig) -> list[list[Message]]:
-    """What is usable of the files; prints what was read and dropped. Of exact duplicates the first is kept."""
+def conversations(files: list[DataFile], config: SFTConfig) -> list[list[list[Message]]]:
+    """What is usable of each file; says what was read and dropped. Of exact duplicates the first is kept."""
     account = Account(files[0].path if len(files) == 1 else f"{len(files)} files")
-    read = read_instructions(files, account, config.reading.strict)
-    unique = {json.dumps(messages): messages for messages in read}
-    print(account.report(), flush=True)
-    duplicates = account.kept - len(unique)
-    if duplicates:
-        print(f"  {duplicates} exact duplicates of another conversation are left out", flush=True)
-    return list(unique.values())
-
-
-def split(records: list[list[Message]], share: float) -> tuple[list[list[Message]], list[list[Message]]]:
-    """Every n-th record, at most 500, is held out; the same ones whatever the seed."""
-    every = max(2, round(min(1 / share, len(records)))) if share else len(records) + 1
-    held = set(range(every - 1, len(records), every)[:500])
-    return [r for i, r in enumerate(records) if i not in held], [records[i] for i in sorted(held)]
+    found = [list(read_instructions([file], account, config.reading.strict, unique=True)) for file in files]
+    if files:
+        print(account.report(), flush=True)
+    return found

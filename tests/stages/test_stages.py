@@ -8,15 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from instructgpt.config import MODEL_PRESETS
-from instructgpt.data.data_file import DataFile
 from instructgpt.flags import run_main
 from instructgpt.stages import STAGES, main
 from instructgpt.stages.presets import recipe
-from instructgpt.stages.sft import SFTConfig, groups, split
+from instructgpt.stages.sft import SFTConfig, groups
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import load
 from instructgpt.training.metrics import read_metrics
@@ -100,20 +97,9 @@ def test_the_pipeline_on_files_and_its_resumption(
     assert (tmp_path / "o" / "sft" / "model.safetensors").read_bytes() == before
 
 
-@given(count=st.integers(1, 2000), share=st.floats(0.0, 0.5))
-def test_split_keeps_every_record_once_and_some_on_both_sides(count: int, share: float) -> None:
-    records = [[{"role": "user", "content": str(i)}] for i in range(count)]
-    trained, held_out = split(records, share)  # pyright: ignore[reportArgumentType]
-    assert sorted(map(str, trained + held_out)) == sorted(map(str, records))
-    assert trained and len(held_out) <= 500
-    if share > 0.001 and count > 1:
-        assert held_out
-
-
 def test_files_are_one_source_beside_the_world_unless_weighted() -> None:
-    a, b = DataFile("a"), DataFile("b")
-    assert groups(SFTConfig(data=("a", "world", "b"))) == [[a, b], []]
-    assert groups(SFTConfig(data=("a", "world", "b"), weights=(1.0, 2.0, 1.0))) == [[a], [], [b]]
+    assert groups(SFTConfig(data=("a", "world", "b"))) == [["a", "b"], ["world"]]
+    assert groups(SFTConfig(data=("a", "b"), weights=(1.0, 2.0))) == [["a"], ["b"]]
 
 
 @pytest.mark.parametrize("preset", MODEL_PRESETS)
