@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -17,9 +17,10 @@ import torch
 
 from kernels import launch
 from kernels.lab.calls import Call, cotangents_for, describe, dtype_of, prepare
-from kernels.lab.find import UsageError, add_kernel_argument, find
+from kernels.lab.find import UsageError, add_kernel_argument, find, told_in_one_line
 from kernels.lab.machine_code import Resources, resources
 from kernels.lab.output import table, to_json
+from kernels.lab.processes import Ended, in_order
 from kernels.lab.spec import Case, Spec
 from kernels.launch import building_for
 
@@ -260,16 +261,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def compile_kernel(kernel: str, target: str, only_first: bool) -> list[Build]:
+    """In a process of its own."""
+    (found,) = find(kernel)
+    spec = found.spec
+    with told_in_one_line(found.path, "compiling its builds"):
+        builds = compile_spec(spec, [TARGETS[target]], spec.builds[: 1 if only_first else None])
+    plain = (int, float, str, type(None))  # others, such as dtypes, may not travel between processes
+
+    def traveling(value: Any) -> Any:
+        return value if isinstance(value, plain) else str(value)
+
+    return [replace(build, settings={key: traveling(v) for key, v in build.settings.items()}) for build in builds]
+
+
+def builds_of(answer: list[Build] | Ended, spec: Spec) -> list[Build]:
+    if isinstance(answer, Ended):
+        raise UsageError(f"{spec.name}: the process that compiled it died (exit code {answer.exit_code})")
+    return answer
+
+
 def run(options: argparse.Namespace) -> int:
     if options.arch is None:
         targets = [target for target in TARGETS.values() if target.backend == "cuda" and can_build_for(target)]
     else:
         targets = [target for name, target in TARGETS.items() if name.removeprefix("sm_") in options.arch]
-    results = {}
-    for spec in [kernel.spec for kernel in find(options.kernel)]:
+    found, results = find(options.kernel), {}
+    for spec in [kernel.spec for kernel in found]:
         if not spec.builds:
             raise UsageError(f"{spec.name}: its spec has no `builds`: name at least one realistic case to compile")
-        results[spec.name] = compile_spec(spec, targets, spec.builds[: 1 if options.first else None])
+    answers = in_order(
+        compile_kernel, [(kernel.target, target.name, options.first) for kernel in found for target in targets]
+    )
+    for spec in [kernel.spec for kernel in found]:
+        results[spec.name] = [build for _ in targets for build in builds_of(next(answers), spec)]
         if not options.json:
             print(report(spec, results[spec.name]), end="\n\n", flush=True)
     if options.json:

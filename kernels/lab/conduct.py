@@ -82,7 +82,7 @@ def computed_elsewhere(trial: Trial, first: Results, reference: Callable[..., An
 
 @contextmanager
 def noticing(function: Callable[..., Any]) -> Iterator[list[CodeType]]:
-    """Yields a list that is not empty once `function` has been called."""
+    """Yields a list that is not empty once `function` has been called; always empty under a profiler."""
     called: list[CodeType] = []
     code = getattr(function, "__code__", None)
 
@@ -90,12 +90,14 @@ def noticing(function: Callable[..., Any]) -> Iterator[list[CodeType]]:
         if event == "call" and frame.f_code is code:
             called.append(frame.f_code)
 
-    previous = sys.getprofile()
+    if sys.getprofile() is not None:  # somebody measures this process, and would not measure on
+        yield called
+        return
     sys.setprofile(notice)
     try:
         yield called
     finally:
-        sys.setprofile(previous)
+        sys.setprofile(None)
 
 
 def require_fresh(asked: Example) -> None:

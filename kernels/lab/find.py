@@ -97,7 +97,7 @@ def told_in_one_line(path: Path, what: str) -> Iterator[None]:
         raise
     except SyntaxError as error:
         raise UsageError(f"{error.filename or path}:{error.lineno or 1}: {error.msg}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         inside = [at for at in traceback.extract_tb(error.__traceback__) if Path(at.filename).name == path.name]
         where = f"{path}:{inside[-1].lineno}" if inside else str(path)
         said = " ".join(str(error).split())  # in one line

@@ -96,6 +96,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The command: a line for each mutant; 1 where one survives or does not run."""
+    if options.examples < 1:
+        raise UsageError(f"--examples is {options.examples}; it must be at least 1")
     all_caught = True
     for kernel in find(options.kernel):
         mutants = kernel.spec.mutants

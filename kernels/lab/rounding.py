@@ -41,6 +41,8 @@ PRODUCTS = (aten.mm, aten.bmm, aten.mv, aten.dot, aten.convolution)
 """Sums of products of their first two arguments."""
 SUMS = (aten.sum, aten.mean, aten.cumsum, aten.index_add, aten.scatter_add, aten.embedding_dense_backward)
 """Linear in what they are given, with coefficients that are not negative."""
+INDEXED = (aten.index_put, aten._index_put_impl_)
+"""Sums too, where their fourth argument says so."""
 FUNCTIONS = [
     getattr(aten, name)
     for name in (
@@ -86,13 +88,20 @@ class RandomRounding(TorchDispatchMode):
         is_new = isinstance(result, Tensor) and not any(is_view(returned) for returned in func._schema.returns)
         if not is_new or result.dtype != torch.float64 or not result.numel():
             return result
-        if operation not in (*PRODUCTS, *SUMS):
+        if operation in PRODUCTS or is_sum(operation, args):
+            self.move_sum(result, func, args, kwargs)
+        else:
             loses = operation in FUNCTIONS or (result != to_float32s_digits(result))
             self.move(result, UNIT * result, loses)
-        elif (terms := count_terms(operation, args, result)) > 1 or operation in PRODUCTS:
-            size = func(*(arg.abs() if is_float64(arg) else arg for arg in args), **kwargs)
-            self.move(result, math.sqrt(terms) * UNIT * size)
         return result
+
+    def move_sum(self, result: Tensor, func: Any, args: Any, kwargs: Any) -> None:
+        operation = func.overloadpacket
+        terms = count_terms(operation, args, result)
+        if terms > 1 or operation in PRODUCTS:
+            out_of_place = aten.index_put if operation in INDEXED else func
+            size = out_of_place(*(arg.abs() if is_float64(arg) else arg for arg in args), **kwargs)
+            self.move(result, math.sqrt(terms) * UNIT * size)
 
     def as_operand(self, t: Tensor) -> Tensor:
         """`t` as a matrix product reads it."""
@@ -129,6 +138,10 @@ def out_of_place(func: Any) -> Any:
     return getattr(getattr(aten, name[:-1], None), func._overloadname, None)
 
 
+def is_sum(operation: Any, args: Any) -> bool:
+    return operation in SUMS or (operation in INDEXED and len(args) > 3 and bool(args[3]))
+
+
 def is_view(returned: Any) -> bool:
     return returned.alias_info is not None and not returned.alias_info.is_write
 
@@ -152,6 +165,8 @@ def count_terms(operation: Any, args: Any, result: Tensor) -> int:
         return args[1][0].numel()
     if operation in (aten.sum, aten.mean):
         return first.numel() // result.numel()
+    if operation in INDEXED:
+        return max(index.numel() for index in args[1] if index is not None)
     if operation == aten.cumsum:
         return first.size(args[1]) if first.dim() else 1
     return first.numel() // first.size(-1)  # rows that an index may all send to the same place

@@ -136,6 +136,23 @@ def test_programs_that_depend_on_each_other_are_found():
     assert "depend on each other" in fault(altered(op=last_wins))
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="the order of programs is the interpreter's")
+def test_sums_by_atomics_have_a_bound_instead_of_equal_bits():
+    embedding = load(TOY.with_name("embedding.py"))
+    assert "depend on each other" in fault(embedding.spec(order="fixed"))
+    report = check(embedding.spec(), examples=12)
+    assert report.failure is None, str(report)
+    assert report.worst["dweight"]["float32"] > 0
+
+    class HalfLost(embedding.Embedding):
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+            (dweight, _) = embedding.Embedding.backward(ctx, *gradients)
+            return dweight.bfloat16().to(dweight.dtype), None
+
+    assert fault(embedding.spec(op=lambda weight, index: HalfLost.apply(weight, index))).startswith("dweight: ")
+
+
 def test_an_exception_is_a_fault_of_its_own_kind():
     def refuses(x: Tensor, bias: Tensor) -> Tensor:
         raise TypeError("not today")
