@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,11 +60,12 @@ def spec(**changes: Any) -> Spec:
             {"weight": weight, "index": torch.randint(3, (rows,), generator=generator)}, gradients=("weight",)
         )
 
-    return Spec(
+    declared = Spec(
         name="embedding",
         op=embedding,
         reference=embedding_reference,
         cases=st.fixed_dictionaries({"rows": st.integers(1, 40), "columns": st.integers(1, 16)}),
         inputs=inputs,
-        **{"order": "atomics", **changes},
+        order="atomics",
     )
+    return replace(declared, **changes)
