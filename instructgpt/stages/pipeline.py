@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from instructgpt import world
 from instructgpt.atomic import write_text
 from instructgpt.data.corpus import Corpus
+from instructgpt.data.data_file import Reading
 from instructgpt.data.packing import batches_of
 from instructgpt.data.sources import CorpusWindows, WorldInstructions, WorldText
 from instructgpt.data.windows import all_windows
@@ -49,6 +50,8 @@ class PipelineConfig(Settings):
     """Raw text for tokenizer and pretraining: files, or `world`."""
     data: tuple[FilePath, ...] = ("world",)
     """Instructions to tune on: files, or `world`."""
+    weights: tuple[float, ...] = ()
+    """How often each of --data is drawn, relative to the others."""
     seed: NonNegativeInt = 0
     """Decides initial weights, data order and dropout."""
     device: str = "auto"
@@ -69,6 +72,7 @@ class PipelineConfig(Settings):
     """Most minutes of training, a half for each stage; 0 leaves the preset's limits."""
     examples: PositiveInt = 20
     """Examples a family and split in the evaluation."""
+    reading: Reading = field(default_factory=Reading)
 
 
 def run(config: PipelineConfig) -> None:
@@ -78,8 +82,10 @@ def run(config: PipelineConfig) -> None:
     marker = out / "pipeline.json"
     if marker.exists() and not (config.resume or config.overwrite):
         raise UserError("holds a pipeline already; go on with --resume, replace it with --overwrite", out)
-    write_json(marker, {"preset": config.preset, "text": config.text, "data": config.data, "seed": config.seed})
     stages = recipe(config.preset)
+    mixture = replace(stages.sft, data=config.data, weights=config.weights, reading=config.reading)
+    sft.check(mixture)  # what is wrong with it is told now, and not when a base model is trained
+    write_json(marker, {"preset": config.preset, "text": config.text, "data": config.data, "seed": config.seed})
     shared: dict[str, Any] = {
         name: getattr(config, name) for name in ("seed", "device", "dtype", "backend", "resume", "overwrite", "tracker")
     }
@@ -92,7 +98,7 @@ def run(config: PipelineConfig) -> None:
         base = replace(stages.pretrain, text=config.text, tokenizer=str(directories["tokenizer"]), **shared)
         pretrain.run(replace(base, out=str(directories["pretrain"]), fit=_limited(base.fit, config, 0.5)))
     if not _is_done(directories["sft"], config):
-        tuned = replace(stages.sft, data=config.data, init=str(directories["pretrain"]), **shared)
+        tuned = replace(mixture, init=str(directories["pretrain"]), **shared)
         sft.run(replace(tuned, out=str(directories["sft"]), fit=_limited(tuned.fit, config, 0.5)))
     report(config, {name: directories[name] for name in names[1:]})
 

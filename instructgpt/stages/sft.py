@@ -58,8 +58,7 @@ def run(config: SFTConfig) -> FitResult:
     require(config.data, "--data", "name the instruction files, or `world`")
     require(config.init, "--init", "name the run directory to start from")
     require(config.out, "--out", "name the run directory to write")
-    if config.weights and len(config.weights) != len(config.data):
-        raise UserError(f"--weights has {len(config.weights)} values for {len(config.data)} sources in --data")
+    check(config)
     machine = Machine.of(config)
     model, tokenizer = load(config.init, machine.device, config.backend)
     model = build_model(config, machine, lambda: model)
@@ -77,6 +76,14 @@ def run(config: SFTConfig) -> FitResult:
         language_validation(model, tokenizer, lambda: validation) if validation else None,
         held_out=[{"messages": record} for record in data.held_out_records],
     )
+
+
+def check(config: SFTConfig) -> None:
+    """Raises UserError for what can be told to be wrong with --data from the first records of each file."""
+    if config.weights and len(config.weights) != len(config.data):
+        raise UserError(f"--weights has {len(config.weights)} values for {len(config.data)} sources in --data")
+    for file in config.reading.files(config.data):
+        next(read_instructions([file]))
 
 
 class Sources(NamedTuple):

@@ -42,6 +42,25 @@ def test_missing_file(refused: Refused, runs: Path, tmp_path: Path) -> None:
     assert "no.json" in message and "no such file" in message
 
 
+@pytest.mark.parametrize(
+    ("content", "flags", "complaint"),
+    [
+        (None, [], "no such file"),
+        ('{"a": 1}\n', [], "d.jsonl:1: "),
+        (GOOD, ["--weights", 1, 2], "--weights has 2 values for 1 source"),
+        (GOOD, ["--prompt", "{instruction}", "--answer", "{outptu}"], "outptu"),
+    ],
+)
+def test_a_pipeline_is_refused_before_it_trains(
+    refused: Refused, tmp_path: Path, content: str | None, flags: list[object], complaint: str
+) -> None:
+    if content is not None:
+        (tmp_path / "d.jsonl").write_text(content)
+    message = refused("pipeline", "--data", tmp_path / "d.jsonl", *flags, "--out", tmp_path / "o")
+    assert complaint in message
+    assert not (tmp_path / "o").exists()
+
+
 def test_missing_text_file(refused: Refused, tmp_path: Path) -> None:
     assert "no.txt" in refused("tokenizer", "--text", tmp_path / "no.txt", "--out", tmp_path / "o")
 
