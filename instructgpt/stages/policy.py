@@ -48,8 +48,9 @@ class PolicyStageConfig(StageConfig):
     reward: tuple[FilePath, ...] = ()
     """What answers are scored by: the run directory of a reward model, or `world` for the world's own checker."""
     reward_function: tuple[FilePath, ...] = ()
-    """Functions that score answers, as package.module:function or path/file.py:function. Each gets prompts (lists of
-    messages), answers (texts), and `references` if it has such a parameter, and returns a list of numbers."""
+    """Functions that score answers, as package.module:function or path/file.py:function: f(prompts, answers), prompts
+    being lists of messages and answers texts, or f(prompts, completions, **columns), as for TRL. Columns are
+    `references`, the answers in the data, and the fields of the records. Each returns a list of numbers."""
     reward_weights: tuple[float, ...] = ()
     """Weights of --reward and then --reward-function in the sum that is the reward; 1 each by default."""
     prompts: PositiveInt = 64

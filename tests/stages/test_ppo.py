@@ -116,7 +116,7 @@ def test_a_reward_function_that_gives_too_few_values(refuse: Callable[..., str])
 
 
 def test_a_reward_function_that_gives_no_list(refuse: Callable[..., str]) -> None:
-    assert "gave NoneType; it must give a list of numbers" in refuse("none")
+    assert "gave a NoneType; it must give a list of numbers" in refuse("none")
 
 
 @pytest.mark.parametrize(
@@ -198,3 +198,17 @@ def test_weighted_rewards_add_up(
     assert stage("ppo", *source, *SMALL, *more) == 0
     saved = RunDirectory(tmp_path / "o").read_config()["settings"]
     assert saved["reward_weights"] == [2.0, 0.5, 1.0] and saved["reward"] == [str(reward_run)]
+
+
+@pytest.mark.parametrize("value", [0.1, 0.9, -3.3])
+def test_one_score_for_all_teaches_nothing_and_blows_nothing_up(value: float, runs: Path, tmp_path: Path) -> None:
+    """The deviation of equal floats is 1.5e-8 and not 0: divided by it, rewards become as large as 1e7."""
+    (tmp_path / "f.py").write_text(f"def score(prompts, answers):\n    return [{value}] * len(answers)\n")
+    data = tmp_path / "d.jsonl"
+    data.write_text("".join(f'{{"instruction": "cat {i}?", "output": "red"}}\n' for i in range(20)))
+    arguments = ["ppo", "--data", data, "--init", runs / "pretrain", "--out", tmp_path / "o", "--device", "cpu"]
+    flags = "--prompts 8 --minibatches 2 --epochs 2 --max-steps 8 --max-new-tokens 4 --val-examples 2 --dtype float32"
+    more = ["--reward-function", f"{tmp_path / 'f.py'}:score", "--unfinished-penalty", 0, "--row-length", 64]
+    assert run_main(lambda: main([str(word) for word in [*arguments, *flags.split(), *more]])) == 0
+    losses = [r["loss"] for r in read_metrics(tmp_path / "o" / "metrics.jsonl") if "loss" in r]
+    assert losses and max(map(abs, losses)) < 10
