@@ -28,8 +28,10 @@ from kernels.lab.surroundings import Names
 from kernels.lab.trial import Raised
 from kernels.launch import INTERPRETED, triton
 
+IN_EVERY_DTYPE = 1 / 3
+"""Which share of the examples, the smallest ones, is tried in every dtype; larger ones take turns."""
 LARGE = 16_384
-"""Elements of an example's inputs above which it is tried in one dtype only, each time another one."""
+"""Elements of an example's inputs above which it is not examined."""
 EXAMINED = (0.1, 0.5, 0.9)
 """Which of the examples that are not large are examined for how the op goes about them, by their place among these."""
 LARGEST_BUILD = 2**18
@@ -120,8 +122,8 @@ def check(
     target: str = "",
     judging: Names | None = None,
 ) -> Report:
-    """Draws `examples` cases and layouts and judges the op on each, in every dtype (or in a drawn one of them), those
-    with few elements first.
+    """Draws `examples` cases and layouts and judges the op on each, those with few elements first: in every dtype, or
+    where these take long in one after the other (in a drawn one each without `every_dtype`).
 
     dtypes: names in `DTYPES`, the spec's by default. shrink: look for the smallest example that fails, which takes more
     runs than finding the first. The same seed draws the same examples. judging: the functions that judge, as
@@ -144,10 +146,11 @@ def check(
             raise
         return seen
 
-    for number, (elements, drawn) in enumerate(ordered):
+    for number, (_, drawn) in enumerate(ordered):
         report.examples += 1
-        tried = drawn.dtypes if elements <= LARGE else (drawn.dtypes[number % len(drawn.dtypes)],)
-        ways = [(dtype, judge) for dtype in tried]
+        is_small = number <= IN_EVERY_DTYPE * len(ordered)
+        tried = drawn.dtypes if is_small else (drawn.dtypes[number % len(drawn.dtypes)],)
+        ways: list[tuple[str, Callable[..., Any]]] = [(dtype, judge) for dtype in tried]
         if number in examined:
             ways.append((tried[number % len(tried)], observe))
         for dtype, how in ways:
@@ -212,7 +215,7 @@ def check_builds(spec: Spec, report: Report, judging: Names) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_kernel_argument(parser)
     parser.add_argument("--examples", type=int, default=100, metavar="N", help="cases to draw (default 100)")
-    parser.add_argument("--dtype", choices=DTYPES, help="only this one (default: every dtype of the spec)")
+    parser.add_argument("--dtype", choices=DTYPES, help="only this one (default: all of the spec's)")
     parser.add_argument("--layout", choices=LAYOUTS, help="only this one")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="draws other examples (default 0)")
     parser.add_argument("--case", metavar="JSON", help="judge this one case, as a failure printed it")

@@ -11,6 +11,7 @@ from typing import Any
 import hypothesis
 from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
+from hypothesis.errors import Flaky
 
 from kernels.lab.spec import Case
 
@@ -55,7 +56,7 @@ class Draws:
                 try_it(drawn)
 
         # Flaky: it did not fail again, be it that time is over or that it fails by chance, as a race does.
-        with contextlib.suppress(AssertionError, hypothesis.errors.Flaky):
+        with contextlib.suppress(AssertionError, Flaky):
             self._run(once_reached, (Phase.generate, Phase.shrink))
 
     def _run(self, body: Callable[[Drawn], None], phases: tuple[Phase, ...]) -> None:
@@ -65,7 +66,7 @@ class Draws:
             database=None,
             report_multiple_bugs=False,
             phases=phases,
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
         )
 
         @hypothesis.seed(self.seed)

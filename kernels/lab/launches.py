@@ -29,7 +29,7 @@ def watched_launches(is_run: bool = True) -> Iterator[list[Launch]]:
     def watching(run: Any) -> Any:
         def run_watched(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
             if not warmup:
-                size = grid(bound(self, args, options)) if callable(grid) else grid
+                size: Any = grid(bound(self, args, options)) if callable(grid) else grid
                 seen.append(Launch(self.__name__, math.prod(size)))
             return run(self, *args, grid=grid, warmup=warmup, **options) if is_run or warmup else None
 

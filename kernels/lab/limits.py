@@ -2,22 +2,24 @@
 
 A result y with the float64 result r, r° the number of y's dtype nearest to r, and δ what float32 loses inside must keep
 
-    ‖y - r‖  ≤ ‖r° - r‖  + 2·slack·‖δ‖ + extra       in the Frobenius norm
-    |y - r|  ≤ |r° - r|  + 2·EACH·|δ| + extra        in each element
+    ‖y - r‖  ≤ ‖r° - r‖ + 2·slack·‖δ‖ + u·‖r‖ + extra      in the Frobenius norm
+    |y - r|  ≤ |r° - r| + 2·EACH·|δ| + u·|r| + extra       in each element
 
 δ is the root mean square over a few runs. The kernel may add up other terms than the reference, hence the slack: 2 for
 float32 inputs; 1 for others, where δ is the rounding of a product's operands, and those are the same. One element's δ
-is seen a few times only, and may be small in all of them, hence EACH.
+is seen a few times only, and may be small in all of them, hence EACH; and 0 where the runs fall on r itself, hence
+float32's unit u of the result.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from kernels.lab.rounding import UNIT
 
 RUNS = 4
 """Of the reference with its operations rounded at random."""
@@ -56,8 +58,9 @@ class Limit:
 
         judged = exact.isfinite() & ~overflows
         error, once, lost = ((got - exact).abs()[judged], once[judged], self.lost[judged])
-        least = LEAST * math.sqrt(max(1, error.numel()))
-        limit = float(once.norm()) + 2 * self.slack * float(lost.norm()) + least + self.extra
+        least = LEAST + UNIT * exact[judged].abs()
+        limit = float(once.norm()) + 2 * self.slack * float(lost.norm()) + float(least.norm()) + self.extra
+        limit = max(limit, LEAST)  # of an empty tensor, too
         if not limit < float("inf"):
             raise ValueError(f"the limit of {name} is {limit}; a tolerance must be finite")
         if (whole := float(error.norm())) > limit:
@@ -66,7 +69,7 @@ class Limit:
                 f"{float(exact[judged].norm()):.3g}; rounding it once {float(once.norm()):.3g}, float32 inside "
                 f"{2 * self.slack * float(lost.norm()):.3g}{f', tolerance {self.extra:.3g}' if self.extra else ''})"
             )
-        limits = torch.zeros_like(exact).masked_scatter(judged, once + 2 * EACH * lost + LEAST + self.extra)
+        limits = torch.zeros_like(exact).masked_scatter(judged, once + 2 * EACH * lost + least + self.extra)
         fits = ~judged | ((got - exact).abs() <= limits)
         require_each(name, got, exact, fits)
         return whole / limit

@@ -76,7 +76,7 @@ def state() -> dict[str, Any]:
         ),
         "whether denormal numbers are flushed": float(torch.tensor(1e-40) * 1) == 0.0,
         "PyTorch's random state": torch.get_rng_state().numpy().tobytes(),
-        "numpy's random state": str(np.random.get_state()[1:3]),  # noqa: NPY002
+        "numpy's random state": str(np.random.get_state(legacy=False)),  # noqa: NPY002
         "numpy's error handling": tuple(np.geterr().items()),
         "Python's random state": hash(random.getstate()),
         "the environment": dict(os.environ),

@@ -14,7 +14,7 @@ from triton.language.extra import libdevice
 
 from kernels.lab import Inputs, Spec
 
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
 
 @triton.jit

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.lab.limits import scatter
+from kernels.lab.limits import Limit, Wrong, scatter
 from kernels.lab.rounding import UNIT, RandomRounding, to_float32s_digits
 
 
@@ -114,3 +114,19 @@ def test_digits_are_those_of_float32_at_any_size():
     x = random(1000)
     assert torch.equal(to_float32s_digits(x * math.pi), (x * math.pi).float().double())
     assert torch.equal(to_float32s_digits(x * 2.0**-300), to_float32s_digits(x) * 2.0**-300)
+
+
+def test_an_element_may_be_off_by_a_unit_where_all_runs_fall_on_the_right_result():
+    exact = torch.tensor([0.44245, 1.0]).double()
+    limit = Limit(exact, torch.zeros(2, dtype=torch.float64), slack=2.0)
+    assert limit.compare("y", torch.nextafter(exact.float(), torch.ones(2))) <= 1
+    with pytest.raises(Wrong, match=r"y: error"):
+        limit.compare("y", exact.float() * (1 + 4 * UNIT))
+
+
+def test_each_element_has_its_own_limit():
+    exact = torch.tensor([1e3] * 99 + [1e-9]).double()
+    limit = Limit(exact, UNIT * exact.abs(), slack=2.0)
+    assert limit.compare("y", exact.float()) <= 1
+    with pytest.raises(Wrong, match=r"y\[99\] is 0, not 1e-09 \(1 such elements\)"):
+        limit.compare("y", torch.where(exact < 1, 0.0, exact).float())
