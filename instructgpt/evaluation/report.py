@@ -152,6 +152,8 @@ class Report:
 
     def plain(self) -> str:
         """The table and the notes as aligned text, for a log or a pipe."""
+        if not self.families:
+            return "\n".join(self.notes())
         rows = [("family", "n", self.score_name, "95% interval"), *self._rows()]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         lines = [
