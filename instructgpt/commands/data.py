@@ -77,6 +77,9 @@ class ShowConfig(Settings):
     """Examples shown of each file, evenly spread over it."""
     width: NonNegativeInt = 600
     """Most characters shown of each turn; 0 shows all."""
+    text_field: str = ""
+    """The field of records that holds the text, such as content or body.text, or a template: '{title}\\n\\n{body?}'. By
+    default their `text`, or their list of `paragraphs`."""
     reading: Reading = field(default_factory=Reading)
 
 
@@ -128,7 +131,7 @@ def _show(argv: Sequence[str]) -> int:
     tokenizer, context = _measure(config)
     overviews: list[Overview] = []
     for file in files:
-        overview = read_overview(file, None if config.kind == "auto" else config.kind)
+        overview = read_overview(file, None if config.kind == "auto" else config.kind, config.text_field)
         overviews.append(overview)
         repeated = duplicates(overviews)[-1]
         print("\n".join(_report(overview, repeated, config, tokenizer, context)), flush=True)

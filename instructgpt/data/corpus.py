@@ -73,16 +73,18 @@ def write_corpus(
     holdout: float = 0.1,
     encoding: str = "utf-8",
     separator: str = "",
+    text_field: str = "",
 ) -> str:
     """Tokenizes text files into `directory` and returns an account of it, in a line or two.
 
     A text file is one document, or several ended by `separator`; of .json, .jsonl, .csv and .tsv files, each record is
-    one: its field `text`, or its list of `paragraphs`. The last `holdout` of each file's bytes is validation.
+    one: its field `text` or its list of `paragraphs`, or what `text_field` says (`documents.text_template`). The last
+    `holdout` of each file's bytes is validation.
     What is there already is used when it was made by this tokenizer from these files, unchanged, with these settings.
     Memory stays bounded however large the files. Raises UserError for files without text, and as the readers do.
     """
     path = Path(directory)
-    request = _request(paths, tokenizer, holdout, encoding, separator)
+    request = _request(paths, tokenizer, holdout, encoding, separator, text_field)
     meta = _read_meta(path)
     if meta is not None and meta["request"] == request and _is_whole(path, meta):
         return f"{meta['account']} (made before, still valid)"
@@ -94,7 +96,7 @@ def write_corpus(
     dropped: Counter[str] = Counter()
     with ExitStack() as stack:
         writers = {split: _Writer(stack, path, split, meta, tokenizer) for split in SPLITS}
-        pieces = chain.from_iterable(split_pieces(p, holdout, encoding, separator, dropped) for p in paths)
+        pieces = chain.from_iterable(split_pieces(p, holdout, encoding, separator, dropped, text_field) for p in paths)
         for split, batch in _batches(pieces):
             writers[split].write(batch)
         for writer in writers.values():
@@ -107,10 +109,15 @@ def write_corpus(
 
 
 def read_split(
-    path: Path, split: Split, holdout: float = 0.1, encoding: str = "utf-8", separator: str = ""
+    path: Path,
+    split: Split,
+    holdout: float = 0.1,
+    encoding: str = "utf-8",
+    separator: str = "",
+    text_field: str = "",
 ) -> Iterator[str]:
     """The very text that `write_corpus` puts into a split, in stretches of at most about 64,000 characters."""
-    for found, piece in split_pieces(path, holdout, encoding, separator, Counter()):
+    for found, piece in split_pieces(path, holdout, encoding, separator, Counter(), text_field):
         if found == split:
             yield piece.text
 
@@ -166,7 +173,7 @@ class _Writer:
 
 
 def _request(
-    paths: Sequence[Path], tokenizer: Tokenizer, holdout: float, encoding: str, separator: str
+    paths: Sequence[Path], tokenizer: Tokenizer, holdout: float, encoding: str, separator: str, text_field: str
 ) -> dict[str, Any]:
     """All that a corpus depends on, as JSON: equal requests, equal shards."""
     sources = []
@@ -176,7 +183,7 @@ def _request(
         except OSError as error:
             raise UserError(f"cannot be read: {error.strerror}", path) from None
         sources.append([str(path.resolve()), found.st_size, found.st_mtime_ns])
-    settings = {"holdout": holdout, "encoding": encoding, "separator": separator}
+    settings = {"holdout": holdout, "encoding": encoding, "separator": separator, "text_field": text_field}
     return {"format": _FORMAT, "tokenizer": tokenizer.fingerprint, **settings, "sources": sources}
 
 

@@ -11,8 +11,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from instructgpt.data.account import Unusable, names_of
+from instructgpt.data.fields import Fields
 from instructgpt.data.files import holds_records, read_records, read_text
 from instructgpt.data.tables import Unreadable
+from instructgpt.data.templates import Template
 from instructgpt.errors import UserError
 
 Split = Literal["train", "val"]
@@ -30,23 +33,30 @@ class Piece(NamedTuple):
 
 
 def split_pieces(
-    path: Path, holdout: float, encoding: str, separator: str, dropped: Counter[str]
+    path: Path, holdout: float, encoding: str, separator: str, dropped: Counter[str], text_field: str = ""
 ) -> Iterator[tuple[Split, Piece]]:
-    """The pieces of a file, those of its last `holdout` bytes as validation.
+    """The pieces of a file, those of its last `holdout` bytes as validation; `text_field` as in `text_template`.
 
     The file is read twice, since a compressed one does not tell how much text it holds. The split falls at the end of a
     document, or else of a line, that is near: it takes at most half of what is to be held out.
     """
     if not 0 <= holdout < 1:
         raise UserError(f"holdout {holdout} is no share of a file; give 0 to 0.9")
+    template = text_template(text_field)
     unread: Counter[str] = Counter()
-    total = sum(len(piece.text.encode()) for piece in _pieces(path, encoding, separator, unread))
+    total = sum(len(piece.text.encode()) for piece in _pieces(path, encoding, separator, unread, template))
     if not total:
         why = "; ".join(f"{count:,} record(s) {reason}" for reason, count in unread.items())
+        if (
+            template
+            and holds_records(path)
+            and isinstance(first := next(read_records(path, encoding=encoding))[1], dict)
+        ):
+            why += f"; the first one has {names_of(first)}"
         raise UserError(f"has no text{f': {why}' if why else ''}", path)
     train_bytes, near = total * (1 - holdout), min(total * holdout / 2, _FARTHEST_CUT)
     done, split = 0, "train"
-    for piece in _pieces(path, encoding, separator, dropped):
+    for piece in _pieces(path, encoding, separator, dropped, template):
         begin, done = done, done + len(piece.text.encode())
         if split == "val" or not holdout or done < train_bytes:
             yield split, piece
@@ -71,13 +81,29 @@ def _cut_near(text: bytes, place: int, near: int) -> tuple[str, str]:
     return text[:place].decode(), text[place:].decode()
 
 
-def _pieces(path: Path, encoding: str, separator: str, dropped: Counter[str]) -> Iterator[Piece]:
+def text_template(text_field: str) -> Template | None:
+    """What --text-field says: a field such as content or body.text, or a template such as '{title}\\n\\n{body}'.
+
+    Raises UserError for one that is malformed.
+    """
+    if not text_field:
+        return None
+    return Template(text_field if "{" in text_field else f"{{{text_field}}}", "--text-field ")
+
+
+def _pieces(
+    path: Path, encoding: str, separator: str, dropped: Counter[str], template: Template | None
+) -> Iterator[Piece]:
     """The documents of a file, in pieces that are encoded one by one."""
     if not holds_records(path):
         yield from _cut(read_text(path, encoding), separator)
         return
     for _, record in read_records(path, encoding=encoding):
-        text = _text_of(record)
+        try:
+            text = template.fill(Fields(record)) if template and isinstance(record, dict) else _text_of(record)
+        except Unusable as unusable:
+            dropped[f"with {unusable.reason}"] += 1
+            continue
         if isinstance(record, Unreadable):
             dropped[f"that is {record.reason}"] += 1
         elif text is None:

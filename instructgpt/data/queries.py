@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any, Protocol, cast
 
 from instructgpt import world
@@ -72,18 +73,20 @@ class FileQueries:
         return self._queries[self._epochs.locate(index).item]
 
 
-def read_questions(file: DataFile | str, account: Account, strict: bool = False) -> Iterator[list[Message]]:
+def read_questions(
+    file: DataFile | str, account: Account, strict: bool = False, unique: bool = False
+) -> Iterator[list[Message]]:
     """The conversations of a file, or its prompts alone, where a template makes those and none an answer."""
     file = DataFile.of(file)
     templates = file.templates
     if not templates.prompt or templates.better:
-        return read_instructions([file], account, strict)
+        return read_instructions([file], account, strict, unique)
 
     def prompt_of(record: Fields, templates: Templates) -> list[list[Message]]:
         assert templates.prompt
         return [with_system(templated_prompt(record, templates.prompt, account), record, templates)]
 
-    return convert_files([file], account, strict, prompt_of)
+    return convert_files([file], account, strict, prompt_of, unique)
 
 
 def read_queries(
@@ -95,11 +98,13 @@ def read_queries(
     """
     account = Account(DataFile.of(files[0]).path if len(files) == 1 else f"{len(files)} files")
     queries = []
-    for messages in read_instructions(files, account, strict, unique=True):
-        *prompt, answer = messages
+    for messages in chain.from_iterable(read_questions(file, account, strict, unique=True) for file in files):
+        prompt, reference = messages, ""
+        if messages[-1]["role"] == "assistant":
+            prompt, reference = messages[:-1], messages[-1]["content"]
         ids = render_prompt(prompt, tokenizer)
         if len(ids) <= longest:
-            queries.append(Query(prompt, ids, answer["content"]))
+            queries.append(Query(prompt, ids, reference))
     too_long = account.kept - len(queries)
     if too_long:
         account.notes[f"prompt of more than {longest} tokens, left out"] += too_long

@@ -69,11 +69,13 @@ class Overview:
     entries: list[Entry] = field(repr=False)
 
 
-def read_overview(file: DataFile, kind: Kind | None = None) -> Overview:
+def read_overview(file: DataFile, kind: Kind | None = None, text_field: str = "") -> Overview:
     """A file read as `kind`; by default, as the first of comparisons, conversations and text that it can be read as.
 
     Raises UserError; that of conversations where it is none of them.
     """
+    if text_field or kind == "text":
+        return _text(file, text_field)
     if kind is not None:
         return _READERS[kind](file)
     if file.templates.prompt:
@@ -106,11 +108,11 @@ def _comparisons(file: DataFile) -> Overview:
     return Overview(file, "comparisons", account, entries)
 
 
-def _text(file: DataFile) -> Overview:
+def _text(file: DataFile, text_field: str = "") -> Overview:
     account = Account(file.path)
     dropped: Counter[str] = Counter()
     texts = [""]
-    for _, piece in split_pieces(Path(file.path), 0.0, file.encoding, "", dropped):
+    for _, piece in split_pieces(Path(file.path), 0.0, file.encoding, "", dropped, text_field):
         texts[-1] += piece.text
         if piece.ends_document:
             texts.append("")

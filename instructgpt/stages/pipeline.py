@@ -51,7 +51,9 @@ class PipelineConfig(Settings):
     data: tuple[FilePath, ...] = ("world",)
     """Instructions to tune on: files, or `world`."""
     weights: tuple[float, ...] = ()
-    """How often each of --data is drawn, relative to the others."""
+    """How often each of --data is drawn, relative to the others, as in sft."""
+    text_field: str = ""
+    """The field of records in --text that holds the text, such as content, or a template, as in pretrain."""
     seed: NonNegativeInt = 0
     """Decides initial weights, data order and dropout."""
     device: str = "auto"
@@ -89,13 +91,14 @@ def run(config: PipelineConfig) -> None:
     shared: dict[str, Any] = {
         name: getattr(config, name) for name in ("seed", "device", "dtype", "backend", "resume", "overwrite", "tracker")
     }
+    text: dict[str, Any] = dict(text=config.text, text_field=config.text_field, encoding=config.reading.encoding)
     names = ("tokenizer", "pretrain", "sft")
     directories = {name: out / name for name in names}
     if not _is_done(directories["tokenizer"], config):
-        vocabulary = replace(stages.tokenizer, text=config.text, seed=config.seed, fit_vocab_size=True)
+        vocabulary = replace(stages.tokenizer, **text, seed=config.seed, fit_vocab_size=True)
         tokenizer.run(replace(vocabulary, out=str(directories["tokenizer"]), overwrite=True))
     if not _is_done(directories["pretrain"], config):
-        base = replace(stages.pretrain, text=config.text, tokenizer=str(directories["tokenizer"]), **shared)
+        base = replace(stages.pretrain, **text, tokenizer=str(directories["tokenizer"]), **shared)
         pretrain.run(replace(base, out=str(directories["pretrain"]), fit=_limited(base.fit, config, 0.5)))
     if not _is_done(directories["sft"], config):
         tuned = replace(mixture, init=str(directories["pretrain"]), **shared)

@@ -48,6 +48,9 @@ class PretrainConfig(LanguageStageConfig):
     """How the files are encoded."""
     separator: str = ""
     """A string that ends a document in a .txt file, such as <|endoftext|>."""
+    text_field: str = ""
+    """The field of records that holds the text, such as content or body.text, or a template: '{title}\\n\\n{body?}'. By
+    default their `text`, or their list of `paragraphs`."""
     world_share: Share = 0.5
     """When `world` is named beside files: its share of the documents drawn."""
     val_rows: PositiveInt = 256
@@ -105,7 +108,12 @@ def sources(config: PretrainConfig, tokenizer: Tokenizer, row_length: int) -> tu
     files = [Path(source) for source in config.text if source != "world"]
     if files:
         directory = Path(config.out) / "corpus"
-        print(write_corpus(files, tokenizer, directory, config.holdout, config.encoding, config.separator), flush=True)
+        print(
+            write_corpus(
+                files, tokenizer, directory, config.holdout, config.encoding, config.separator, config.text_field
+            ),
+            flush=True,
+        )
         parts.append(CorpusWindows([Corpus.open(directory, "train")], row_length, config.seed))
         if config.holdout:
             held.append(CorpusWindows([Corpus.open(directory, "val")], row_length, shuffle=False))

@@ -47,6 +47,9 @@ class TokenizerConfig(Settings):
     """How the files are encoded."""
     separator: str = ""
     """A string that ends a document in a .txt file, such as <|endoftext|>."""
+    text_field: str = ""
+    """The field of records that holds the text, such as content or body.text, or a template: '{title}\\n\\n{body?}'. By
+    default their `text`, or their list of `paragraphs`."""
     seed: NonNegativeInt = 0
     """Decides which part of the embedded world is read."""
     overwrite: bool = False
@@ -93,7 +96,9 @@ def texts(config: TokenizerConfig, split: Literal["train", "val"]) -> Iterator[s
         if source == "world":
             yield from _world_texts(config.seed if split == "train" else config.seed + _HELD_OUT_SEED)
         else:
-            yield from read_split(Path(source), split, config.holdout, config.encoding, config.separator)
+            yield from read_split(
+                Path(source), split, config.holdout, config.encoding, config.separator, config.text_field
+            )
 
 
 def _world_texts(seed: int) -> Iterator[str]:

@@ -150,3 +150,34 @@ def test_files_without_text_are_the_users_mistake(tmp_path, name, text, message)
 def test_a_holdout_is_a_share(tmp_path, holdout):
     with pytest.raises(UserError, match="holdout"):
         split_documents(write(tmp_path / "a.txt", "text"), holdout)
+
+
+@pytest.mark.parametrize(
+    ("text_field", "texts", "dropped"),
+    [
+        ("content", ["one"], {"with null where text should be, in 'content'": 1, "with no field 'content'": 1}),
+        ("body.parts", ["a\nb"], {"with no field 'body.parts'": 2}),
+        (r"{title}\n\n{content?}", ["T\n\none", "U"], {"with no field 'title'": 1}),
+        ("", ["plain"], {"without a field 'text' or a list of 'paragraphs'": 2}),
+    ],
+)
+def test_the_field_that_holds_the_text(
+    tmp_path: Path, text_field: str, texts: list[str], dropped: dict[str, int]
+) -> None:
+    records = [{"title": "T", "content": "one"}, {"title": "U", "content": None, "body": {"parts": ["a", "b"]}}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in [*records, {"text": "plain"}]), encoding="utf-8")
+    counts: Counter[str] = Counter()
+    assert [piece.text for _, piece in split_pieces(path, 0.0, "utf-8", "", counts, text_field)] == texts
+    assert counts == dropped
+
+
+def test_a_text_field_that_no_record_has(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"body": "x"}\n', encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"has no text: 1 record\(s\) with no field 'content'; the first one has the fields body"
+    ):
+        list(split_pieces(path, 0.0, "utf-8", "", Counter(), "content"))
+    with pytest.raises(UserError, match=r"--text-field '\{a': the brace"):
+        list(split_pieces(path, 0.0, "utf-8", "", Counter(), "{a"))

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructgpt import world
+from instructgpt.data.data_file import DataFile
 from instructgpt.data.queries import FileQueries, Query, WorldQueries, query_source, read_queries
+from instructgpt.data.templates import Templates
 from instructgpt.errors import UserError
 from instructgpt.text.chat import render_prompt
 from instructgpt.text.tokenizer import Tokenizer
@@ -57,3 +59,11 @@ def test_several_sources_are_drawn_as_often(tokenizer: Tokenizer) -> None:
     files = FileQueries([Query([{"role": "user", "content": "x"}], [7], "")])
     source = query_source([WorldQueries("train", tokenizer), files], seed=0)
     assert sum(source[i].ids == [7] for i in range(1000)) == 500
+
+
+def test_a_template_for_the_prompt_alone(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text("".join(json.dumps({"q": f"cat {i}?"}) + "\n" for i in (1, 2, 1)))
+    queries, account = read_queries([DataFile(str(file), templates=Templates.of(prompt="Say: {q}"))], tokenizer, 99)
+    asked = [(query.messages[-1]["content"], query.reference) for query in queries]
+    assert asked == [("Say: cat 1?", ""), ("Say: cat 2?", "")] and account.dropped == {"exact duplicate": 1}
