@@ -48,6 +48,10 @@ class Entry:
     text: str = ""
     """Of a document."""
 
+    def learns(self, message: Message) -> bool:
+        """Whether a turn is trained on: of a comparison none is, its answers are."""
+        return is_learnt(message) and not self.answers
+
     @property
     def key(self) -> str:
         return repr((self.messages, self.answers, self.text))
@@ -139,7 +143,7 @@ def segments(entry: Entry, tokenizer: Tokenizer | None = None) -> Iterator[Segme
         yield Segment("<eos>", is_learnt=True, is_control=True)
         return
     for message in entry.messages:
-        learnt = is_learnt(message)
+        learnt = entry.learns(message)
         yield Segment(f"<{message['role']}>", is_control=True)
         yield Segment(spelled(message["content"]), learnt)
         yield Segment("<end>", learnt, is_control=True)
@@ -168,8 +172,8 @@ def lengths(entries: Sequence[Entry], tokenizer: Tokenizer | None = None) -> Len
     measure = _counter(entries, tokenizer)
     rows = []
     for entry in entries:
-        learnt = [measure(m["content"]) for m in entry.messages if is_learnt(m)]
-        given = [measure(m["content"]) for m in entry.messages if not is_learnt(m)]
+        learnt = [measure(m["content"]) for m in entry.messages if entry.learns(m)]
+        given = [measure(m["content"]) for m in entry.messages if not entry.learns(m)]
         answers = [measure(answer) for answer in entry.answers]
         control = 0 if tokenizer is None else 1 + 2 * len(entry.messages) + 2 * bool(entry.answers) + bool(entry.text)
         last = max(answers, default=0) + measure(entry.text)

@@ -54,6 +54,9 @@ def test_what_is_marked_is_what_is_trained_on(tokenizer: Tokenizer, texts: list[
 def test_a_comparison_and_a_text_as_they_are_rendered() -> None:
     shown = "".join(f"[{s.text}]" if s.is_learnt else s.text for s in segments(Entry(chat("q"), ("good", "bad"))))
     assert shown == "<bos><user>q<end><assistant>\nbetter: [good][<end>]\nworse: [bad][<end>]"
+    earlier = Entry(chat("q", "a", "why?"), ("good", "bad"))
+    assert [s.text for s in segments(earlier) if s.is_learnt] == ["good", "<end>", "bad", "<end>"]
+    assert (lengths([earlier]).prompt.tolist(), lengths([earlier]).answer.tolist()) == ([6], [4])
     assert "".join(s.text for s in segments(Entry(text="once"))) == "<bos>once<eos>"
 
 
