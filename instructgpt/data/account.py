@@ -16,6 +16,10 @@ class Unusable(Exception):
         self.reason, self.detail = reason, detail
 
 
+class OtherFormat(Unusable):
+    """A record that has none of the fields that its reader knows."""
+
+
 def kind_of(value: Any) -> str:
     """A JSON value's kind, as one would say it."""
     if value is None:

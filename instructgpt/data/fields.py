@@ -6,9 +6,13 @@ either part of what is trained on, or said not to be; no list of names says what
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
+
+from instructgpt.data.account import Unusable, kind_of, names_of
 
 
 class Fields:
@@ -20,14 +24,20 @@ class Fields:
     """
 
     def __init__(self, record: Mapping[str, Any]):
-        self.names = list(record)
+        self.names = tuple(record)
         """As they are spelled, in order, those of absent fields too."""
-        self._values = {name: value for name, value in record.items() if value is not None and value == value}
-        self._spellings: dict[str, list[str]] = {}
-        for name in sorted(self._values):
-            self._spellings.setdefault(_folded(name), []).append(name)
+        self.values = {name: value for name, value in record.items() if value is not None and value == value}
+        """Those of the fields that are there, in order; what is read here does not count as used."""
+        self._spellings = _spellings(self.names)
         self._taken: set[str] = set()
         self._inner: list[tuple[str, Fields]] = []
+        self._pattern = "{}"
+
+    def within(self, pattern: str) -> Fields:
+        """The same record, where `instruction` finds `en_instruction` for the pattern `en_{}`; both remember as one."""
+        view = copy.copy(self)
+        view._pattern = pattern
+        return view
 
     def __contains__(self, name: str) -> bool:
         return self._spelled(name) is not None
@@ -40,12 +50,12 @@ class Fields:
 
     def filled(self) -> list[str]:
         """The fields that hold something, in the record's order."""
-        return [name for name, value in self._values.items() if is_filled(value)]
+        return [name for name, value in self.values.items() if is_filled(value)]
 
     def peek(self, name: str) -> Any:
         """The field's value, None if it is absent; it does not count as used."""
         spelled = self._spelled(name)
-        return None if spelled is None else self._values[spelled]
+        return None if spelled is None else self.values[spelled]
 
     def take(self, name: str) -> Any:
         """The field's value, None if it is absent; from now on it counts as used."""
@@ -53,11 +63,16 @@ class Fields:
         if spelled is None:
             return None
         self._taken.add(spelled)
-        return self._values[spelled]
+        return self.values[spelled]
+
+    def present(self, names: Iterable[str]) -> list[str]:
+        """Those of these fields that are there."""
+        asked = tuple(names)
+        return [name for name in _candidates(self.names, asked, self._pattern) if name in self]
 
     def first(self, names: Iterable[str]) -> str | None:
         """The first of these fields that is filled; if none is, the first that is there at all."""
-        present = [name for name in names if name in self]
+        present = self.present(names)
         return next((name for name in present if is_filled(self.peek(name))), present[0] if present else None)
 
     def inner(self, name: str, value: Mapping[str, Any]) -> Fields:
@@ -73,12 +88,33 @@ class Fields:
         return own.union(*({f"{name}.{field}" for field in inner.unused()} for name, inner in self._inner))
 
     def _spelled(self, name: str) -> str | None:
-        if name in self._values and is_filled(self._values[name]):
+        if self._pattern != "{}":
+            name = self._pattern.replace("{}", name)
+        if is_filled(self.values.get(name)):
             return name
-        found = self._spellings.get(_folded(name), ())
+        found = [one for one in self._spellings.get(_folded(name), ()) if one in self.values]
         if name in found:
             found = [name, *found]
-        return next((one for one in found if is_filled(self._values[one])), found[0] if found else None)
+        return next((one for one in found if is_filled(self.values[one])), found[0] if found else None)
+
+
+# The records of a file have few different sets of names: what is to be found out of names alone is so once for each.
+
+
+@lru_cache(1024)
+def _spellings(names: tuple[str, ...]) -> dict[str, list[str]]:
+    """The names that are the same but for case and signs, in the order of the alphabet."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        found.setdefault(_folded(name), []).append(name)
+    return found
+
+
+@lru_cache(4096)
+def _candidates(names: tuple[str, ...], asked: tuple[str, ...], pattern: str) -> tuple[str, ...]:
+    """Those of the names asked for that a record of these names can have."""
+    spellings = _spellings(names)
+    return tuple(name for name in asked if _folded(pattern.replace("{}", name)) in spellings)
 
 
 def is_filled(value: Any) -> bool:
@@ -86,6 +122,44 @@ def is_filled(value: Any) -> bool:
     if isinstance(value, str):
         return not value.isspace() and value != ""
     return value is not None and value != [] and value != {}
+
+
+def text_of(fields: Fields, name: str) -> str:
+    """The text in a field. Raises Unusable when the field is missing or holds something else."""
+    if name not in fields:
+        kind = f"null where text should be, in {name!r}" if name in fields.names else f"no field {name!r}"
+        raise Unusable(kind, f"it has {names_of(fields)}")
+    return text(fields.take(name), name)
+
+
+def text(value: Any, name: str) -> str:
+    """A value as text; numbers and truth values are written out as in JSON. Raises Unusable for lists and objects."""
+    if isinstance(value, (bool, int, float)):
+        return json.dumps(value)
+    if not isinstance(value, str):
+        raise Unusable(f"{kind_of(value)} where text should be, in {name!r}")
+    return value
+
+
+def truth(value: Any) -> bool | None:
+    """Yes or no, as people write it in data: true, 1, "yes", "good"; false, 0, "no", "bad". None if it is neither."""
+    if isinstance(value, str):
+        word = value.strip().casefold()
+        try:
+            value = float(word)
+        except ValueError:
+            return _WORDS.get(word)
+    if isinstance(value, (bool, int, float)):
+        return True if value == 1 else False if value in (0, -1) else None
+    return None
+
+
+_WORDS = {
+    **dict.fromkeys(("true", "t", "yes", "y", "on", "good", "positive", "chosen", "accepted", "correct"), True),
+    **dict.fromkeys(("desirable", "preferred", "right", "thumbs_up", "up", "👍"), True),
+    **dict.fromkeys(("false", "f", "no", "n", "off", "bad", "negative", "rejected", "incorrect", "wrong"), False),
+    **dict.fromkeys(("undesirable", "dispreferred", "thumbs_down", "down", "👎"), False),
+}
 
 
 @lru_cache(4096)

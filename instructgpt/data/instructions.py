@@ -18,37 +18,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from instructgpt.data.account import Account, Unusable, kind_of, names_of
-from instructgpt.data.conversation import (
-    ANSWER_FIELDS,
-    PROMPT_FIELDS,
-    alpaca_prompt,
-    attempt,
-    convert_files,
-    field_turns,
-    is_transcript,
-    prompt_turns,
-    reply_text,
-    templated_answer,
-    templated_prompt,
-    text_of,
-    transcript_turns,
-    unknown_format,
-    with_system,
-)
+from instructgpt.data.account import Account, Unusable
 from instructgpt.data.data_file import DataFile
+from instructgpt.data.exchanges import Exchange, answered, no_answer
 from instructgpt.data.fields import Fields
+from instructgpt.data.records import convert_files
 from instructgpt.data.templates import Templates
+from instructgpt.data.turns import turn
 from instructgpt.errors import UserError
-from instructgpt.text.chat import Message
+from instructgpt.text.chat import Message, is_learnt
 
-_KNOWN = (
+KNOWN = (
     "Alpaca (instruction, output), chat (messages), ShareGPT (conversations), self-instruct (instances), prompt or "
     "question with answer, and two columns of parallel text; name others with --prompt and --answer, as in '{text}'"
 )
-_PARALLEL_COLUMNS = (("1", "2"), ("source", "target"), ("src", "tgt"))
-_LANGUAGES = frozenset(("en", "zh", "fr", "de", "es", "english", "chinese", "french", "german", "spanish"))
-_PREFIXES = ("en_", "zh_", "")
 
 
 def read_instructions(
@@ -72,87 +55,24 @@ def read_instructions(
     )
 
 
-def _conversations(record: Fields, templates: Templates, account: Account) -> list[list[Message] | Unusable]:
-    if templates.prompt and templates.better:
-        prompt = templated_prompt(record, templates.prompt, account)
-        answer = templated_answer(record, templates.better)
-        return [with_system([*prompt, {"role": "assistant", "content": answer}], record, templates)]
-    found = _found(record, account)
-    return [each if isinstance(each, Unusable) else with_system(each, record, templates) for each in found]
+def _conversations(record: Fields, templates: Templates, account: Account) -> Iterator[list[Message] | Unusable]:
+    for exchange in answered(record, templates, account, KNOWN):
+        yield exchange if isinstance(exchange, Unusable) else _conversation(exchange, record, account)
 
 
-def _found(record: Fields, account: Account) -> list[list[Message] | Unusable]:
-    """What a record's own format says."""
-    if record.take("label") is False:
-        raise Unusable("labelled as a bad answer")
-    if "instances" in record:
-        return _instances(record, account)
-    if any(f"{prefix}instruction" in record for prefix in ("en_", "zh_")):
-        present = [prefix for prefix in _PREFIXES if f"{prefix}instruction" in record]
-        return [attempt(_alpaca, record, account, prefix) for prefix in present]
-    return [_conversation(record, account)]
-
-
-def _conversation(record: Fields, account: Account) -> list[Message]:
-    for field in ("messages", "conversations"):
-        if field in record and "chosen" not in record:
-            return _answered(field_turns(record, field, account), account)
-    if is_transcript(record.peek("chosen")) and record.first(PROMPT_FIELDS) is None:
-        return _answered(transcript_turns(record.take("chosen"), account), account)
-    if record.first((*PROMPT_FIELDS, "messages", "conversations")) is not None:
-        return [*prompt_turns(record, account), {"role": "assistant", "content": _answer(record)}]
-    pair = _parallel_columns(record)
-    if pair is None:
-        raise unknown_format(record, _KNOWN)
-    return _exchange(text_of(record, pair[0]), text_of(record, pair[1]))
-
-
-def _instances(record: Fields, account: Account) -> list[list[Message] | Unusable]:
-    instances = record.take("instances")
-    if not isinstance(instances, list) or not instances:
-        raise Unusable(f"{kind_of(instances) if instances else 'nothing'} where a list of instances should be")
-    instruction = text_of(record, "instruction")
-
-    def conversation(instance: object) -> list[Message]:
-        if not isinstance(instance, dict):
-            raise Unusable(f"{kind_of(instance)} where an instance should be")
-        return _alpaca(record.inner("instances", {**instance, "instruction": instruction}), account)
-
-    return [attempt(conversation, instance) for instance in instances]
-
-
-def _alpaca(record: Fields, account: Account, prefix: str = "") -> list[Message]:
-    return _exchange(alpaca_prompt(record, account, prefix), _answer(record, prefix))
-
-
-def _answer(record: Fields, prefix: str = "") -> str:
-    field = record.first([prefix + name for name in (*ANSWER_FIELDS, "chosen")])
-    if field is None:
-        raise Unusable("no answer", f"it has {names_of(record)}, none of {', '.join(ANSWER_FIELDS)}")
-    return reply_text(record, field)
-
-
-def _answered(turns: list[Message], account: Account) -> list[Message]:
-    """Up to the assistant's last turn."""
-    if not any(turn["role"] == "assistant" for turn in turns):
-        raise Unusable("no answer", "the conversation has no turn of the assistant")
-    if turns[-1]["role"] != "assistant":
-        account.note("an unanswered last turn, left out")
-        return turns[:-1]
-    return turns
-
-
-def _exchange(prompt: str, answer: str) -> list[Message]:
-    if not prompt.strip():
-        raise Unusable("empty prompt")
-    if not answer.strip():
-        raise Unusable("empty answer")
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-
-
-def _parallel_columns(record: Fields) -> tuple[str, str] | None:
-    for pair in _PARALLEL_COLUMNS:
-        if pair[0] in record and pair[1] in record:
-            return pair
-    languages = [name for name in record.filled() if name.lower() in _LANGUAGES]
-    return (languages[0], languages[1]) if len(languages) == 2 else None
+def _conversation(exchange: Exchange, record: Fields, account: Account) -> list[Message] | Unusable:
+    """The prompt and its answer, up to the last turn that is to be learnt."""
+    if exchange.is_bad:
+        return Unusable("labelled as a bad answer")
+    turns = [*exchange.prompt, *(turn("assistant", answer, exchange.learn) for answer in exchange.answers[:1])]
+    last = max((i for i, one in enumerate(turns) if is_learnt(one)), default=None)
+    if last is None:
+        answers = any(one["role"] == "assistant" for one in turns)
+        return Unusable("no answer that is to be learnt") if answers else no_answer(record)
+    if last + 1 < len(turns):
+        account.note(
+            "an unanswered last turn, left out"
+            if last + 2 == len(turns)
+            else "turns after the last that is to be learnt, left out"
+        )
+    return turns[: last + 1]

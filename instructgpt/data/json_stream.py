@@ -33,7 +33,7 @@ class _Stream:
         self.decode = json.JSONDecoder().raw_decode
 
     def records(self) -> Iterator[tuple[int, Any]]:
-        if self._next() == "[":
+        if self._next() == "[" and not self._has_lists_on_lines():
             self._advance(self.at + 1)
             yield from self._elements()
             if self._next():
@@ -41,6 +41,20 @@ class _Stream:
             return
         while self._next():
             yield self.line, self._value()
+
+    def _has_lists_on_lines(self) -> bool:
+        """Whether the first line is a whole list of objects, and more follows: then each line is a record."""
+        end = self.text.find("\n", self.at)
+        line = self.text[self.at : max(end, self.at)].rstrip()
+        if not line.endswith("]"):
+            return False
+        while not (rest := self.text[end:].strip()) and self._more():
+            end = self.text.find("\n", self.at)
+        try:
+            items, stop = self.decode(line)
+        except (ValueError, RecursionError):
+            return False
+        return rest != "" and stop == len(line) and bool(items) and all(isinstance(item, dict) for item in items)
 
     def _elements(self) -> Iterator[tuple[int, Any]]:
         if self._next() == "]":

@@ -12,24 +12,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from instructgpt.data.account import Account, Unusable, kind_of
-from instructgpt.data.conversation import (
-    ANSWER_FIELDS,
-    PROMPT_FIELDS,
-    convert_files,
-    field_turns,
-    is_transcript,
-    prompt_turns,
-    reply_text,
-    templated_answer,
-    templated_prompt,
-    text_of,
-    transcript_turns,
-    unknown_format,
-    with_system,
-)
+from instructgpt.data.account import Account, Unusable
 from instructgpt.data.data_file import DataFile
+from instructgpt.data.exchanges import compared
 from instructgpt.data.fields import Fields
+from instructgpt.data.records import convert_files
 from instructgpt.data.templates import Templates
 from instructgpt.errors import UserError
 from instructgpt.text.chat import Message
@@ -64,7 +51,7 @@ def read_preferences(
     """The pairs in the files, in order, streamed; arguments and errors are those of `read_instructions`."""
     counts, files = account if account is not None else Account(), _checked(files)
     return convert_files(
-        files, counts, strict, lambda record, templates: [_preference(record, templates, counts)], unique
+        files, counts, strict, lambda record, templates: _preferences(record, templates, counts), unique
     )
 
 
@@ -73,7 +60,7 @@ def read_rankings(
 ) -> Iterator[Ranking]:
     """The rankings and the pairs in the files, pairs as rankings of two, in order, streamed; see `read_preferences`."""
     counts, files = account if account is not None else Account(), _checked(files)
-    return convert_files(files, counts, strict, lambda record, templates: [_ranking(record, templates, counts)], unique)
+    return convert_files(files, counts, strict, lambda record, templates: _rankings(record, templates, counts), unique)
 
 
 def _checked(files: Iterable[DataFile | str | Path]) -> list[DataFile]:
@@ -85,59 +72,16 @@ def _checked(files: Iterable[DataFile | str | Path]) -> list[DataFile]:
     return found
 
 
-def _ranking(record: Fields, templates: Templates, account: Account) -> Ranking:
-    if "ranking" not in record or templates.prompt:
-        pair = _preference(record, templates, account, _KNOWN_RANKINGS)
-        return Ranking(pair.messages, (pair.chosen, pair.rejected))
-    answers = record.take("ranking")
-    if not isinstance(answers, list):
-        raise Unusable(f"{kind_of(answers)} where a list of answers should be, in 'ranking'")
-    texts = tuple(reply_text(Fields({"ranking": answer}), "ranking") for answer in answers)
-    if len(texts) < 2:
-        raise Unusable("a ranking of fewer than two answers")
-    if len(set(texts)) < len(texts):
-        raise Unusable("two equal answers in a ranking")
-    return Ranking(with_system(prompt_turns(record, account), record, templates), texts)
+def _rankings(
+    record: Fields, templates: Templates, account: Account, known: str = _KNOWN_RANKINGS
+) -> list[Ranking | Unusable]:
+    found = compared(record, templates, account, known)
+    return [one if isinstance(one, Unusable) else Ranking(one.prompt, one.answers) for one in found]
 
 
-def _preference(record: Fields, templates: Templates, account: Account, known: str = _KNOWN) -> Preference:
-    if templates.prompt and templates.better and templates.rejected:
-        messages = templated_prompt(record, templates.prompt, account)
-        chosen, rejected = (templated_answer(record, each) for each in (templates.better, templates.rejected))
-    else:
-        messages, chosen, rejected = _found(record, account, known)
-    if chosen == rejected:
-        raise Unusable("chosen equals rejected")
-    return Preference(with_system(messages, record, templates), chosen, rejected)
-
-
-def _found(record: Fields, account: Account, known: str) -> tuple[list[Message], str, str]:
-    """Prompt and answers as a record's own format says."""
-    chosen_field = record.first(("chosen", *ANSWER_FIELDS))
-    if chosen_field is None or "rejected" not in record:
-        raise unknown_format(record, known)
-    if record.first((*PROMPT_FIELDS, "messages", "conversations")) is None:
-        return _conversations(record, account)
-    return prompt_turns(record, account), reply_text(record, chosen_field), reply_text(record, "rejected")
-
-
-def _conversations(record: Fields, account: Account) -> tuple[list[Message], str, str]:
-    """Prompt and answers of two whole conversations that differ in the last turn."""
-    halves = []
-    for field in ("chosen", "rejected"):
-        value = record.peek(field)
-        if is_transcript(value):
-            turns = transcript_turns(text_of(record, field), account)
-        elif isinstance(value, list):
-            turns = field_turns(record, field, account)
-        elif isinstance(value, str):
-            raise unknown_format(record, _KNOWN)
-        else:
-            turns = field_turns(Fields({field: [value]}), field, account)
-        if not turns or turns[-1]["role"] != "assistant":
-            raise Unusable("a conversation that does not end with the assistant's turn")
-        halves.append(turns)
-    chosen, rejected = halves
-    if chosen[:-1] != rejected[:-1]:
-        raise Unusable("different prompts in the two halves")
-    return chosen[:-1], chosen[-1]["content"], rejected[-1]["content"]
+def _preferences(record: Fields, templates: Templates, account: Account) -> list[Preference | Unusable]:
+    """The pairs; of a ranking, the best answer and the worst."""
+    found = _rankings(record, templates, account, _KNOWN)
+    return [
+        one if isinstance(one, Unusable) else Preference(one.messages, one.answers[0], one.answers[-1]) for one in found
+    ]

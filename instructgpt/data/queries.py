@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from typing import Any, Protocol, cast
 
 from instructgpt import world
-from instructgpt.data.account import Account
-from instructgpt.data.conversation import convert_files, templated_prompt, with_system
+from instructgpt.data.account import Account, Unusable
 from instructgpt.data.data_file import DataFile
+from instructgpt.data.exchanges import Exchange, answered
 from instructgpt.data.fields import Fields
 from instructgpt.data.held_out import prompt_key, without
-from instructgpt.data.instructions import read_instructions
+from instructgpt.data.instructions import KNOWN, read_instructions
+from instructgpt.data.records import convert_files
 from instructgpt.data.sources import Epochs, Mixture
 from instructgpt.data.templates import Templates
 from instructgpt.errors import UserError
 from instructgpt.text.chat import Message, render_prompt
 from instructgpt.text.tokenizer import Tokenizer
+
+_KNOWN = f"prompts without answers (prompt, messages, text), and those of instructions: {KNOWN}"
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Query:
     """It ends with the user's turn."""
     ids: list[int]
     """The same as tokens, up to where the assistant is to speak."""
-    reference: str
-    """The answer in the data."""
+    reference: str | None
+    """The answer in the data; None where they have none, or only one that they call bad."""
     check: Callable[[str], float] | None = None
     """The true reward of an answer, in [0, 1]; None where only the world could know, and the prompt is not its."""
     fields: dict[str, Any] = field(default_factory=dict)
@@ -73,38 +75,47 @@ class FileQueries:
         return self._queries[self._epochs.locate(index).item]
 
 
-def read_questions(
-    file: DataFile | str, account: Account, strict: bool = False, unique: bool = False
-) -> Iterator[list[Message]]:
+@dataclass(frozen=True)
+class _Asked:
+    """What a record asks, and all that it holds: the first alone says whether two are the same."""
+
+    exchange: Exchange
+    fields: dict[str, Any] = field(repr=False)
+
+
+def _asked(files: Iterable[DataFile | str], account: Account, strict: bool, unique: bool) -> Iterator[_Asked]:
+    """The prompts of files, with what there is of answers."""
+
+    def asked(record: Fields, templates: Templates) -> list[_Asked | Unusable]:
+        found = answered(record, templates, account, _KNOWN, needs_answer=False)
+        return [one if isinstance(one, Unusable) else _Asked(one, record.values) for one in found]
+
+    return convert_files(files, account, strict, asked, unique)
+
+
+def read_questions(file: DataFile | str, account: Account, strict: bool = False) -> Iterator[list[Message]]:
     """The conversations of a file, or its prompts alone, where a template makes those and none an answer."""
     file = DataFile.of(file)
-    templates = file.templates
-    if not templates.prompt or templates.better:
-        return read_instructions([file], account, strict, unique)
-
-    def prompt_of(record: Fields, templates: Templates) -> list[list[Message]]:
-        assert templates.prompt
-        return [with_system(templated_prompt(record, templates.prompt, account), record, templates)]
-
-    return convert_files([file], account, strict, prompt_of, unique)
+    if not file.templates.prompt or file.templates.better:
+        return read_instructions([file], account, strict)
+    return (asked.exchange.prompt for asked in _asked([file], account, strict, unique=False))
 
 
 def read_queries(
     files: Sequence[DataFile | str], tokenizer: Tokenizer, longest: int, strict: bool = False
 ) -> tuple[list[Query], Account]:
-    """The prompts of instruction files, without their last answer; those of more than `longest` tokens are dropped.
+    """The prompts of files, without the answer if there is one; those of more than `longest` tokens are left out.
 
     Raises UserError as `read_instructions`, and when every prompt is too long.
     """
     account = Account(DataFile.of(files[0]).path if len(files) == 1 else f"{len(files)} files")
     queries = []
-    for messages in chain.from_iterable(read_questions(file, account, strict, unique=True) for file in files):
-        prompt, reference = messages, ""
-        if messages[-1]["role"] == "assistant":
-            prompt, reference = messages[:-1], messages[-1]["content"]
-        ids = render_prompt(prompt, tokenizer)
+    for asked in _asked(files, account, strict, unique=True):
+        exchange = asked.exchange
+        ids = render_prompt(exchange.prompt, tokenizer)
         if len(ids) <= longest:
-            queries.append(Query(prompt, ids, reference))
+            reference = exchange.answers[0] if exchange.answers and exchange.learn and not exchange.is_bad else None
+            queries.append(Query(exchange.prompt, ids, reference, fields=asked.fields))
     too_long = account.kept - len(queries)
     if too_long:
         account.notes[f"prompt of more than {longest} tokens, left out"] += too_long

@@ -200,6 +200,10 @@ class Templates:
     def given(self) -> list[Template]:
         return [template for one in fields(self) if (template := getattr(self, one.name)) is not None]
 
+    def find_any(self, record: Fields) -> bool:
+        """Whether a record has one of the fields that they name."""
+        return any(field.is_in(record) for template in self.given for field in template.fields)
+
     def require_known(self, names: Iterable[str], where: str) -> None:
         """UserError when a field that may be absent is so in every record: a typing error, for all that is known."""
         seen = Fields(dict.fromkeys(sorted(names), True))

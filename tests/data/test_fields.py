@@ -26,7 +26,7 @@ def test_the_very_spelling_comes_first_and_the_filled_one_before_the_empty() -> 
 @pytest.mark.parametrize("absent", [None, float("nan")])
 def test_null_is_absent(absent: object) -> None:
     fields = Fields({"output": absent, "response": "x"})
-    assert "output" not in fields and fields.take("output") is None and fields.names == ["output", "response"]
+    assert "output" not in fields and fields.take("output") is None and fields.names == ("output", "response")
     assert fields.first(("output", "response")) == "response"
 
 

@@ -113,7 +113,7 @@ PARTS = [
 def test_formats(path: Path, record: dict, expected: list[list[Message]]) -> None:
     conversations, account = read(path, [record])
     assert conversations == expected
-    assert (account.read, account.kept, account.dropped.total()) == (1, len(expected), 0)
+    assert (account.kept, account.dropped.total()) == (len(expected), 0)
 
 
 @pytest.mark.parametrize(
@@ -149,11 +149,12 @@ BAD = [
     ({"instruction": "say", "output": ""}, "empty answer"),
     ({"instruction": "say", "output": " \n"}, "empty answer"),
     ({"instruction": "say", "output": None}, "no answer"),
-    ({"instruction": "say", "output": ["hello"]}, "a list where text should be, in 'output'"),
-    ({"instruction": None, "output": "hello"}, "none of the known formats"),
-    ({"instruction": "say", "input": ["it"], "output": "hello"}, "a list where text should be, in 'input'"),
+    ({"instruction": "say", "output": [["hello"]]}, "a list where text should be, in 'output'"),
+    ({"instruction": "say", "output": []}, "no answer"),
+    ({"instruction": None, "output": "hello"}, "no prompt"),
+    ({"instruction": "say", "input": {"a": "it"}, "output": "hello"}, "an object where text should be, in 'input'"),
     ({"instruction": " ", "output": "hello"}, "empty prompt"),
-    ({"output": "hello"}, "none of the known formats"),
+    ({"output": "hello"}, "no prompt"),
     ({}, "none of the known formats"),
     (
         {"instruction": "say", "output": "hello", "history": 5},
@@ -161,13 +162,14 @@ BAD = [
     ),
     (
         {"instruction": "say", "output": "hello", "history": [["a"]]},
-        "an earlier turn in 'history' that is no pair of texts",
+        "a list where a message should be",
     ),
     ({"instruction": "say", "output": "hello", "label": False}, "labelled as a bad answer"),
     ({"messages": "hello"}, "text where a list of messages should be"),
     ({"messages": None}, "none of the known formats"),
     ({"messages": []}, "no answer"),
-    ({"messages": ["hello"]}, "text where a message should be"),
+    ({"messages": ["hello"]}, "no answer"),
+    ({"messages": ["hello", 3]}, "text where a message should be"),
     ({"messages": [{"role": "user"}]}, "a message without content"),
     (chat(("user", None), ("assistant", "b")), "a message without content"),
     (chat(("user", "a"), ("assistant", "")), "empty answer"),
@@ -184,11 +186,10 @@ BAD = [
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [{}]}]},
         "tool calls",
     ),
-    ({"instruction": "a", "instances": []}, "nothing where a list of instances should be"),
-    ({"instruction": "a", "instances": {"output": "b"}}, "an object where a list of instances should be"),
-    ({"instruction": "a", "instances": [3]}, "a number where an instance should be"),
+    ({"instruction": "a", "instances": []}, "no answer"),
+    ({"instruction": "a", "instances": [3]}, "no answer"),
     ({"prompt": [{"role": "assistant", "content": "a"}], "answer": "b"}, "begins with the assistant"),
-    ({"prompt": [], "answer": "b"}, "a prompt that does not end with the user's turn"),
+    ({"prompt": [], "answer": "b"}, "empty prompt"),
     ({"chosen": "\n\nHuman: a\n\nAssistant: b Human: c", "rejected": "x"}, "'Human:' or 'Assistant:' inside a turn"),
     ({"chosen": "\n\nHuman: a\n\nAssistant: ", "rejected": "x"}, "empty answer"),
     ("text", "text where a record should be"),
@@ -230,17 +231,31 @@ def test_every_file_must_have_something_usable(tmp_path: Path) -> None:
         list(read_instructions([good, bad]))
 
 
-def test_a_huge_file_of_another_format_is_not_read_to_its_end(path: Path) -> None:
-    with pytest.raises(UserError, match=r"none of the first 1,000 record\(s\)"):
-        read(path, [{"a": 1}] * 1000 + [GOOD])
-    assert len(read(path, [{"a": 1}] * 999 + [GOOD])[0]) == 1
+def test_a_huge_file_of_another_format_is_not_read_to_its_end(path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("instructgpt.data.records._PATIENCE", 30)
+    with pytest.raises(UserError, match=r"none of the first 30 record\(s\)"):
+        read(path, [{"a": 1}] * 30 + [GOOD])
+    assert len(read(path, [{"a": 1}] * 29 + [GOOD])[0]) == 1
+
+
+def test_a_sorted_file_may_begin_with_any_number_of_records_that_cannot_be_used(path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("instructgpt.data.records._PATIENCE", 30)
+    unusable = [
+        {**GOOD, "output": None},
+        {**GOOD, "label": False},
+        {"messages": []},
+        {"instruction": "", "output": "x"},
+    ]
+    for bad in unusable:
+        conversations, account = read(path, [bad] * 1500 + [{"a": 1}, GOOD])
+        assert conversations == [exchange("say", "hello")] and account.dropped.total() == 1501
 
 
 def test_one_bad_half_does_not_spoil_the_other(path: Path) -> None:
     record = {"en_instruction": "a", "en_output": "", "instruction": "甲", "output": "乙"}
-    conversations, account = read(path, [record, {"instruction": "a", "instances": [3, {"output": "b"}]}])
+    conversations, account = read(path, [record, {"instruction": "a", "instances": [{"output": "b"}, 3]}])
     assert conversations == [exchange("甲", "乙"), exchange("a", "b")]
-    assert account.dropped == {"empty answer": 1, "a number where an instance should be": 1}
+    assert account.dropped == {"empty answer": 1, "a number where a record should be": 1}
 
 
 def test_a_pretty_printed_array_names_the_line_of_the_record(tmp_path: Path) -> None:
@@ -280,7 +295,7 @@ def test_filled_fields_that_were_not_used_are_said_with_how_many_records_had_the
     assert read(path, [{"messages": messages, "id": 1}])[1].not_used == {"messages.name": 1, "id": 1}
     assert read(path, [{"text": "t", "label": 1, "n": 2}], prompt="{text}", answer="{label}")[1].not_used == {"n": 1}
     instances = [{"input": "i", "output": "b", "is_classification": True}, 3]
-    assert read(path, [{"instruction": "a", "instances": instances}])[1].not_used == {"instances.is_classification": 1}
+    assert read(path, [{"instruction": "a", "instances": instances}])[1].not_used == {"is_classification": 1}
 
 
 # ---- tables and templates
@@ -364,7 +379,7 @@ def test_hostile_records_give_valid_conversations_or_a_user_error(tmp_path_facto
     except UserError as error:
         assert "a.jsonl" in str(error)
     else:
-        assert account.read == len(records) and account.kept + account.dropped.total() >= len(records)
+        assert account.read >= len(records) and account.kept + account.dropped.total() >= account.read
 
 
 # ---- real files

@@ -83,7 +83,7 @@ BAD = [
     ({**GOOD, "rejected": ""}, "empty answer"),
     ({**GOOD, "chosen": " "}, "empty answer"),
     ({**GOOD, "chosen": None}, "none of the known formats"),
-    ({**GOOD, "rejected": ["c"]}, "a list where text should be, in 'rejected'"),
+    ({**GOOD, "rejected": [["c"]]}, "a list where text should be, in 'rejected'"),
     ({**GOOD, "rejected": {"role": "assistant"}}, "a message without content"),
     ({**GOOD, "instruction": None}, "none of the known formats"),
     ({"instruction": "a", "chosen": "b"}, "none of the known formats"),
