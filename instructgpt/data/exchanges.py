@@ -172,7 +172,10 @@ def _translated(fields: Fields) -> Exchange | None:
 def _compared(fields: Fields, account: Account, known: str) -> list[Exchange | Unusable]:
     answers = compared_answers(fields, account)
     turns = prompt_turns(fields, account, [answer.text for answer in answers or ()])
-    if answers is None or not (_has_user(turns) or answers[0].before):
+    has_prompt = answers is not None and (_has_user(turns) or bool(answers[0].before))
+    if answers is not None and not has_prompt and fields.first(PROMPT_FIELDS) is not None:
+        raise Unusable("empty prompt")
+    if answers is None or not has_prompt:
         raise OtherFormat("none of the known formats", f"it has {names_of(fields)}; known are {known}")
     if len(answers) < 2:
         raise Unusable("a ranking of fewer than two answers")
