@@ -29,7 +29,7 @@ HOSTILE = {
 }
 # Texts that are no file: answers and data of the world, keys that are compared or hashed, a command that is printed.
 NO_FILES = {
-    "instructgpt/world/formatting.py", "instructgpt/data/templates.py", "instructgpt/data/conversation.py",
+    "instructgpt/world/formatting.py", "instructgpt/data/templates.py", "instructgpt/data/fields.py",
     "instructgpt/stages/assess.py", "kernels/lab/check.py",
 }  # fmt: skip
 WRITERS = {"instructgpt/strict_json.py", "kernels/lab/output.py"}
