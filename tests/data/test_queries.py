@@ -66,4 +66,4 @@ def test_a_template_for_the_prompt_alone(tokenizer: Tokenizer, tmp_path: Path) -
     file.write_text("".join(json.dumps({"q": f"cat {i}?"}) + "\n" for i in (1, 2, 1)))
     queries, account = read_queries([DataFile(str(file), templates=Templates.of(prompt="Say: {q}"))], tokenizer, 99)
     asked = [(query.messages[-1]["content"], query.reference) for query in queries]
-    assert asked == [("Say: cat 1?", ""), ("Say: cat 2?", "")] and account.dropped == {"exact duplicate": 1}
+    assert asked == [("Say: cat 1?", None), ("Say: cat 2?", None)] and account.dropped == {"exact duplicate": 1}
