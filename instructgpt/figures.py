@@ -11,6 +11,8 @@ from instructgpt import strict_json
 
 _DECIMALS = 6
 """A score, a loss or a time has no more digits that mean something; what is below is noise of the arithmetic."""
+_SMALL = 1e-4
+"""Below it a figure would be written in powers of ten; it is rounded to four decimals."""
 _HUGE = 1e15
 
 
@@ -18,7 +20,10 @@ def tidy(value: Any) -> Any:
     """Figures, nested in lists and dictionaries as they may be, to six decimals: a BLEU of 3e-08 is 0.0. What is no
     number or infinite is None, for JSON knows neither."""
     if isinstance(value, float):
-        return round(value, _DECIMALS) + 0.0 if math.isfinite(value) else None  # + 0.0: there is no -0.0
+        if not math.isfinite(value):
+            return None
+        rounded = round(value, _DECIMALS)
+        return (rounded if abs(rounded) >= _SMALL else round(value, 4)) + 0.0  # + 0.0: there is no -0.0
     if isinstance(value, Mapping):
         return {key: tidy(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

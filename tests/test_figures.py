@@ -19,6 +19,8 @@ from instructgpt.figures import shown, tidy, write_json
         (17.69616287772074, 17.696163, "17.7"),
         (0.7593360995850622, 0.759336, "0.7593"),
         (0.00012345678, 0.000123, "0.0001"),
+        (0.000027, 0.0, "0.0"),
+        (-0.00007, -0.0001, "-0.0001"),
         (999.96, 999.96, "1000.0"),
         (36789.4, 36789.4, "36,789"),
         (4.5e16, 4.5e16, "over 10^15"),
@@ -31,6 +33,11 @@ from instructgpt.figures import shown, tidy, write_json
 )
 def test_a_figure_is_rounded_and_never_in_powers_of_ten(value: float, kept: float | None, text: str) -> None:
     assert repr(tidy(value)) == repr(kept) and shown(value) == text
+
+
+@given(st.floats(-1e15, 1e15))
+def test_no_figure_is_written_in_powers_of_ten(value: float) -> None:
+    assert "e" not in json.dumps(tidy(value)) and abs(tidy(value) - value) <= 5.1e-5
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from instructgpt.errors import UserError
+from instructgpt.figures import shown
 from instructgpt.runtime import Precision
 from instructgpt.strict_json import to_json, write_json_lines
 
@@ -171,7 +172,7 @@ class ConsoleLog:
         elif "skipped" in record:
             self._print(f"{self._title} step {record['step']:.0f}: not finite, skipped")
         else:
-            values = "  ".join(f"{k} {v:.4g}" for k, v in record.items() if k != "step")
+            values = "  ".join(f"{k} {shown(v)}" for k, v in record.items() if k != "step")
             self._print(f"{self._title} step {record['step']:.0f}  {values}")
 
     def _foretell(self, record: dict[str, float], done: float) -> None:
