@@ -85,7 +85,7 @@ class Bench:
         print(done.stdout, flush=True)
         if done.returncode:
             raise Failed((done.stderr.strip().splitlines() or ["no message"])[-1])
-        lines = [line.replace(f"{self.data}/", "") for line in done.stdout.splitlines()]
+        lines = done.stdout.replace(f"{self.data}/", "").replace(f"{self.config.out}/", "").splitlines()
         return [line for line in lines if " read, " in line or line.startswith("  ")]
 
 
@@ -283,7 +283,7 @@ SETS: dict[str, Book | Text | Tune | Compare | Ask] = {
         ("--prompt", "前提：{sentence1}\\n假设：{sentence2}\\n关系是什么？", "--answer", "{label}"),
         test="ocnli/test_public.json", limit=200, steps=60,
     ),
-    "gsm8k": Tune(("gsm8k/**/train.jsonl",), scored=("--metric", "number", "--max-new-tokens", "128")),
+    "gsm8k": Tune(("gsm8k/**/train.jsonl",), scored=("--metric", "number", "--max-new-tokens", "240")),
     "hh-rlhf": Compare(("harmless-base/test.jsonl.gz",)),
     "raschka-preference": Compare(("instruction-data-with-preference.json",)),
     "llamafactory-dpo": Compare(("dpo_en_demo.json",)),
