@@ -2,15 +2,18 @@
 
 | format | a record | becomes |
 |---|---|---|
-| Alpaca | instruction, input, output (and system, history) | one turn and its answer |
+| Alpaca, Dolly | instruction, input or context, output or response (and system, history) | one turn and its answer |
 | the same in two languages | en_instruction, …, instruction, … | two conversations |
-| chat, ShareGPT | messages: [{role, content}], conversations: [{from, value}] | as it is |
-| self-instruct | instruction, instances: [{input, output}] | a conversation for each instance |
+| chat, ShareGPT | messages: [{role, content}], conversations: [{from, value}] (and system) | as it is |
+| self-instruct, SQuAD | instruction, instances: [{input, output}] | a conversation for each instance |
 | question and answer | prompt or question, answer or response or completion | one turn and its answer |
-| preferences | chosen, rejected beside one of these, or HH-RLHF transcripts | the chosen one |
-| good and bad (KTO) | one of these and label: true or false | the good ones |
-| parallel text | two columns | the first is the prompt, the second the answer |
+| preferences | what `data/preferences` reads | the chosen one |
+| good and bad (KTO) | one of these and label or kto_tag: true or false | the good ones |
+| parallel text | two columns, two languages | the first is the prompt, the second the answer |
 | anything else | any fields | what templates make of them |
+
+Which names mean what is in `data/names`, how conversations are written in `data/turns`, what wraps records in
+`data/shapes`. A turn of the assistant marked `weight: 0`, `train: false` or the like is read and not learnt.
 """
 
 from __future__ import annotations

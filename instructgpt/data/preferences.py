@@ -1,9 +1,10 @@
 """Preference files to pairs, or rankings, of answers to the same prompt.
 
-Records have `chosen` and `rejected`, as text, as a message or as a whole list of messages, beside a prompt: Alpaca's
-fields, `prompt` (text or messages), `messages`, or ShareGPT's `conversations`. Without `chosen`, Alpaca's `output` is
-the chosen one. Without a prompt, they are transcripts as in HH-RLHF (Bai et al. 2022), or lists of messages, that have
-all turns but the last in common. A `ranking`, a list of answers beside a prompt, has the best one first.
+Records have `chosen` and `rejected`, as text, as a message or as a whole list of messages, beside a prompt as those of
+instructions have one, or with the turns before them: transcripts as in HH-RLHF (Bai et al. 2022), lists of messages.
+Turns that stand in both are asked once. Without `chosen`, Alpaca's `output` is the chosen one; two texts in `output` are
+the better and the worse. A `ranking` has the best answer first; lists of answers with `rank` or `score` are sorted by it;
+of `response_1` and `response_2` a verdict (`winner`, `preference_strength`, …) says which is better.
 """
 
 from __future__ import annotations
