@@ -2,7 +2,7 @@
 
 | format | a record | becomes |
 |---|---|---|
-| Alpaca, Dolly | instruction, input or context, output or response (and system, history) | one turn and its answer |
+| Alpaca, Dolly | instruction, input or context, output or response (system, history) | one turn and its answer |
 | the same in two languages | en_instruction, …, instruction, … | two conversations |
 | chat, ShareGPT | messages: [{role, content}], conversations: [{from, value}] (and system) | as it is |
 | self-instruct, SQuAD | instruction, instances: [{input, output}] | a conversation for each instance |
