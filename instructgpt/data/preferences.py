@@ -2,8 +2,8 @@
 
 Records have `chosen` and `rejected`, as text, as a message or as a whole list of messages, beside a prompt as those of
 instructions have one, or with the turns before them: transcripts as in HH-RLHF (Bai et al. 2022), lists of messages.
-Turns that stand in both are asked once. Without `chosen`, Alpaca's `output` is the chosen one; two texts in `output` are
-the better and the worse. A `ranking` has the best answer first; answers with `rank` or `score` are sorted by it; and
+Turns that stand in both are asked once. Without `chosen`, Alpaca's `output` is the chosen one; of two texts in `output`
+the first is the better. A `ranking` has the best answer first; answers with `rank` or `score` are sorted by it; and
 of `response_1` and `response_2` a verdict (`winner`, `preference_strength`, …) says which is better.
 """
 
