@@ -291,6 +291,31 @@ def test_eval_answers_prompts_that_have_no_right_answer(run: str, call: Call, tm
     assert line["answer"] == answer(run, "Say hello.", max_new_tokens=3)[0]
 
 
+@pytest.mark.parametrize(
+    ("record", "asked", "reference"),
+    [
+        ({"prompt": "Say hi"}, "Say hi", None),
+        ({"messages": [{"role": "user", "content": "Say hi"}]}, "Say hi", None),
+        ({"instruction": "Say hi", "output": "hi"}, "Say hi", "hi"),
+        (
+            {"messages": [{"role": role, "content": role} for role in ("user", "assistant", "user")]},
+            "user",
+            "assistant",
+        ),
+    ],
+)
+def test_eval_scores_what_has_an_answer_and_answers_what_has_none(
+    run: str, call: Call, tmp_path: Path, record: dict, asked: str, reference: str | None
+):
+    records, file = tmp_path / "q.jsonl", tmp_path / "answers.jsonl"
+    records.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    argv = ("--data", str(records), "--metric", "exact", "--max-new-tokens", "2", "--predictions", str(file), *F32)
+    assert call("eval", "--model", run, *argv)[0] == 0
+    (line,) = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    assert (line["messages"], line["reference"]) == ([{"role": "user", "content": asked}], reference)
+    assert (line["score"] is None) == (reference is None)
+
+
 def test_data_lists_sets_with_their_licences(call: Call):
     code, out, err = call("data", "list")
     assert (code, err) == (0, "")

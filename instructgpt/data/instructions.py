@@ -60,10 +60,10 @@ def read_instructions(
 
 def _conversations(record: Fields, templates: Templates, account: Account) -> Iterator[list[Message] | Unusable]:
     for exchange in answered(record, templates, account, KNOWN):
-        yield exchange if isinstance(exchange, Unusable) else _conversation(exchange, record, account)
+        yield exchange if isinstance(exchange, Unusable) else conversation(exchange, record, account)
 
 
-def _conversation(exchange: Exchange, record: Fields, account: Account) -> list[Message] | Unusable:
+def conversation(exchange: Exchange, record: Fields, account: Account) -> list[Message] | Unusable:
     """The prompt and its answer, up to the last turn that is to be learnt."""
     if exchange.is_bad:
         return Unusable("labelled as a bad answer")

@@ -13,7 +13,7 @@ from instructgpt.data.data_file import DataFile
 from instructgpt.data.exchanges import Exchange, answered
 from instructgpt.data.fields import Fields
 from instructgpt.data.held_out import prompt_key, without
-from instructgpt.data.instructions import KNOWN, read_instructions
+from instructgpt.data.instructions import KNOWN, conversation
 from instructgpt.data.records import convert_files
 from instructgpt.data.sources import Epochs, Mixture
 from instructgpt.data.templates import Templates
@@ -83,22 +83,29 @@ class _Asked:
     fields: dict[str, Any] = field(repr=False)
 
 
-def _asked(files: Iterable[DataFile | str], account: Account, strict: bool, unique: bool) -> Iterator[_Asked]:
+def _asked(files: Iterable[DataFile | str], account: Account, strict: bool) -> Iterator[_Asked]:
     """The prompts of files, with what there is of answers."""
 
     def asked(record: Fields, templates: Templates) -> list[_Asked | Unusable]:
         found = answered(record, templates, account, _KNOWN, needs_answer=False)
         return [one if isinstance(one, Unusable) else _Asked(one, record.values) for one in found]
 
-    return convert_files(files, account, strict, asked, unique)
+    return convert_files(files, account, strict, asked, unique=True)
 
 
 def read_questions(file: DataFile | str, account: Account, strict: bool = False) -> Iterator[list[Message]]:
-    """The conversations of a file, or its prompts alone, where a template makes those and none an answer."""
-    file = DataFile.of(file)
-    if not file.templates.prompt or file.templates.better:
-        return read_instructions([file], account, strict)
-    return (asked.exchange.prompt for asked in _asked([file], account, strict, unique=False))
+    """The conversations of a file up to their last answer, as `read_instructions` gives them; what has no answer is a
+    prompt alone, which ends with the user's turn."""
+
+    def questions(record: Fields, templates: Templates) -> Iterator[list[Message] | Unusable]:
+        for exchange in answered(record, templates, account, _KNOWN, needs_answer=False):
+            if isinstance(exchange, Unusable):
+                yield exchange
+                continue
+            found = conversation(exchange, record, account)
+            yield exchange.prompt if isinstance(found, Unusable) and not exchange.is_bad else found
+
+    return convert_files([file], account, strict, questions)
 
 
 def read_queries(
@@ -110,7 +117,7 @@ def read_queries(
     """
     account = Account(DataFile.of(files[0]).path if len(files) == 1 else f"{len(files)} files")
     queries = []
-    for asked in _asked(files, account, strict, unique=True):
+    for asked in _asked(files, account, strict):
         exchange = asked.exchange
         ids = render_prompt(exchange.prompt, tokenizer)
         if len(ids) <= longest:
