@@ -13,19 +13,22 @@ log-sum-exp instead of P, so that memory grows with T and not with T². FLOPs: 4
 
 Causality, a sliding window, packed documents and the end of the keys all leave a query one interval of keys.
 `key_intervals` writes it down, and is the only place that knows of them; the kernels know intervals alone, and load
-nothing outside. Read on in `attention_forward.py`, then `attention_backward.py`.
+nothing outside. What a query may not attend to has no influence on it, be it NaN; of what it attends to, a value that
+is not finite makes NaN in its channel. Read on in `attention_forward.py`, then `attention_backward.py`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from functools import reduce
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from kernels.attention_backward import backward
 from kernels.attention_forward import forward
+from kernels.checks import require_values
 from kernels.launch import custom_op, require
 from kernels.softmax import softmax_reference
 
@@ -38,6 +41,45 @@ MAX_HEAD_DIM = 256
 def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
     """(queries, keys) bool, True where a query may attend: the last query is aligned with the last key."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+class _Scores(torch.autograd.Function):
+    """a (.., M, D), b (.., N, D) -> (.., M, N), their products where `counts` (.., M, N), elsewhere 0."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, counts: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b, counts)
+        return (a @ b.mT).masked_fill(~counts, 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (d,), (a, b, counts) = gradients, ctx.saved_tensors
+        return _sums(d, b, counts), _sums(d.mT, a, counts.mT), None
+
+
+class _Sums(torch.autograd.Function):
+    """weights (.., M, N), 0 where not `counts`, and b (.., N, D) -> (.., M, D), weights @ b over what counts alone,
+    though 0 · NaN is NaN. What counts and is not finite gives NaN."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, b: Tensor, counts: Tensor) -> Tensor:
+        ctx.save_for_backward(weights, b, counts)
+        is_finite = b.isfinite()
+        spoilt = counts.to(b.dtype) @ (~is_finite).to(b.dtype) > 0
+        return (weights @ b.where(is_finite, 0.0)).masked_fill(spoilt, math.nan)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (d,), (weights, b, counts) = gradients, ctx.saved_tensors
+        return _scores(d, b, counts), _sums(weights.mT, d, counts.mT), None
+
+
+def _scores(a: Tensor, b: Tensor, counts: Tensor | None) -> Tensor:
+    return a @ b.mT if counts is None else cast(Tensor, _Scores.apply(a, b, counts))
+
+
+def _sums(weights: Tensor, b: Tensor, counts: Tensor | None) -> Tensor:
+    return weights @ b if counts is None else cast(Tensor, _Sums.apply(weights, b, counts))
 
 
 def attention_reference(
@@ -61,9 +103,6 @@ def attention_reference(
     queries, keys = q.size(-2), k.size(-2)
     group = q.size(1) // k.size(1)  # query heads that share a key/value head
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)  # (B, Hq, Tk, D)
-    scores = (q @ k.transpose(-2, -1)) * (1 / math.sqrt(q.size(-1)) if scale is None else scale)  # (B, Hq, Tq, Tk)
-    if soft_cap:
-        scores = soft_cap * torch.tanh(scores / soft_cap)
     allowed = [] if may_attend is None else [may_attend]
     if causal:
         allowed.append(causal_mask(queries, keys, q.device))
@@ -73,15 +112,50 @@ def attention_reference(
     if documents is not None:
         own = documents[:, keys - queries :, None]  # (B, Tq, 1)
         allowed.append(((own == documents[:, None]) & (own >= 0))[:, None])
-    for mask in allowed:
+    mask = None
+    if allowed:
+        mask = reduce(torch.logical_and, allowed)
+        mask = mask.expand(*mask.shape[:-2], queries, keys)
+    scores = _scores(q, k, mask) * (1 / math.sqrt(q.size(-1)) if scale is None else scale)  # (B, Hq, Tq, Tk)
+    if soft_cap:
+        scores = soft_cap * torch.tanh(scores / soft_cap)
+    if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
     weights = softmax_reference(scores)
-    for mask in allowed:
+    if mask is not None:
         # A row that may attend to nothing is NaN by now; its weights, and their gradients, are 0.
         weights = weights.masked_fill(~mask, 0.0)
-    if return_lse:
-        return weights @ v, torch.logsumexp(scores.to(torch.promote_types(scores.dtype, torch.float32)), dim=-1)
-    return weights @ v
+    o = _sums(weights, v, mask)
+    lse = torch.logsumexp(scores.to(torch.promote_types(scores.dtype, torch.float32)), dim=-1) if return_lse else None
+    if documents is not None:
+        falls = _falls(documents).any(1)[:, None, None]  # (B, 1, 1)
+        o = o.masked_fill(falls[..., None], math.nan)
+        lse = None if lse is None else lse.masked_fill(falls, math.nan)
+    return o if lse is None else (o, lse)
+
+
+def _falls(documents: Tensor) -> Tensor:
+    """(B, Tk - 1), where a row's numbers fall from one key to the next, its padding counted as above all others; an
+    error instead while debugging (`kernels.checks`)."""
+    number = _sorted_number(documents)
+    falls = number[:, 1:] < number[:, :-1]
+
+    def explain(place: tuple[int, ...]) -> str:
+        row, key = place
+        before, after = documents[row, key : key + 2].tolist()
+        return (
+            f"documents[{row}, {key + 1}] is {after}, after {before}: "
+            "numbers must not fall along a row, with padding, -1, at its end"
+        )
+
+    require_values("attention", lambda: ~falls, explain)
+    return falls
+
+
+def _sorted_number(documents: Tensor) -> Tensor:
+    """Padding, numbered -1, comes last in a row: with a number above all others the row is sorted."""
+    number = documents.long()
+    return number.masked_fill(number < 0, torch.iinfo(number.dtype).max)
 
 
 def key_intervals(
@@ -93,12 +167,16 @@ def key_intervals(
     window: int = 0,
 ) -> Tensor:
     """(B, queries, 2) int32, or (1, queries, 2) where rows do not differ: the keys [first, end) that each query may
-    attend to, the last query standing at the last key. Neither number falls from a query to the next."""
+    attend to, the last query standing at the last key. Neither number falls from a query to the next.
+
+    A row whose documents fall has the interval [-1, -1) everywhere, which `attention` answers with NaN.
+    """
+    if documents is not None:
+        _check_documents(documents, documents.size(0), queries, keys)
     position = torch.arange(keys - queries, keys, device=device)[None]  # (1, Tq)
     first, end = torch.zeros_like(position), torch.full_like(position, keys)
     if documents is not None:
-        # Padding, numbered -1, comes last in a row: with a number above all others the row is sorted.
-        number = documents.masked_fill(documents < 0, torch.iinfo(documents.dtype).max).contiguous()
+        number = _sorted_number(documents).contiguous()
         first = torch.searchsorted(number, number)[:, keys - queries :]
         end = torch.searchsorted(number, number, right=True)[:, keys - queries :]
         end = torch.where(documents[:, keys - queries :] < 0, first, end)  # nothing, which begins where padding does
@@ -107,7 +185,10 @@ def key_intervals(
     if causal:
         end = end.minimum(position + 1)
     end = end.clamp(min=0)  # queries before the first key have none
-    return torch.stack((first.minimum(end), end), dim=-1).to(torch.int32)
+    intervals = torch.stack((first.minimum(end), end), dim=-1)
+    if documents is not None:
+        intervals = intervals.masked_fill(_falls(documents).any(1)[:, None, None], -1)
+    return intervals.to(torch.int32)
 
 
 @custom_op("kernels::attention")
@@ -166,26 +247,35 @@ def attention(
     causal: a query attends to keys up to its own place, the last query standing at the last key.
     scale: positive, 1/sqrt(D) by default.
     documents: (B, Tk) integers, the number of each key's packed document, never falling along a row, -1 for the
-        padding at its end. A query attends within its document, and one in the padding to nothing.
+        padding at its end. A query attends within its document, and one in the padding to nothing. All queries of a
+        row whose numbers fall give NaN, and have no gradient.
     window: only to keys less than this many places away; 0 for all.
     soft_cap: scores become soft_cap·tanh(score/soft_cap); 0 for none.
     return_lse: also (B, Hq, Tq) float32, the natural log-sum-exp of each query's scores; differentiable.
-    intervals: from `key_intervals`, instead of causal, documents and window: layers that see alike share them.
+    intervals: from `key_intervals`, instead of causal, documents and window: layers that see alike share them. A query
+        whose interval is none (outside of the keys, or before that of the query before) gives NaN.
 
     A query that may attend to nothing gives 0, and a log-sum-exp of -inf. The backward is deterministic, and cannot
-    be differentiated again. Autocast changes nothing. Errors: ValueError, TypeError.
+    be differentiated again. Autocast changes nothing. Errors: ValueError, TypeError; with KERNELS_DEBUG=1 also where
+    documents fall or an interval is none (`kernels.checks`).
     """
-    _check(q, k, v, scale, documents, window, soft_cap)
+    _check(q, k, v, scale, window, soft_cap)
+    if documents is not None:
+        _check_documents(documents, k.size(0), q.size(2), k.size(2))
     if intervals is None:
         intervals = key_intervals(q.size(2), k.size(2), q.device, causal, documents, window)
+    elif causal or documents is not None or window:
+        raise ValueError(
+            "attention: intervals already say what causal, documents and window would; give one or the other"
+        )
+    else:
+        intervals = _checked_intervals(intervals, q, k)
     scale = 1 / math.sqrt(q.size(-1)) if scale is None else scale
     o, lse = _attention(q, k, v, intervals, float(scale), float(soft_cap))
     return (o, lse) if return_lse else o
 
 
-def _check(
-    q: Tensor, k: Tensor, v: Tensor, scale: float | None, documents: Tensor | None, window: int, soft_cap: float
-) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, scale: float | None, window: int, soft_cap: float) -> None:
     require("attention", {"q": q, "k": k, "v": v})
     if q.dtype != k.dtype or q.dtype != v.dtype:
         raise TypeError(f"attention: q, k and v are {q.dtype}, {k.dtype} and {v.dtype}; they must be of one dtype")
@@ -201,13 +291,39 @@ def _check(
             f"attention: window {window}, soft_cap {soft_cap}, scale {scale}; "
             "window and soft_cap must be at least 0, scale above 0"
         )
-    if documents is None:
-        return
-    if documents.is_floating_point() or documents.shape != (k.size(0), k.size(2)) or q.size(2) > k.size(2):
+
+
+def _check_documents(documents: Tensor, batch: int, queries: int, keys: int) -> None:
+    if documents.is_floating_point() or documents.shape != (batch, keys) or queries > keys:
         raise ValueError(
-            f"attention: documents are {documents.dtype} {tuple(documents.shape)} for {q.size(2)} queries; they must "
-            f"be integers {(k.size(0), k.size(2))}, one for each key, with no more queries than keys"
+            f"attention: documents are {documents.dtype} {tuple(documents.shape)} for {queries} queries; they must "
+            f"be integers {(batch, keys)}, one for each key, with no more queries than keys"
         )
+
+
+def _checked_intervals(intervals: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """The same, as the kernels read them."""
+    queries, keys = q.size(2), k.size(2)
+    if intervals.dtype != torch.int32 or intervals.shape not in ((1, queries, 2), (q.size(0), queries, 2)):
+        raise ValueError(
+            f"attention: intervals are {intervals.dtype} {tuple(intervals.shape)} for q {tuple(q.shape)}; "
+            "they must come from key_intervals, for these queries and keys"
+        )
+
+    def is_right() -> Tensor:
+        first, end = intervals.unbind(-1)  # (B or 1, Tq) each
+        rises = (intervals.diff(dim=1, prepend=intervals[:, :1]) >= 0).all(-1)
+        return (first >= 0) & (first <= end) & (end <= keys) & rises
+
+    def explain(place: tuple[int, ...]) -> str:
+        row, query = place
+        return (
+            f"intervals[{row}, {query}] is {intervals[place].tolist()} for {keys} keys: "
+            "it must be [first, end) within the keys, neither below that of the query before"
+        )
+
+    require_values("attention", is_right, explain)
+    return intervals.contiguous()
 
 
 def spec() -> Spec:

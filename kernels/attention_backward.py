@@ -13,6 +13,9 @@ P is computed again, from the scores and the log-sum-exp that the forward has ke
 
 With a soft cap, S = cap·tanh(x/cap) and dx = dS ∘ (1 - (S/cap)²). P and dS are rounded to the inputs' dtype for the
 products with them.
+
+As in the forward, products with the keys, and with the queries and dO, may be spoilt by what a row may not attend to;
+`_mend_dq_kernel` and `_mend_dk_dv_kernel` make such sums anew.
 """
 
 from __future__ import annotations
@@ -22,15 +25,21 @@ from torch import Tensor
 
 from kernels.attention_forward import (
     LOG2_E,
+    MENDING,
+    add_products,
     by_row_bytes,
     capped_scores,
     choose,
+    is_spoilt,
     load_interval,
+    load_key_interval,
     load_rows,
+    near,
     padded_head_dim,
     pointers_to,
     regions,
     score_unit,
+    without_infinity,
 )
 from kernels.launch import cdiv, jit, tl
 
@@ -55,6 +64,8 @@ DK_DV_LAUNCHES = {
     100: by_row_bytes({128: (32, 128, 8, 2), 256: (64, 64, 8, 1), 512: (32, 32, 8, 1), 1024: (16, 16, 8, 1)}),
     120: by_row_bytes({128: (32, 128, 8, 2), 256: (64, 64, 8, 2), 512: (32, 32, 8, 1), 1024: (16, 16, 8, 1)}),
 }
+FLOAT32 = by_row_bytes({256: (16, 16, 4, 1), 1024: (16, 16, 8, 1)})
+"""Of both kernels."""
 DELTA_ROWS = 64
 
 
@@ -85,7 +96,8 @@ def score_gradient(s, p, dp, delta, SOFT_CAP: tl.constexpr):
 @jit
 def add_to_dq(
     dq, q, do, lse, delta, k_block, v_block, k_step, v_step, interval, begin, until, stop, scale,
-    SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, EDGE: tl.constexpr,
+    SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
+    EDGE: tl.constexpr, CAREFUL: tl.constexpr,
 ):  # fmt: skip
     """What the keys from `begin` to `until` add to the gradient of a block of queries."""
     first, end = interval
@@ -96,25 +108,25 @@ def add_to_dq(
         v = load_rows(v_block + tl.cast(block, tl.int64) * v_step, keys < stop, D, BLOCK_D, EDGE)
         s = capped_scores(tl.dot(q, tl.trans(k), input_precision="ieee"), scale, SOFT_CAP)  # (BLOCK_Q, BLOCK_K)
         p = tl.exp2(s * unit - lse[:, None])
-        if EDGE:
-            may_attend = (keys[None, :] >= first[:, None]) & (keys[None, :] < end[:, None])
-            p = tl.where(may_attend, p, 0.0)
         dp = tl.dot(do, tl.trans(v), input_precision="ieee")
         ds = score_gradient(s, p, dp, delta[:, None], SOFT_CAP)
-        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee")
+        may_attend = (keys[None, :] >= first[:, None]) & (keys[None, :] < end[:, None])
+        if EDGE:
+            ds = tl.where(may_attend, ds, 0.0)
+        dq = add_products(dq, ds, k, may_attend, CAREFUL)
     return dq
 
 
 @jit
 def _dq_kernel(
-    q, k, v, do, lse, delta, dq, intervals, q_strides, k_strides, v_strides, do_strides, dq_strides, intervals_stride,
-    queries, group, scale,
+    q, k, v, do, lse, delta, dq, spoilt, intervals,
+    q_strides, k_strides, v_strides, do_strides, dq_strides, intervals_stride, queries, keys, group, scale,
     SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     rows = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     is_row = rows < queries
-    interval = load_interval(intervals, batch, intervals_stride, rows, queries)
+    interval, _ = load_key_interval(intervals, batch, intervals_stride, rows, queries, keys)
     bounds = regions(interval, BLOCK_K)
 
     q_block = load_rows(pointers_to(q, batch, head, rows, q_strides, BLOCK_D), is_row, D, BLOCK_D, True)
@@ -128,16 +140,52 @@ def _dq_kernel(
     for region in tl.static_range(3):  # an edge, the middle, an edge
         dq_sum = add_to_dq(
             dq_sum, q_block, do_block, lse_block, delta_block, k_block, v_block, k_strides[2], v_strides[2],
-            interval, bounds[region], bounds[region + 1], bounds[3], scale, SOFT_CAP, D, BLOCK_D, BLOCK_K, region != 1,
+            interval, bounds[region], bounds[region + 1], bounds[3], scale, SOFT_CAP, D, BLOCK_D, BLOCK_K,
+            region != 1, False,
         )  # fmt: skip
     is_written = is_row[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
     tl.store(pointers_to(dq, batch, head, rows, dq_strides, BLOCK_D), dq_sum * scale, mask=is_written)
+    at = (batch * tl.num_programs(1) + head + 1) * tl.num_programs(0) - 1 - tl.program_id(0)
+    tl.store(spoilt + at, is_spoilt(dq_sum, lse_block + delta_block))
+
+
+@jit
+def _mend_dq_kernel(
+    q, k, v, do, lse, delta, dq, spoilt, intervals,
+    q_strides, k_strides, v_strides, do_strides, dq_strides, intervals_stride, queries, keys, group, scale,
+    SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """dq of each block of BLOCK_Q queries that is spoilt, ROWS at a time."""
+    head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    head_of_batch = batch * tl.num_programs(1) + head
+    if tl.load(spoilt + head_of_batch * tl.num_programs(0) + tl.program_id(0)) != 0:
+        k_block = pointers_to(k, batch, head // group, tl.arange(0, COLUMNS), k_strides, BLOCK_D)
+        v_block = pointers_to(v, batch, head // group, tl.arange(0, COLUMNS), v_strides, BLOCK_D)
+        for begin in range(0, BLOCK_Q, ROWS):
+            rows = tl.program_id(0) * BLOCK_Q + begin + tl.arange(0, ROWS)
+            is_row = rows < queries
+            interval, _ = load_key_interval(intervals, batch, intervals_stride, rows, queries, keys)
+            start, _, _, stop = regions(interval, COLUMNS)
+            q_block = load_rows(pointers_to(q, batch, head, rows, q_strides, BLOCK_D), is_row, D, BLOCK_D, True)
+            do_block = load_rows(pointers_to(do, batch, head, rows, do_strides, BLOCK_D), is_row, D, BLOCK_D, True)
+            lse_block = tl.load(lse + head_of_batch * queries + rows, mask=is_row, other=0.0) * LOG2_E
+            delta_block = tl.load(delta + head_of_batch * queries + rows, mask=is_row, other=0.0)
+            dq_sum = add_to_dq(
+                tl.zeros([ROWS, BLOCK_D], tl.float32), q_block, do_block, lse_block, delta_block, k_block, v_block,
+                k_strides[2], v_strides[2], interval, start, stop, stop, scale,
+                SOFT_CAP, D, BLOCK_D, COLUMNS, True, True,
+            )  # fmt: skip
+            is_written = is_row[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
+            dq_rows = pointers_to(dq, batch, head, rows, dq_strides, BLOCK_D)
+            tl.store(dq_rows, without_infinity(dq_sum) * scale, mask=is_written)
 
 
 @jit
 def add_to_dk_dv(
     sums, k, v, q_block, do_block, lse, delta, q_step, do_step, interval, begin, until, stop, scale,
-    SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, EDGE: tl.constexpr,
+    SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr,
+    EDGE: tl.constexpr, CAREFUL: tl.constexpr,
 ):  # fmt: skip
     """What the queries from `begin` to `until` add to sums, (dk, dv) of a block of keys; S is transposed here."""
     dk, dv = sums
@@ -152,19 +200,21 @@ def add_to_dk_dv(
         row_delta = tl.load(delta + rows, mask=is_row, other=0.0)
         s = capped_scores(tl.dot(k, tl.trans(q), input_precision="ieee"), scale, SOFT_CAP)  # (BLOCK_K, BLOCK_Q)
         p = tl.exp2(s * unit - row_lse[None, :])
+        may_attend = (rows[None, :] >= first[:, None]) & (rows[None, :] < end[:, None])
         if EDGE:
-            may_attend = (rows[None, :] >= first[:, None]) & (rows[None, :] < end[:, None])
             p = tl.where(may_attend, p, 0.0)
-        dv = tl.dot(p.to(do.dtype), do, dv, input_precision="ieee")
+        dv = add_products(dv, p, do, may_attend, CAREFUL)
         dp = tl.dot(v, tl.trans(do), input_precision="ieee")
         ds = score_gradient(s, p, dp, row_delta[None, :], SOFT_CAP)
-        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee")
+        if CAREFUL:  # elsewhere a δ that is no number is mended
+            ds = tl.where(may_attend, ds, 0.0)
+        dk = add_products(dk, ds, q, may_attend, CAREFUL)
     return dk, dv
 
 
 @jit
 def _dk_dv_kernel(
-    q, k, v, do, lse, delta, dk, dv, intervals,
+    q, k, v, do, lse, delta, dk, dv, spoilt, intervals,
     q_strides, k_strides, v_strides, do_strides, dk_strides, dv_strides, intervals_stride,
     queries, keys, group, scale,
     SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -188,11 +238,51 @@ def _dk_dv_kernel(
             dk_sum, dv_sum = add_to_dk_dv(
                 (dk_sum, dv_sum), k_block, v_block, q_block, do_block, lse + at, delta + at,
                 q_strides[2], do_strides[2], interval, bounds[region], bounds[region + 1], bounds[3], scale,
-                SOFT_CAP, D, BLOCK_D, BLOCK_Q, region != 1,
+                SOFT_CAP, D, BLOCK_D, BLOCK_Q, region != 1, False,
             )  # fmt: skip
     is_written = is_row[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
     tl.store(pointers_to(dk, batch, kv_head, rows, dk_strides, BLOCK_D), dk_sum * scale, mask=is_written)
     tl.store(pointers_to(dv, batch, kv_head, rows, dv_strides, BLOCK_D), dv_sum, mask=is_written)
+    at = (batch * tl.num_programs(1) + kv_head) * tl.num_programs(0) + tl.program_id(0)
+    is_known = tl.zeros([BLOCK_K], tl.float32)
+    tl.store(spoilt + at, tl.maximum(is_spoilt(dk_sum, is_known), is_spoilt(dv_sum, is_known)))
+
+
+@jit
+def _mend_dk_dv_kernel(
+    q, k, v, do, lse, delta, dk, dv, spoilt, intervals,
+    q_strides, k_strides, v_strides, do_strides, dk_strides, dv_strides, intervals_stride,
+    queries, keys, group, scale,
+    SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """dk and dv of each block of BLOCK_K keys that is spoilt, ROWS at a time."""
+    kv_head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    at = (batch * tl.num_programs(1) + kv_head) * tl.num_programs(0) + tl.program_id(0)
+    if tl.load(spoilt + at) != 0:
+        for begin in range(0, BLOCK_K, ROWS):
+            rows = tl.program_id(0) * BLOCK_K + begin + tl.arange(0, ROWS)
+            is_row = rows < keys
+            interval = load_interval(intervals, batch, intervals_stride, rows, keys)
+            start, _, _, stop = regions(interval, COLUMNS)
+            k_block = load_rows(pointers_to(k, batch, kv_head, rows, k_strides, BLOCK_D), is_row, D, BLOCK_D, True)
+            v_block = load_rows(pointers_to(v, batch, kv_head, rows, v_strides, BLOCK_D), is_row, D, BLOCK_D, True)
+            dk_sum = tl.zeros([ROWS, BLOCK_D], tl.float32)
+            dv_sum = tl.zeros([ROWS, BLOCK_D], tl.float32)
+            for head in range(kv_head * group, (kv_head + 1) * group):
+                q_block = pointers_to(q, batch, head, tl.arange(0, COLUMNS), q_strides, BLOCK_D)
+                do_block = pointers_to(do, batch, head, tl.arange(0, COLUMNS), do_strides, BLOCK_D)
+                row = (batch * tl.num_programs(1) * group + head) * queries
+                dk_sum, dv_sum = add_to_dk_dv(
+                    (dk_sum, dv_sum), k_block, v_block, q_block, do_block, lse + row, delta + row,
+                    q_strides[2], do_strides[2], interval, start, stop, stop, scale,
+                    SOFT_CAP, D, BLOCK_D, COLUMNS, True, True,
+                )  # fmt: skip
+            is_written = is_row[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
+            dk_rows = pointers_to(dk, batch, kv_head, rows, dk_strides, BLOCK_D)
+            dv_rows = pointers_to(dv, batch, kv_head, rows, dv_strides, BLOCK_D)
+            tl.store(dk_rows, without_infinity(dk_sum) * scale, mask=is_written)
+            tl.store(dv_rows, without_infinity(dv_sum), mask=is_written)
 
 
 def query_intervals(key_intervals: Tensor, keys: int) -> Tensor:
@@ -216,6 +306,7 @@ def backward(
     """dq, dk, dv, each like its input; `intervals` are those of the forward, do and dlse any strides."""
     B, H, Tq, D = q.shape
     kv_heads, Tk, group = k.size(1), k.size(2), H // k.size(1)
+    q, k, v, o, do = (near(x) for x in (q, k, v, o, do))
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     if q.numel() == 0 or k.numel() == 0:
         return dq.zero_(), dk.zero_(), dv.zero_()
@@ -234,18 +325,24 @@ def backward(
         BLOCK_D=padded_head_dim(D),
         BLOCK_Q=DELTA_ROWS,
     )
-    launch = choose("dq", DQ_LAUNCHES, q)
-    _dq_kernel[cdiv(Tq, launch.blocks["BLOCK_Q"]), H, B](
-        q, k, v, do, lse, delta, dq, intervals,
-        q.stride(), k.stride(), v.stride(), do.stride(), dq.stride(), batch_stride,
-        Tq, group, scale, **shape, **launch.options,
-    )  # fmt: skip
+    rows = (q, k, v, do, lse, delta)
+    strides = (q.stride(), k.stride(), v.stride(), do.stride())
+    sizes = (Tq, Tk, group)
+    launch = choose("dq", DQ_LAUNCHES, FLOAT32, q)
+    block = launch.blocks["BLOCK_Q"]
+    grid = (cdiv(Tq, block), H, B)
+    spoilt = q.new_empty((B, H, grid[0]), dtype=torch.int32)
+    given = (*rows, dq, spoilt, intervals, *strides, dq.stride(), batch_stride, *sizes, scale)
+    _dq_kernel[grid](*given, **shape, **launch.options)
+    _mend_dq_kernel[grid](*given, **shape, BLOCK_Q=block, **MENDING)
+
     by_key = query_intervals(intervals, Tk)
-    launch = choose("dk_dv", DK_DV_LAUNCHES, q)
-    _dk_dv_kernel[cdiv(Tk, launch.blocks["BLOCK_K"]), kv_heads, B](
-        q, k, v, do, lse, delta, dk, dv, by_key,
-        q.stride(), k.stride(), v.stride(), do.stride(), dk.stride(), dv.stride(),
-        by_key.stride(0) if by_key.size(0) > 1 else 0,
-        Tq, Tk, group, scale, **shape, **launch.options,
-    )  # fmt: skip
+    batch_stride = by_key.stride(0) if by_key.size(0) > 1 else 0
+    launch = choose("dk_dv", DK_DV_LAUNCHES, FLOAT32, q)
+    block = launch.blocks["BLOCK_K"]
+    grid = (cdiv(Tk, block), kv_heads, B)
+    spoilt = q.new_empty((B, kv_heads, grid[0]), dtype=torch.int32)
+    given = (*rows, dk, dv, spoilt, by_key, *strides, dk.stride(), dv.stride(), batch_stride, *sizes, scale)
+    _dk_dv_kernel[grid](*given, **shape, **launch.options)
+    _mend_dk_dv_kernel[grid](*given, **shape, BLOCK_K=block, **MENDING)
     return dq, dk, dv

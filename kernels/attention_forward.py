@@ -13,6 +13,11 @@ keys are all in these two numbers. So the keys of a block of queries fall into t
 some queries have not begun, the middle that all queries see whole, and an edge where some have ended. Only edges are
 masked; what is outside is never loaded.
 
+A block that is masked holds keys that some of its queries may not attend to. Their weights are 0, but 0 · NaN is NaN:
+a value that is not finite spoils them. To look at every value would cost time in every call, so `_forward_kernel` tells
+where it ended with sums that are not finite, and `_mend_kernel`, which has nothing to do elsewhere, makes these anew,
+with such values for those alone that may attend to them (`add_products`).
+
 Exponentials are in base 2, which is what the hardware has: exp(x) = 2^(x·log2 e). P is rounded to the dtype of V for
 the product with it, everything else is float32.
 """
@@ -30,6 +35,8 @@ Launches = dict[int, Launch]
 """By the bytes of one head's row; the next larger key serves what has none of its own."""
 
 LOG2_E: Any = tl.constexpr(1.4426950408889634) if tl is not None else None
+HUGE: Any = tl.constexpr(2.0**100) if tl is not None else None
+"""Its square is infinite in float32."""
 
 
 def by_row_bytes(table: dict[int, tuple[int, int, int, int]]) -> Launches:
@@ -46,6 +53,10 @@ LAUNCHES = {
     100: by_row_bytes({128: (128, 64, 4, 3), 256: (128, 64, 8, 3), 512: (128, 32, 8, 2), 1024: (32, 16, 4, 2)}),
     120: by_row_bytes({128: (128, 64, 8, 3), 256: (128, 32, 8, 3), 512: (64, 32, 8, 2), 1024: (32, 16, 4, 2)}),
 }
+# For float32, of which exact products are made without tensor cores, operands in registers: larger blocks spill.
+FLOAT32 = by_row_bytes({512: (32, 16, 4, 1), 1024: (16, 16, 8, 1)})
+MENDING = Launch({"ROWS": 16, "COLUMNS": 16}, num_warps=8, num_stages=1).options
+"""Small enough for every device and row; it is rarely needed."""
 
 
 def padded_head_dim(head_dim: int) -> int:
@@ -53,14 +64,21 @@ def padded_head_dim(head_dim: int) -> int:
     return max(16, next_power_of_2(head_dim))
 
 
-def choose(kernel: str, table: dict[int, Launches], q: Tensor) -> Launch:
+def choose(kernel: str, table: dict[int, Launches], float32: Launches, q: Tensor) -> Launch:
     """The launch for this device and row: what tuning found, or the table's; a device that the table does not know
-    takes the newest older one's. Tuning tries all that the table holds for GPUs."""
+    takes the newest older one's, and float32 on a GPU its own. Tuning tries all that the tables hold for GPUs."""
     device, row_bytes = generation(q.device), padded_head_dim(q.size(-1)) * q.element_size()
-    launches = table[max(known for known in table if known <= device)]
+    is_exact = device > 0 and q.dtype == torch.float32
+    launches = float32 if is_exact else table[max(known for known in table if known <= device)]
     default = launches[min(size for size in launches if size >= row_bytes)]
-    others = [launch for known, launches in table.items() if known for launch in launches.values()]
+    tables = [float32] if is_exact else [launches for known, launches in table.items() if known]
+    others = [launch for launches in tables for launch in launches.values()]
     return tuned(f"attention_{kernel}", f"{q.dtype} {padded_head_dim(q.size(-1))}", default, others, q.device)
+
+
+def near(x: Tensor) -> Tensor:
+    """x, copied where its channels lie so far apart that their offsets pass 31 bits; all others are of 64."""
+    return x if x.stride(-1) * x.size(-1) < 2**31 else x.contiguous()
 
 
 @jit
@@ -79,6 +97,16 @@ def load_interval(intervals, batch, stride, rows, count):
     """(first, end) of each row; rows past the last one repeat it, so that they widen nothing."""
     pointers = intervals + batch * stride + 2 * tl.minimum(rows, count - 1)
     return tl.load(pointers), tl.load(pointers + 1)
+
+
+@jit
+def load_key_interval(intervals, batch, stride, rows, queries, keys):
+    """The interval of each query, and whether it is one: within the keys, and not before that of the query before. One
+    that is none is empty, so that nothing outside of the keys is read."""
+    first, end = load_interval(intervals, batch, stride, rows, queries)
+    first_before, end_before = load_interval(intervals, batch, stride, tl.maximum(rows - 1, 0), queries)
+    is_valid = (first >= 0) & (first <= end) & (end <= keys) & (first >= first_before) & (end >= end_before)
+    return (tl.where(is_valid, first, 0), tl.where(is_valid, end, 0)), is_valid
 
 
 @jit
@@ -116,9 +144,40 @@ def score_unit(scale, SOFT_CAP: tl.constexpr):
 
 
 @jit
+def add_products(sums, weights, values, may_attend, CAREFUL: tl.constexpr):
+    """sums + weights · values. CAREFUL: a value that is not finite makes infinite what may attend to it, and no other
+    sum, though its weight there be 0."""
+    if CAREFUL:
+        is_finite = tl.abs(values.to(tl.float32)) < float("inf")
+        finite = tl.where(is_finite, values, 0.0).to(values.dtype)
+        sums = tl.dot(weights.to(values.dtype), finite, sums, input_precision="ieee")
+        attends, spoilt = tl.where(may_attend, HUGE, 0.0), tl.where(is_finite, 0.0, HUGE)
+        if values.dtype == tl.float32:
+            return tl.dot(attends, spoilt, sums, input_precision="ieee")
+        else:  # on tensor cores, as the product above; powers of 2 are exact
+            return tl.dot(attends, spoilt, sums, input_precision="tf32")
+    else:
+        return tl.dot(weights.to(values.dtype), values, sums, input_precision="ieee")
+
+
+@jit
+def is_spoilt(sums, known):
+    """Whether a row of `sums` is not finite, though its number in `known`, which it depends on, is no NaN."""
+    is_finite = tl.min((tl.abs(sums) < float("inf")).to(tl.int32), 1)
+    return tl.max(tl.where(known == known, 1 - is_finite, 0), 0)
+
+
+@jit
+def without_infinity(sums):
+    """What `add_products` has made infinite is NaN."""
+    return tl.where(tl.abs(sums) < float("inf"), sums, float("nan"))
+
+
+@jit
 def attend(
     state, q, k_block, v_block, k_step, v_step, interval, begin, until, stop, scale,
-    SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, EDGE: tl.constexpr,
+    SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
+    EDGE: tl.constexpr, CAREFUL: tl.constexpr,
 ):  # fmt: skip
     """The online softmax over the keys from `begin` to `until`, masked on an EDGE; state is (acc, m, total)."""
     acc, m, total = state
@@ -128,8 +187,8 @@ def attend(
         keys = block + tl.arange(0, BLOCK_K)
         k = load_rows(k_block + tl.cast(block, tl.int64) * k_step, keys < stop, D, BLOCK_D, EDGE)
         s = capped_scores(tl.dot(q, tl.trans(k), input_precision="ieee"), scale, SOFT_CAP)  # (BLOCK_Q, BLOCK_K)
+        may_attend = (keys[None, :] >= first[:, None]) & (keys[None, :] < end[:, None])
         if EDGE:
-            may_attend = (keys[None, :] >= first[:, None]) & (keys[None, :] < end[:, None])
             s = tl.where(may_attend, s, -float("inf"))
         larger = tl.maximum(m, tl.max(s, 1) * unit)
         # A row that has met no key yet has the maximum -inf, and -inf - (-inf) is no number.
@@ -138,22 +197,22 @@ def attend(
         alpha = tl.exp2(m - shift)
         total = total * alpha + tl.sum(p, 1)
         v = load_rows(v_block + tl.cast(block, tl.int64) * v_step, keys < stop, D, BLOCK_D, EDGE)
-        acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")
+        acc = add_products(acc * alpha[:, None], p, v, may_attend, CAREFUL)
         m = larger
     return acc, m, total
 
 
 @jit
 def _forward_kernel(
-    q, k, v, o, lse, intervals, q_strides, k_strides, v_strides, o_strides, intervals_stride,
-    queries, group, scale,
+    q, k, v, o, lse, spoilt, intervals, q_strides, k_strides, v_strides, o_strides, intervals_stride,
+    queries, keys, group, scale,
     SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     # The last queries first: under a causal mask they have the most keys, and short programs fill up the end better.
     rows = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     is_row = rows < queries
-    interval = load_interval(intervals, batch, intervals_stride, rows, queries)
+    interval, is_valid = load_key_interval(intervals, batch, intervals_stride, rows, queries, keys)
     bounds = regions(interval, BLOCK_K)
 
     q_block = load_rows(pointers_to(q, batch, head, rows, q_strides, BLOCK_D), is_row, D, BLOCK_D, True)
@@ -165,28 +224,73 @@ def _forward_kernel(
     for region in tl.static_range(3):  # an edge, the middle, an edge
         acc, m, total = attend(
             (acc, m, total), q_block, k_block, v_block, k_strides[2], v_strides[2],
-            interval, bounds[region], bounds[region + 1], bounds[3], scale, SOFT_CAP, D, BLOCK_D, BLOCK_K, region != 1,
+            interval, bounds[region], bounds[region + 1], bounds[3], scale, SOFT_CAP, D, BLOCK_D, BLOCK_K,
+            region != 1, False,
         )  # fmt: skip
 
-    # Without a key the total is 0: the row's output is 0 and its log-sum-exp m = -inf.
-    total = tl.where(total == 0.0, 1.0, total)
     is_written = is_row[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
+    total = divisor(total, interval, is_valid)
     tl.store(pointers_to(o, batch, head, rows, o_strides, BLOCK_D), acc / total[:, None], mask=is_written)
-    row_of_lse = (batch * tl.num_programs(1) + head) * queries + rows
-    tl.store(lse + row_of_lse, (m + tl.log2(total)) / LOG2_E, mask=is_row)
+    head_of_batch = batch * tl.num_programs(1) + head
+    row_lse = (m + tl.log2(total)) / LOG2_E
+    tl.store(lse + head_of_batch * queries + rows, row_lse, mask=is_row)
+    at = (head_of_batch + 1) * tl.num_programs(0) - 1 - tl.program_id(0)
+    tl.store(spoilt + at, is_spoilt(acc, row_lse))
+
+
+@jit
+def divisor(total, interval, is_valid):
+    """What acc is divided by. Without a key the total is 0, the row's output 0 and its log-sum-exp m = -inf; without an
+    interval, both are NaN."""
+    first, end = interval
+    return tl.where(is_valid, tl.where(first < end, total, 1.0), float("nan"))
+
+
+@jit
+def _mend_kernel(
+    q, k, v, o, spoilt, intervals, q_strides, k_strides, v_strides, o_strides, intervals_stride,
+    queries, keys, group, scale, SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The outputs of each block of BLOCK_Q queries that is spoilt, ROWS at a time."""
+    head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    at = (batch * tl.num_programs(1) + head) * tl.num_programs(0) + tl.program_id(0)
+    if tl.load(spoilt + at) != 0:
+        k_block = pointers_to(k, batch, head // group, tl.arange(0, COLUMNS), k_strides, BLOCK_D)
+        v_block = pointers_to(v, batch, head // group, tl.arange(0, COLUMNS), v_strides, BLOCK_D)
+        for begin in range(0, BLOCK_Q, ROWS):
+            rows = tl.program_id(0) * BLOCK_Q + begin + tl.arange(0, ROWS)
+            is_row = rows < queries
+            interval, is_valid = load_key_interval(intervals, batch, intervals_stride, rows, queries, keys)
+            start, _, _, stop = regions(interval, COLUMNS)
+            q_block = load_rows(pointers_to(q, batch, head, rows, q_strides, BLOCK_D), is_row, D, BLOCK_D, True)
+            acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
+            m = tl.full([ROWS], -float("inf"), tl.float32)
+            acc, m, total = attend(
+                (acc, m, tl.zeros([ROWS], tl.float32)), q_block, k_block, v_block, k_strides[2], v_strides[2],
+                interval, start, stop, stop, scale, SOFT_CAP, D, BLOCK_D, COLUMNS, True, True,
+            )  # fmt: skip
+            mended = without_infinity(acc) / divisor(total, interval, is_valid)[:, None]
+            is_written = is_row[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
+            tl.store(pointers_to(o, batch, head, rows, o_strides, BLOCK_D), mended, mask=is_written)
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, soft_cap: float) -> tuple[Tensor, Tensor]:
-    """O like q, and the rows' log-sum-exp (B, Hq, Tq) float32; intervals (B or 1, Tq, 2) int32."""
+    """O like q, and the rows' log-sum-exp (B, Hq, Tq) float32; intervals (B or 1, Tq, 2) int32, contiguous. NaN where
+    an interval is none."""
     B, H, T, D = q.shape
+    q, k, v = near(q), near(k), near(v)
     o, lse = torch.empty_like(q), q.new_empty((B, H, T), dtype=torch.float32)
     if q.numel() == 0:
         return o, lse
-    launch = choose("forward", LAUNCHES, q)
+    launch = choose("forward", LAUNCHES, FLOAT32, q)
     grid = (cdiv(T, launch.blocks["BLOCK_Q"]), H, B)
-    _forward_kernel[grid](
-        q, k, v, o, lse, intervals, q.stride(), k.stride(), v.stride(), o.stride(),
-        intervals.stride(0) if intervals.size(0) > 1 else 0,
-        T, H // k.size(1), scale, SOFT_CAP=soft_cap, D=D, BLOCK_D=padded_head_dim(D), **launch.options,
-    )  # fmt: skip
+    spoilt = q.new_empty((B, H, grid[0]), dtype=torch.int32)
+    strides = (q.stride(), k.stride(), v.stride(), o.stride(), intervals.stride(0) if intervals.size(0) > 1 else 0)
+    sizes = (T, k.size(2), H // k.size(1))
+    shape = {"SOFT_CAP": soft_cap, "D": D, "BLOCK_D": padded_head_dim(D)}
+    _forward_kernel[grid](q, k, v, o, lse, spoilt, intervals, *strides, *sizes, scale, **shape, **launch.options)
+    _mend_kernel[grid](
+        q, k, v, o, spoilt, intervals, *strides, *sizes, scale, **shape, BLOCK_Q=launch.blocks["BLOCK_Q"], **MENDING
+    )
     return o, lse

@@ -10,6 +10,8 @@ A single query leaves a GPU idle if one program reads all keys of a head, so the
 Keys and values are read once for all query heads that share them: 2·B·K·T·D elements, which is all the time there is;
 4·B·H·T·D FLOPs. A cache in pages (Kwon et al. 2023, PagedAttention) finds slot j in page table[j // page] at row
 j % page; a contiguous one is the case of one page a sequence. Nothing outside of [start, end) is read. Forward only.
+
+Bounds outside of the cache and pages outside of the pool make NaN of the queries that they concern (`kernels.checks`).
 """
 
 from __future__ import annotations
@@ -18,23 +20,28 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.attention import MAX_HEAD_DIM, attention_reference
-from kernels.attention_forward import capped_scores, load_rows, padded_head_dim, score_unit
+from kernels.attention_forward import capped_scores, load_rows, near, padded_head_dim, score_unit
+from kernels.checks import require_indices, require_values
 from kernels.launch import Launch, cdiv, custom_op, generation, jit, next_power_of_2, require, tl, tuned
 
 if TYPE_CHECKING:
-    from kernels.lab import Inputs, Spec
+    from kernels.lab import Spec
 
-# By generation: the launch, and how many programs keep the device busy, two for each multiprocessor of the largest.
+# By the bytes of one head's row, as in `attention_forward`: the launch, and the most query heads of a program. Every
+# generation has the shared memory for these.
 LAUNCHES: dict[int, tuple[Launch, int]] = {
-    0: (Launch({"BLOCK_K": 16}), 8),  # the interpreter
-    80: (Launch({"BLOCK_K": 64}, num_warps=4, num_stages=3), 216),
-    90: (Launch({"BLOCK_K": 64}, num_warps=4, num_stages=3), 264),
-    100: (Launch({"BLOCK_K": 64}, num_warps=4, num_stages=3), 296),
+    256: (Launch({"BLOCK_K": 64}, num_warps=4, num_stages=3), 64),
+    512: (Launch({"BLOCK_K": 32}, num_warps=4, num_stages=2), 32),
+    1024: (Launch({"BLOCK_K": 16}, num_warps=4, num_stages=2), 16),
 }
+INTERPRETED = (Launch({"BLOCK_K": 16}), 16)
 OTHERS = [Launch({"BLOCK_K": keys}, warps, stages) for keys in (32, 64, 128) for warps in (2, 4) for stages in (2, 4)]
+# By generation: programs that keep the device busy, two for each multiprocessor of the largest.
+PROGRAMS = {0: 8, 80: 216, 90: 264, 100: 296}
 MAX_SPLITS = 64
 
 
@@ -48,13 +55,20 @@ def decode_attention_reference(
     soft_cap: float = 0.0,
 ) -> Tensor:
     """q (B, H, D), k and v (B, K, capacity, D) -> (B, H, D); as `decode_attention`."""
-    slot = torch.arange(k.size(2), device=q.device)
-    may_attend = torch.ones(q.size(0), k.size(2), dtype=torch.bool, device=q.device)
+    capacity = k.size(2)
+    slot = torch.arange(capacity, device=q.device)
+    may_attend = torch.ones(q.size(0), capacity, dtype=torch.bool, device=q.device)
+    is_outside = torch.zeros(q.size(0), dtype=torch.bool, device=q.device)
     if starts is not None:
         may_attend &= slot >= starts[:, None]
     if ends is not None:
         may_attend &= slot < ends[:, None]
-    return attention_reference(q[:, :, None], k, v, may_attend[:, None, None], scale=scale, soft_cap=soft_cap)[:, :, 0]
+    for name, bounds in (("starts", starts), ("ends", ends)):
+        if bounds is not None:
+            require_indices("decode_attention", name, bounds, capacity + 1, f"a cache of {capacity} slots")
+            is_outside |= (bounds < 0) | (bounds > capacity)
+    o = attention_reference(q[:, :, None], k, v, may_attend[:, None, None], scale=scale, soft_cap=soft_cap)[:, :, 0]
+    return o.masked_fill(is_outside[:, None, None], math.nan)
 
 
 def paged_decode_attention_reference(
@@ -67,26 +81,64 @@ def paged_decode_attention_reference(
     soft_cap: float = 0.0,
 ) -> Tensor:
     """q (B, H, D), k and v (pages, K, page, D), table (B, N) -> (B, H, D); as `paged_decode_attention`."""
-    k, v = (pages[table.long()].transpose(1, 2).flatten(2, 3) for pages in (k, v))  # (B, K, N·page, D)
-    return decode_attention_reference(q, k, v, None, lengths, scale, soft_cap)
+    _require_pages(table, lengths, k)
+    is_unknown = (table < 0) | (table >= k.size(0))  # (B, N)
+    lost = (is_unknown & _is_used(table, lengths, k.size(2))).any(1)  # (B,)
+    table = table.long().masked_fill(is_unknown, k.size(0))
+    # One more page, for those that are unknown.
+    k, v = (F.pad(x, (0, 0) * 3 + (0, 1))[table].transpose(1, 2).flatten(2, 3) for x in (k, v))  # (B, K, N·page, D)
+    o = decode_attention_reference(q, k, v, None, lengths, scale, soft_cap)
+    return o.masked_fill(lost[:, None, None], math.nan)
+
+
+def _is_used(table: Tensor, lengths: Tensor, page: int) -> Tensor:
+    """(B, N), True where a page of the table holds tokens of its sequence."""
+    return torch.arange(table.size(1), device=table.device) * page < lengths[:, None]
+
+
+def _require_pages(table: Tensor, lengths: Tensor, k: Tensor) -> None:
+    pages, _, page, _ = k.shape
+
+    def explain(place: tuple[int, ...]) -> str:
+        row, number = place
+        return (
+            f"table[{row}, {number}] is {int(table[place])}, outside of a pool of {pages} pages: it must be from 0 to "
+            f"{pages - 1}, for a sequence of {int(lengths[row])} tokens in pages of {page}"
+        )
+
+    op, most = "paged_decode_attention", table.size(1) * page
+    require_indices(op, "lengths", lengths, most + 1, f"a table of {table.size(1)} pages of {page} tokens")
+    is_known = (table >= 0) & (table < pages)
+    require_values(op, lambda: is_known | ~_is_used(table, lengths, page), explain)
+
+
+@jit
+def load_bounds(starts, ends, batch, capacity):
+    """(start, end) of a sequence's slots, and whether they are within the cache; none are read otherwise."""
+    start, end = tl.load(starts + batch), tl.load(ends + batch)
+    is_valid = (start >= 0) & (start <= capacity) & (end >= 0) & (end <= capacity)
+    return tl.where(is_valid, start, 0).to(tl.int32), tl.where(is_valid, end, 0).to(tl.int32), is_valid
 
 
 @jit
 def _split_kernel(
-    q, k, v, table, starts, ends, partial, lse, q_strides, k_strides, v_strides, table_stride, page, group, scale,
+    q, k, v, table, starts, ends, partial, lse, q_strides, k_strides, v_strides, table_stride,
+    pages, page, capacity, group, scale,
     SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, HEADS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    split, kv_head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    split, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    parts = tl.cdiv(group, HEADS)  # of the query heads that share a key/value head
+    kv_head, part = (tl.program_id(1) // parts).to(tl.int64), tl.program_id(1) % parts
     splits = tl.num_programs(0)
-    start, end = tl.load(starts + batch), tl.load(ends + batch)
+    start, end, _ = load_bounds(starts, ends, batch, capacity)
     share = tl.cdiv(tl.cdiv(tl.maximum(end - start, 0), splits), BLOCK_K) * BLOCK_K
     begin = start + split * share
     until = tl.minimum(begin + share, end)
 
-    member = tl.arange(0, HEADS)  # of the query heads that share this key/value head
+    member = part * HEADS + tl.arange(0, HEADS)
     head = kv_head * group + member
     channel = tl.arange(0, BLOCK_D)
-    q_pointers = q + batch * q_strides[0] + head[:, None] * q_strides[1] + channel[None, :] * q_strides[2]
+    q_pointers = q + batch * q_strides[0] + head.to(tl.int64)[:, None] * q_strides[1] + channel[None, :] * q_strides[2]
     q_block = load_rows(q_pointers, member < group, D, BLOCK_D, True)
     unit = score_unit(scale, SOFT_CAP)
     acc = tl.zeros([HEADS, BLOCK_D], tl.float32)
@@ -96,22 +148,25 @@ def _split_kernel(
         slot = block + tl.arange(0, BLOCK_K)
         exists = slot < until
         its_page = tl.load(table + batch * table_stride + slot // page, mask=exists, other=0).to(tl.int64)
+        is_known = (its_page >= 0) & (its_page < pages)
         row = (slot % page).to(tl.int64)
         k_rows = k + its_page * k_strides[0] + kv_head * k_strides[1] + row * k_strides[2]
         v_rows = v + its_page * v_strides[0] + kv_head * v_strides[1] + row * v_strides[2]
-        k_block = load_rows(k_rows[:, None] + channel[None, :] * k_strides[3], exists, D, BLOCK_D, True)
-        v_block = load_rows(v_rows[:, None] + channel[None, :] * v_strides[3], exists, D, BLOCK_D, True)
+        k_block = load_rows(k_rows[:, None] + channel[None, :] * k_strides[3], exists & is_known, D, BLOCK_D, True)
+        v_block = load_rows(v_rows[:, None] + channel[None, :] * v_strides[3], exists & is_known, D, BLOCK_D, True)
         s = capped_scores(tl.dot(q_block, tl.trans(k_block), input_precision="ieee"), scale, SOFT_CAP)
+        s = tl.where(is_known[None, :], s, float("nan"))
         s = tl.where(exists[None, :], s, -float("inf"))  # (HEADS, BLOCK_K)
-        larger = tl.maximum(m, tl.max(s, 1) * unit)  # a number: each block has at least one slot
-        p = tl.exp2(s * unit - larger[:, None])
-        alpha = tl.exp2(m - larger)
+        larger = tl.maximum(m, tl.max(s, 1) * unit)
+        shift = tl.where(larger == -float("inf"), 0.0, larger)  # for keys so large that all scores are -inf
+        p = tl.exp2(s * unit - shift[:, None])
+        alpha = tl.exp2(m - shift)
         total = total * alpha + tl.sum(p, 1)
         acc = tl.dot(p.to(v_block.dtype), v_block, acc * alpha[:, None], input_precision="ieee")
         m = larger
     # A split without a slot has lse = -inf, and any finite o.
     total = tl.where(total == 0.0, 1.0, total)
-    at = ((batch * tl.num_programs(1) + kv_head) * group + member) * splits + split
+    at = ((batch * (tl.num_programs(1) // parts) + kv_head) * group + member) * splits + split
     tl.store(lse + at, m + tl.log2(total), mask=member < group)
     is_written = (member < group)[:, None] & (channel < D)[None, :]
     tl.store(partial + at[:, None] * D + channel[None, :], acc / total[:, None], mask=is_written)
@@ -119,7 +174,7 @@ def _split_kernel(
 
 @jit
 def _combine_kernel(
-    partial, lse, o, splits, D: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr
+    partial, lse, o, starts, ends, capacity, heads, splits, D: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr
 ):  # fmt: skip
     """One program a query head; lse is in base 2."""
     query = tl.program_id(0).to(tl.int64)
@@ -130,9 +185,23 @@ def _combine_kernel(
     weights = tl.exp2(lse_block - tl.where(largest == -float("inf"), 0.0, largest))
     pointers = partial + (query * splits + split)[:, None] * D + channel[None, :]
     parts = tl.load(pointers, mask=is_split[:, None] & is_channel[None, :], other=0.0)  # (SPLITS, BLOCK_D)
-    total = tl.sum(weights, 0)
-    mean = tl.sum(weights[:, None] * parts, 0) / tl.where(total == 0.0, 1.0, total)
+    start, end, is_valid = load_bounds(starts, ends, query // heads, capacity)
+    total = tl.where(start < end, tl.sum(weights, 0), 1.0)  # an empty sequence gives 0
+    total = tl.where(is_valid, total, float("nan"))
+    mean = tl.sum(weights[:, None] * parts, 0) / total
     tl.store(o + query * D + channel, mean, mask=is_channel)
+
+
+def _launch(q: Tensor) -> tuple[Launch, int, int]:
+    """The launch, the most query heads of a program, and the programs that keep the device busy."""
+    device, width = generation(q.device), padded_head_dim(q.size(2))
+    programs = PROGRAMS[max(known for known in PROGRAMS if known <= device)]
+    if device == 0:
+        return *INTERPRETED, programs
+    row_bytes = width * q.element_size()
+    default, heads = LAUNCHES[min(size for size in LAUNCHES if size >= row_bytes)]
+    others = OTHERS if row_bytes <= min(LAUNCHES) else ()
+    return tuned("decode_attention", f"{q.dtype} {width}", default, others, q.device), heads, programs
 
 
 @custom_op("kernels::decode_attention")
@@ -141,22 +210,25 @@ def _decode_attention(
 ) -> Tensor:
     B, H, D = q.shape
     kv_heads, page = k.size(1), k.size(2)
+    q, k, v = near(q), near(k), near(v)
     o = q.new_empty((B, H, D))
     if o.numel() == 0:
         return o
-    device = generation(q.device)
-    default, programs = LAUNCHES[max(known for known in LAUNCHES if known <= device)]
-    launch = tuned("decode_attention", f"{q.dtype} {padded_head_dim(D)}", default, OTHERS, q.device)
-    most = max(1, cdiv(table.size(1) * page, launch.blocks["BLOCK_K"]))
-    splits = min(cdiv(programs, B * kv_heads), most, MAX_SPLITS)
+    launch, heads, programs = _launch(q)
+    group, capacity = H // kv_heads, table.size(1) * page
+    heads = min(heads, max(16, next_power_of_2(group)))
+    columns = kv_heads * cdiv(group, heads)
+    splits = min(cdiv(programs, B * columns), max(1, cdiv(capacity, launch.blocks["BLOCK_K"])), MAX_SPLITS)
     partial = q.new_empty((B, H, splits, D), dtype=torch.float32)
     lse = q.new_empty((B, H, splits), dtype=torch.float32)
-    group, block_d = H // kv_heads, padded_head_dim(D)
-    _split_kernel[splits, kv_heads, B](
-        q, k, v, table, starts, ends, partial, lse, q.stride(), k.stride(), v.stride(), table.stride(0), page, group,
-        scale, SOFT_CAP=soft_cap, D=D, BLOCK_D=block_d, HEADS=max(16, next_power_of_2(group)), **launch.options,
+    shape = {"D": D, "BLOCK_D": padded_head_dim(D)}
+    _split_kernel[splits, columns, B](
+        q, k, v, table, starts, ends, partial, lse, q.stride(), k.stride(), v.stride(), table.stride(0),
+        k.size(0), page, capacity, group, scale, SOFT_CAP=soft_cap, **shape, HEADS=heads, **launch.options,
     )  # fmt: skip
-    _combine_kernel[(B * H,)](partial, lse, o, splits, D=D, BLOCK_D=block_d, SPLITS=next_power_of_2(splits))
+    _combine_kernel[(B * H,)](
+        partial, lse, o, starts, ends, capacity, H, splits, **shape, SPLITS=next_power_of_2(splits)
+    )
     return o
 
 
@@ -177,18 +249,23 @@ def decode_attention(
     """q (B, H, D), k and v (B, K, capacity, D) with H a multiple of K, any strides -> (B, H, D).
 
     starts, ends: (B,) integers, the first slot of each row's sequence and the one past its last; all slots by default.
-        A row padded on the left starts after its padding; a sliding window of W starts at ends - W.
+        A row padded on the left starts after its padding; a sliding window of W starts at (ends - W).clamp(min=0).
     scale: positive, 1/sqrt(D) by default. soft_cap: as in `attention`.
 
-    An empty sequence gives 0. Errors: ValueError, also where a gradient is asked for; TypeError.
+    An empty sequence gives 0, one whose bounds are not from 0 to capacity NaN. Errors: ValueError, also where a
+    gradient is asked for; TypeError; with KERNELS_DEBUG=1 ValueError for such bounds too (`kernels.checks`).
     """
     _check("decode_attention", q, k, v, scale, soft_cap)
     if k.size(0) != q.size(0):
         raise ValueError(f"decode_attention: {q.size(0)} queries for a cache of {k.size(0)} sequences")
     B, capacity = q.size(0), k.size(2)
     whole_rows = torch.arange(B, dtype=torch.int32, device=q.device)[:, None]  # one page a sequence
-    starts = torch.zeros(B, dtype=torch.int32, device=q.device) if starts is None else starts.int().contiguous()
-    ends = torch.full_like(starts, capacity) if ends is None else ends.int().contiguous()
+    for name, bounds in (("starts", starts), ("ends", ends)):
+        if bounds is not None:
+            _check_integers("decode_attention", name, bounds, (B,), q.device)
+            require_indices("decode_attention", name, bounds, capacity + 1, f"a cache of {capacity} slots")
+    starts = torch.zeros(B, dtype=torch.int32, device=q.device) if starts is None else starts.contiguous()
+    ends = torch.full((B,), capacity, dtype=torch.int32, device=q.device) if ends is None else ends.contiguous()
     scale = 1 / math.sqrt(q.size(-1)) if scale is None else scale
     return _decode_attention(q, k, v, whole_rows, starts, ends, scale, soft_cap)
 
@@ -207,17 +284,24 @@ def paged_decode_attention(
     table: (B, N) integers, the pages of each sequence in order; what comes after its last page is not read.
     lengths: (B,) integers, tokens of each sequence, at most N·page.
     scale, soft_cap, an empty sequence and errors: as `decode_attention`.
+
+    A sequence with a page outside of the pool, or of a length that is not from 0 to N·page, gives NaN.
     """
-    _check("paged_decode_attention", q, k, v, scale, soft_cap)
-    B = q.size(0)
-    if table.dim() != 2 or table.size(0) != B or lengths.shape != (B,):
-        raise ValueError(
-            f"paged_decode_attention: table {tuple(table.shape)} and lengths {tuple(lengths.shape)} "
-            f"for {B} queries; they must be ({B}, pages of a sequence) and ({B},)"
-        )
-    starts, ends = torch.zeros(B, dtype=torch.int32, device=q.device), lengths.int().contiguous()
+    op, B = "paged_decode_attention", q.size(0)
+    _check(op, q, k, v, scale, soft_cap)
+    _check_integers(op, "table", table, (B, table.size(-1) if table.dim() else 0), q.device)
+    _check_integers(op, "lengths", lengths, (B,), q.device)
+    _require_pages(table, lengths, k)
+    starts = torch.zeros(B, dtype=torch.int32, device=q.device)
     scale = 1 / math.sqrt(q.size(-1)) if scale is None else scale
-    return _decode_attention(q, k, v, table.int().contiguous(), starts, ends, scale, soft_cap)
+    return _decode_attention(q, k, v, table.contiguous(), starts, lengths.contiguous(), scale, soft_cap)
+
+
+def _check_integers(op: str, name: str, given: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    if given.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{op}: {name} is {given.dtype}; it must be int32 or int64")
+    if given.shape != shape or given.device != device:
+        raise ValueError(f"{op}: {name} is {tuple(given.shape)} on {given.device}; it must be {shape} on {device}")
 
 
 def _check(op: str, q: Tensor, k: Tensor, v: Tensor, scale: float | None, soft_cap: float) -> None:
@@ -238,129 +322,14 @@ def _check(op: str, q: Tensor, k: Tensor, v: Tensor, scale: float | None, soft_c
 
 
 def decode_attention_spec() -> Spec:
-    """A contiguous cache, its rows padded on the left and filled to unequal lengths."""
-    from hypothesis import strategies as st
+    """What the lab checks, compiles and measures, of a contiguous cache."""
+    from kernels.decode_attention_lab import describe
 
-    from kernels.lab import Mutant, Spec
-
-    def inputs(
-        generator: torch.Generator, batch: int, capacity: int, kv_heads: int, group: int, head_dim: int, **options: Any
-    ) -> Inputs:
-        padded, whole = options.pop("padded", True), options.pop("whole", False)
-        drawn = _cache(generator, (batch, kv_heads, capacity, head_dim), batch, group, options)
-        bounds = torch.randint(capacity + 1, (2, batch), generator=generator).sort(0).values  # some rows are empty
-        if not whole:
-            drawn.tensors["ends"] = bounds[1]
-            if padded:
-                drawn.tensors["starts"] = bounds[0]
-        return drawn
-
-    cases = st.fixed_dictionaries(
-        {**_sizes(), "capacity": st.one_of(st.integers(1, 100), st.just(300))},
-        optional={"whole": st.booleans(), "padded": st.booleans()},
-    )
-    return Spec(
-        name="decode_attention",
-        op=decode_attention,
-        reference=decode_attention_reference,
-        cases=cases,
-        inputs=inputs,
-        outputs=("o",),
-        needs_tensor_cores=True,
-        builds=tuple(
-            dict(batch=2, capacity=1024, kv_heads=2, group=4, head_dim=D, dtype=dtype)
-            for D in (64, 128)
-            for dtype in ("float16", "bfloat16")
-        ),
-        benchmarks=tuple(
-            dict(batch=batch, capacity=capacity, kv_heads=8, group=4, head_dim=128, whole=True)
-            for batch, capacity in ((1, 4096), (1, 65536), (32, 4096))
-        ),
-        work=_work,
-        mutants=(
-            Mutant("no mask at the end", "exists = slot < until", "exists = slot >= 0"),
-            Mutant("the padding attended to", "begin = start + split * share", "begin = split * share"),
-            Mutant("the last slots lost", "tl.cdiv(tl.maximum(end - start, 0), splits)", "(end - start) // splits"),
-            Mutant("another head's keys", "kv_head * k_strides[1]", "0 * k_strides[1]"),
-            Mutant("v read with k's stride", "row * v_strides[2]", "row * k_strides[2]"),
-            Mutant("no guard for empty sequences", 'tl.where(largest == -float("inf"), 0.0, largest)', "largest"),
-            Mutant("splits weighed alike", "weights[:, None] * parts", "parts"),
-            Mutant("no maximum subtracted", "larger = tl.maximum(m, tl.max(s, 1) * unit)", "larger = tl.zeros_like(m)"),
-            Mutant("sums not scaled to a new maximum", "acc * alpha[:, None]", "acc"),
-            Mutant("query heads not told apart", "head[:, None] * q_strides[1]", "member[:, None] * q_strides[1]"),
-        ),
-    )
+    return describe(decode_attention, decode_attention_reference)
 
 
 def paged_decode_attention_spec() -> Spec:
-    """Pages in any order, tables longer than the sequences."""
-    from hypothesis import strategies as st
+    """The same of a cache in pages."""
+    from kernels.decode_attention_lab import describe_paged
 
-    from kernels.lab import Mutant, Spec
-
-    def inputs(
-        generator: torch.Generator, batch: int, pages: int, page: int, kv_heads: int, group: int, head_dim: int,
-        **options: Any,
-    ) -> Inputs:  # fmt: skip
-        drawn = _cache(generator, (batch * pages, kv_heads, page, head_dim), batch, group, options)
-        drawn.tensors["table"] = torch.randperm(batch * pages, generator=generator).view(batch, pages).int()
-        drawn.tensors["lengths"] = torch.randint(pages * page + 1, (batch,), generator=generator)
-        return drawn
-
-    return Spec(
-        name="paged_decode_attention",
-        op=paged_decode_attention,
-        reference=paged_decode_attention_reference,
-        cases=st.fixed_dictionaries({**_sizes(), "pages": st.integers(1, 6), "page": st.sampled_from([1, 5, 16, 32])}),
-        inputs=inputs,
-        outputs=("o",),
-        needs_tensor_cores=True,
-        builds=tuple(
-            dict(batch=2, pages=64, page=16, kv_heads=2, group=4, head_dim=D, dtype=dtype)
-            for D in (64, 128)
-            for dtype in ("float16", "bfloat16")
-        ),
-        benchmarks=tuple(
-            dict(batch=32, pages=4096 // page, page=page, kv_heads=8, group=4, head_dim=128) for page in (16, 128)
-        ),
-        work=_work,
-        mutants=(
-            Mutant("pages taken in order", "table_stride + slot // page, mask", "table_stride + slot * 0, mask"),
-            Mutant("another row's table", "batch * table_stride + slot", "slot"),
-            Mutant("rows not counted within the page", "(slot % page)", "(slot % (page + 1))"),
-            Mutant("page and head confused", "its_page * v_strides[0]", "its_page * v_strides[1]"),
-            Mutant("no mask at the end", "exists = slot < until", "exists = slot >= 0"),
-            Mutant("the last slots lost", "tl.cdiv(tl.maximum(end - start, 0), splits)", "(end - start) // splits"),
-            Mutant("splits weighed alike", "weights[:, None] * parts", "parts"),
-        ),
-    )
-
-
-def _sizes() -> dict[str, Any]:
-    from hypothesis import strategies as st
-
-    return {
-        "batch": st.integers(1, 3), "kv_heads": st.integers(1, 2), "group": st.sampled_from([1, 2, 3, 17]),
-        "head_dim": st.one_of(st.integers(1, 40), st.just(64)), "soft_cap": st.sampled_from([0.0, 0.0, 2.0]),
-        "scale": st.sampled_from([None, None, 0.3]), "size": st.sampled_from([1.0, 1.0, 0.0, 30.0]),
-    }  # fmt: skip
-
-
-def _cache(
-    generator: torch.Generator, shape: tuple[int, int, int, int], batch: int, group: int, options: dict[str, Any]
-) -> Inputs:
-    """q, k and v; `size` among the options multiplies the scores."""
-    from kernels.lab import Inputs
-
-    size = options.pop("size", 1.0)
-    q = size * torch.randn(batch, shape[1] * group, shape[3], generator=generator, dtype=torch.float64)
-    k, v = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
-    return Inputs({"q": q, "k": k, "v": v}, {name: value for name, value in options.items() if value})
-
-
-def _work(element_size: int, batch: int, kv_heads: int, group: int, head_dim: int, **sizes: int) -> Any:
-    from kernels.lab import Work
-
-    tokens = batch * (sizes["capacity"] if "capacity" in sizes else sizes["pages"] * sizes["page"])
-    elements = 2 * tokens * kv_heads * head_dim + 2 * batch * kv_heads * group * head_dim
-    return Work(element_size * elements, 4 * tokens * kv_heads * group * head_dim), Work(0, 0)
+    return describe_paged(paged_decode_attention, paged_decode_attention_reference)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,6 +149,11 @@ def test_intervals_say_what_the_reference_masks(
     assert torch.equal(reached.mT, (torch.arange(queries) >= first) & (torch.arange(queries) < end))
 
 
+BOTH = pytest.mark.parametrize("function", [attention, attention_reference])
+quiet = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of NaN and overflow in the interpreter
+
+
+@quiet
 def test_other_documents_are_never_loaded() -> None:
     """NaN times a weight of 0 would be NaN: neither direction may touch what belongs to another document."""
     length = 256 if DEVICE == "cuda" else 32  # where a document ends, so does a block of queries or keys
@@ -159,18 +167,137 @@ def test_other_documents_are_never_loaded() -> None:
         assert gradient[:, :, :length].isfinite().all()
 
 
-def test_offsets_pass_two_to_the_31() -> None:
-    """Rows so far apart that the last one's offset needs 64 bits; the memory between is never touched."""
-    rows, step = 34, 2**26
-    memory = torch.empty((rows - 1) * step + 16, dtype=torch.float16, device=DEVICE)
-    x = memory.as_strided((1, 1, rows, 16), (0, 0, step, 1))
-    near = torch.randn(1, 1, rows, 16, device=DEVICE).half()
-    x.copy_(near)
-    do = torch.randn(1, 1, rows, 16, device=DEVICE).half()
+MASKS: dict[str, dict[str, Any]] = {
+    "causal": {"causal": True},
+    "window": {"window": 5},
+    "documents": {"documents": torch.tensor([0] * 5 + [1] * 12 + [2] * 2 + [-1] * 4)},
+    "all": {"causal": True, "window": 9, "documents": torch.tensor([3] * 11 + [7] * 9 + [-1] * 3)},
+}
+
+
+@quiet
+@BOTH
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("spoilt", ["q", "k", "v", "do"])
+def test_a_query_feels_nothing_of_what_it_may_not_attend_to(
+    function: Callable[..., Any], mask: str, spoilt: str
+) -> None:
+    """NaN in one row: results and gradients are those of each query alone with the keys that it attends to."""
+    length, options = 23, dict(MASKS[mask])
+    leaves: dict[str, Tensor] = dict(zip(("q", "k", "v", "do"), heads(*[(1, H, length, 3) for H in (2, 1, 1, 2)])))
+    leaves[spoilt].data[:, -1, 13, 1] = torch.nan
+    may_attend = torch.ones(length, length, dtype=torch.bool)
+    if "causal" in options:
+        may_attend &= torch.ones_like(may_attend).tril()
+    if "window" in options:
+        may_attend &= torch.ones_like(may_attend).triu(1 - options["window"]).tril(options["window"] - 1)
+    if "documents" in options:
+        number = options["documents"]
+        may_attend &= (number[:, None] == number) & (number >= 0)
+        options["documents"] = number[None].to(DEVICE)
+
+    def results(o: Tensor, *given: Tensor) -> list[Tensor]:
+        return [o.detach().cpu(), *(g.cpu() for g in torch.autograd.grad(o, given, leaves["do"].to(o.device)))]
+
+    q, k, v = (leaves[name].detach().cpu().requires_grad_() for name in "qkv")
+    leaves["do"] = leaves["do"].detach()
+    right = results(attention_by_hand(q, k, v, may_attend[None], 0.5), q, k, v)
+    q, k, v = (leaves[name] for name in "qkv")
+    got = results(function(q, k, v, scale=0.5, **options), q, k, v)
+    for ours, theirs in zip(got, right):
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+    assert got[0].isfinite().any() and (got[0].isnan().any() or spoilt == "do")
+
+
+@quiet
+@BOTH
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("spoilt", ["k", "v"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_is_not_finite_in_the_future_leaves_the_past_as_it_was(
+    function: Callable[..., Any], value: float, spoilt: str, dtype: torch.dtype
+) -> None:
+    """The same numbers come out, forward and backward, as without it."""
+    q, k, v = heads((1, 3, 40, 8), (1, 1, 40, 8), (1, 1, 40, 8), dtype=dtype)
+    do = torch.ones_like(q)
+    do[:, :, 20:] = 0.0
+    clean = function(q, k, v, causal=True)
+    {"k": k, "v": v}[spoilt].data[:, :, 20] = value
+    o = function(q, k, v, causal=True)
+    assert torch.equal(o[:, :, :20], clean[:, :, :20])
+    if math.isnan(value) or spoilt == "v":
+        assert o[:, :, 20:].isnan().all()
+    dq = torch.autograd.grad(o, q, do)[0]
+    assert torch.equal(dq[:, :, :20], torch.autograd.grad(clean, q, do)[0][:, :, :20])
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "numbers", [[0, 0, 1, 1, 0, 0], [3, 2, 1, 0, 0, 0], [-1, -1, 0, 0, 0, 0], [0, 0, -1, 0, 1, 1]], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8])
+def test_a_row_whose_documents_fall_is_nan_and_no_other(
+    function: Callable[..., Any], numbers: list[int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q, k, v = heads(*[(2, 2, 6, 4)] * 3)
+    documents = torch.tensor([numbers, [0, 0, 127, 127, -1, -1]], dtype=dtype, device=DEVICE)
+    o, lse = function(q, k, v, documents=documents, causal=True, return_lse=True)
+    assert o[0].isnan().all() and lse[0].isnan().all()
+    alone = attention_reference(q[1:], k[1:], v[1:], documents=documents[1:], causal=True)
+    torch.testing.assert_close(o[1:], alone)
+    for gradient in torch.autograd.grad(o, (q, k, v), torch.ones_like(o)):
+        assert gradient[0].eq(0).all() and gradient[1].isfinite().all()
+    monkeypatch.setenv("KERNELS_DEBUG", "1")
+    with pytest.raises(ValueError, match=r"documents\[0, \d\] is -?\d, after -?\d: numbers must not fall"):
+        function(q, k, v, documents=documents)
+    function(q[1:], k[1:], v[1:], documents=documents[1:])
+
+
+@pytest.mark.parametrize("bad", [[0, 9], [-1, 2], [4, 3], [2**31 - 1, 2**31 - 1], [-(2**31), 0], [1, 2]], ids=str)
+def test_a_query_whose_interval_is_none_is_nan(bad: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last one is within the keys, but begins before that of the query before."""
+    q, k, v = heads((1, 2, 3, 16), (1, 1, 8, 16), (1, 1, 8, 16))
+    intervals = torch.tensor([[[0, 5], [2, 7], bad]], dtype=torch.int32, device=DEVICE)
+    o, lse = attention(q, k, v, intervals=intervals, return_lse=True)
+    assert o[:, :, 2].isnan().all() and lse[:, :, 2].isnan().all()
+    assert torch.equal(o[:, :, :2], attention(q[:, :, :2], k, v, intervals=intervals[:, :2]))
+    dq = torch.autograd.grad(o, q, torch.ones_like(o))[0]
+    assert dq[:, :, :2].isfinite().all() and dq[:, :, 2].eq(0).all()
+    monkeypatch.setenv("KERNELS_DEBUG", "1")
+    with pytest.raises(ValueError, match=r"intervals\[0, 2\] is \[.*\] for 8 keys"):
+        attention(q, k, v, intervals=intervals)
+
+
+def test_intervals_that_do_not_fit_are_refused() -> None:
+    q, k, v = heads(*[(2, 1, 3, 16)] * 3)
+    right = key_intervals(3, 3, torch.device(DEVICE), causal=True)
+    for wrong in (right.long(), right[:, :2], right[0], right.expand(3, -1, -1)):
+        with pytest.raises(ValueError, match="they must come from key_intervals"):
+            attention(q, k, v, intervals=wrong)
+    with pytest.raises(ValueError, match="give one or the other"):
+        attention(q, k, v, intervals=right, causal=True)
+    strided = torch.stack((right, right), dim=-1)[..., 0]
+    assert torch.equal(attention(q, k, v, intervals=strided), attention(q, k, v, causal=True))
+
+
+@pytest.mark.parametrize("apart", ["batch", "heads", "rows", "channels"])
+def test_offsets_pass_two_to_the_31(apart: str, tmp_path: Path) -> None:
+    """What lies 2^30 elements apart, in one dimension: the third starts at 2^31. Nothing between is touched, and the
+    file under it has holes."""
+    shape = {"batch": (3, 1, 2, 16), "heads": (1, 3, 2, 16), "rows": (1, 1, 3, 16), "channels": (1, 1, 3, 3)}[apart]
+    stride = [2**30 if name == apart else step for name, step in zip(("batch", "heads", "rows"), (48, 48, 16))]
+    stride.append(2**30 if apart == "channels" else 1)
+    near = [torch.randn(shape, device=DEVICE).half() for _ in range(4)]
+    far = []
+    for index, x in enumerate(near):
+        size = 1 + sum((n - 1) * step for n, step in zip(shape, stride))
+        memory = torch.from_file(str(tmp_path / str(index)), shared=True, size=size, dtype=torch.float16)
+        far.append(memory.as_strided(shape, stride).to(DEVICE).copy_(x))
     results = []
-    for leaf in (x.detach().requires_grad_(), near.requires_grad_()):
-        o = attention(leaf, leaf, leaf, causal=True)
-        results.append((o, *torch.autograd.grad(o, leaf, do)))
+    for q, k, v, do in (near, far):
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        o = attention(*leaves, causal=True)
+        results.append((o, *torch.autograd.grad(o, leaves, do)))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results))
 
 
@@ -214,8 +341,7 @@ def test_realistic_sizes_are_right_and_the_same_each_time(head_dim: int) -> None
     q, k, v, do = (x.detach().transpose(1, 2).requires_grad_() for x in (q, k, v, do))
     documents = torch.arange(2048, device=DEVICE).div(700, rounding_mode="floor").expand(2, -1)
 
-    def run(function: object, *tensors: Tensor) -> list[Tensor]:
-        assert callable(function)
+    def run(function: Callable[..., Any], *tensors: Tensor) -> list[Tensor]:
         o = function(*tensors, causal=True, documents=documents)
         return [o, *torch.autograd.grad(o, tensors, do.to(o.dtype))]
 
