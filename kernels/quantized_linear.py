@@ -100,14 +100,17 @@ def _kernel(
     tl.store(place, total, mask=is_row & (column[None, :] < M))
 
 
-def _launch(x: Tensor, rows: int, bits: int) -> Launch:
-    """Few rows: narrow tiles, so that many programs wait for memory at once. Many: tiles that read x less often."""
+def _launch(x: Tensor, rows: int, bits: int, group: int) -> Launch:
+    """Few rows: narrow tiles, so that many programs wait for memory at once. Many: tiles that read x less often; but
+    the tiles of long groups must fit into the shared memory of any device, and into registers in float32."""
 
     def tile(rows: int, columns: int, num_warps: int, num_stages: int) -> Launch:
         return Launch({"ROWS": rows, "COLUMNS": columns}, num_warps, num_stages)
 
     if generation(x.device) == 0:  # the interpreter
         return tile(16, 32, 4, 2)
+    if group * x.element_size() > 256:
+        return tile(16, 16, 4, 2)
     default, others = tile(64, 64, 4, 3), [tile(64, 128, 8, 3), tile(128, 128, 8, 3)]
     if rows <= 16:
         default, others = tile(16, 16, 4, 4), [tile(16, 32, 4, 4), tile(16, 32, 2, 5), tile(16, 64, 4, 4)]
@@ -122,7 +125,7 @@ def _quantized_linear(x: Tensor, packed: Tensor, scales: Tensor, bits: int) -> T
     N, K = rows.shape
     y = x.new_empty(*x.shape[:-1], M)
     group = packed.size(1) * 8 // bits // groups
-    launch = _launch(x, N, bits)
+    launch = _launch(x, N, bits, group)
     grid = (cdiv(M, launch.blocks["COLUMNS"]), cdiv(N, launch.blocks["ROWS"]))
     if N:
         _kernel[grid](
@@ -198,11 +201,11 @@ def spec() -> Spec:
         reference=quantized_linear_reference,
         cases=st.fixed_dictionaries(
             {
-                "rows": st.integers(1, 18),
-                "width": st.integers(1, 70) | st.sampled_from([128, 300]),
-                "outputs": st.integers(1, 40),
+                "rows": st.integers(1, 18) | st.just(33),
+                "width": st.integers(1, 70) | st.sampled_from([128, 300, 520]),
+                "outputs": st.integers(1, 40) | st.just(70),
                 "bits": st.sampled_from(BITS),
-                "group": st.sampled_from([32, 64]),
+                "group": st.sampled_from(GROUPS),
             }
         ),
         inputs=inputs,
@@ -228,5 +231,73 @@ def spec() -> Spec:
                 "    total = total.to(tl.bfloat16).to(tl.float32)\n    place = y + row",
             ),
             Mutant("last group left out", "for group in range(groups):", "for group in range(K // GROUP):"),
+        ),
+    )
+
+
+def _of_weights(x: Tensor, weight: Tensor, bits: int, group: int) -> Tensor:
+    """What `quantize` is for."""
+    return quantized_linear(x, *quantize(weight, bits, group), bits)
+
+
+def _of_weights_reference(x: Tensor, weight: Tensor, bits: int, group: int) -> Tensor:
+    """Each weight rounded where it stands; nothing is packed."""
+    wide, highest = torch.promote_types(x.dtype, torch.float32), 2 ** (bits - 1) - 1
+    rounded = []
+    for part in weight.detach().to(wide).split(group, dim=1):
+        step = (part.abs().amax(1, keepdim=True) / highest).to(weight.dtype).to(wide)
+        rounded.append(torch.where(step > 0, part / step, 0.0).round() * step)
+    return F.linear(x.to(wide), torch.cat(rounded, dim=1)).to(x.dtype)
+
+
+def quantize_spec() -> Spec:
+    """`quantize` and `dequantize`, by the product that they are for."""
+    from hypothesis import strategies as st
+
+    from kernels.lab import Inputs, Mutant, Spec
+
+    def inputs(generator: torch.Generator, rows: int, width: int, outputs: int, bits: int, group: int = 64) -> Inputs:
+        """Weights near whole steps, steps that are powers of 2, the largest weight a negative one or not: so nobody's
+        arithmetic decides where a weight is rounded to."""
+        highest = 2 ** (bits - 1) - 1
+        x = torch.randn(rows, width, generator=generator, dtype=torch.float64)
+        weight = torch.randint(-highest, highest + 1, (outputs, width), generator=generator).double()
+        beside = 0.6 * torch.rand(outputs, width, generator=generator, dtype=torch.float64) - 0.3
+        weight += torch.where(weight.abs() < min(32, highest), beside, 0.0)
+        weight[:, ::group] = torch.randint(2, weight[:, ::group].shape, generator=generator).double() * 2 - 1
+        weight[:, ::group] *= highest
+        exponents = torch.randint(-4, 3, (outputs, cdiv(width, group)), generator=generator)
+        weight *= (2.0**exponents).repeat_interleave(group, dim=1)[:, :width]
+        return Inputs({"x": x, "weight": weight}, {"bits": bits, "group": group}, gradients=("x",))
+
+    return Spec(
+        name="quantize",
+        op=_of_weights,
+        reference=_of_weights_reference,
+        cases=st.fixed_dictionaries(
+            {
+                "rows": st.integers(1, 3),
+                "width": st.integers(1, 70) | st.sampled_from([128, 300]),
+                "outputs": st.integers(1, 5),
+                "bits": st.sampled_from(BITS),
+                "group": st.sampled_from(GROUPS),
+            }
+        ),
+        inputs=inputs,
+        builds=(
+            {"rows": 1, "width": 4096, "outputs": 64, "bits": 8},
+            {"rows": 1, "width": 4096, "outputs": 64, "bits": 4},
+        ),
+        needs_tensor_cores=True,
+        mutants=(
+            Mutant("rounded towards 0", ".round().clamp(", ".trunc().clamp("),
+            Mutant("another offset", "(integers + 8)", "(integers + 7)"),
+            Mutant("halves exchanged", "(low | high << 4)", "(high | low << 4)"),
+            Mutant("neighbours in a byte", ".chunk(2, dim=-1)", ".unflatten(-1, (-1, 2)).unbind(-1)"),
+            Mutant("one step too many", "/ highest).to(weight.dtype)", "/ (highest + 1)).to(weight.dtype)"),
+            Mutant("the sign of the largest", "wide.abs().amax(-1)", "wide.amax(-1).abs()"),
+            Mutant("the highest cut off", ".clamp(-highest, highest)", ".clamp(-highest, highest - 1)"),
+            Mutant("unpacked with another offset", ".to(torch.int8) - 8", ".to(torch.int8) - 7"),
+            Mutant("unpacked in another order", "(integers & 15, integers >> 4)", "(integers >> 4, integers & 15)"),
         ),
     )
