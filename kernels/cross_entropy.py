@@ -207,22 +207,28 @@ def spec() -> Spec:
     from hypothesis import strategies as st
 
     from kernels.lab import Inputs, Mutant, Spec, Tolerance, Work
+    from kernels.lab.strategies import mostly
 
     def inputs(
         generator: torch.Generator, rows: int, vocabulary: int, size: float = 1.0, label_smoothing: float = 0.0,
-        z_loss: float = 0.0, ignore_index: int = -100, special: str = "",
+        z_loss: float = 0.0, ignore_index: int = -100, special: str = "", is_trained: bool = True,
     ) -> Inputs:  # fmt: skip
-        """`special`: "ignored", a third of the targets; "masked", a third of the logits is -inf, and a whole block."""
+        """`special`: "ignored", a third of the targets; "unknown", a third of the targets is not in the vocabulary;
+        "masked", a third of the logits is -inf, and a whole block; "nan", one of the logits."""
         logits = size * torch.randn(rows, vocabulary, generator=generator, dtype=torch.float64)
         targets = torch.randint(vocabulary, (rows,), generator=generator)
-        if special == "masked" and not label_smoothing:  # with smoothing the loss is inf
+        if special == "masked":  # with smoothing the loss is inf
             is_masked = torch.rand(logits.shape, generator=generator) < 1 / 3
             is_masked[:, :32] = True
             logits[is_masked & (targets[:, None] != torch.arange(vocabulary))] = -torch.inf
         if special == "ignored":
             targets[::3] = ignore_index
+        if special == "unknown":
+            targets[::3], targets[1::3] = vocabulary, -7
+        if special == "nan" and rows:
+            logits[0, vocabulary // 2] = torch.nan
         options = {"label_smoothing": label_smoothing, "z_loss": z_loss, "ignore_index": ignore_index}
-        return Inputs({"logits": logits, "targets": targets}, options, gradients=("logits",))
+        return Inputs({"logits": logits, "targets": targets}, options, gradients=("logits",) if is_trained else ())
 
     def floor(quantity: str, inputs: Inputs, results: Mapping[str, Tensor], eps: float) -> float:
         """The gradient was rounded to its dtype before it was scaled; in float16 to multiples of 6e-8 at least."""
@@ -268,7 +274,8 @@ def spec() -> Spec:
                 "label_smoothing": st.sampled_from([0.0, 0.0, 0.1, 1.0]),
                 "z_loss": st.sampled_from([0.0, 1e-4, 0.1]),
                 "ignore_index": st.sampled_from([-100, -1, 0]),
-                "special": st.sampled_from(["", "ignored", "masked"]),
+                "special": st.sampled_from(["", "", "ignored", "ignored", "masked", "masked", "unknown", "nan"]),
+                "is_trained": mostly(st.just(True), st.just(False), one_in=8),
             }
         ),
         inputs=inputs,

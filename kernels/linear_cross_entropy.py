@@ -22,8 +22,7 @@ tile: the product's loop has none. Smaller tiles spill nothing, but read h and W
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -31,9 +30,7 @@ from torch import Tensor
 from kernels.checks import require_targets
 from kernels.launch import Launch, cdiv, custom_op, generation, jit, require, tl, tuned
 from kernels.linear_cross_entropy_chunked import (
-    linear_cross_entropy_chunked,
     linear_cross_entropy_reference,
-    linear_logprobs_chunked,
     linear_logprobs_reference,
     logprobs_of,
     losses_of,
@@ -43,11 +40,18 @@ from kernels.linear_cross_entropy_chunked import (
 )
 
 if TYPE_CHECKING:
-    from kernels.lab import Inputs, Spec
+    from kernels.lab import Spec
 
 
 _CHUNK = 2048
 """Most rows whose dx the backward holds. Each chunk reads and writes all of dW, for 4·rows FLOPs an element."""
+
+
+def _chunk(rows: int, device: torch.device) -> int:
+    """Rows of dx at a time. In the interpreter one tile of them, so that a few hundred rows are many chunks, which add
+    up as those of millions do on a GPU; unless they are so many that chunks may be of the size that they have there."""
+    is_small = generation(device) == 0 and rows <= 1024
+    return rows_at_once(rows, 16 if is_small else _CHUNK)
 
 
 @jit
@@ -148,7 +152,7 @@ def _launch(kernel: str, hidden: Tensor) -> Launch:
 def _tiles_a_program(row_tiles: int, column_tiles: int, device: torch.device) -> int:
     """Tiles of columns that one program of the forward goes through, so that there are some 2,000 programs, enough for
     every multiprocessor to have its share whatever the number of rows."""
-    programs = 2048 if generation(device) else 8
+    programs = 2048 if generation(device) else 2
     return max(1, row_tiles * column_tiles // programs)
 
 
@@ -184,7 +188,7 @@ def _fused_backward(
     hidden, weight, targets = _rows(hidden), _rows(weight), targets.contiguous()
     (N, C), V = hidden.shape, weight.size(0)
     dhidden, dweight = hidden.new_empty(N, C), weight.new_zeros(V, C, dtype=torch.float32)
-    step = rows_at_once(N, _CHUNK)
+    step = _chunk(N, hidden.device)
     dlogits = hidden.new_empty(step, 64 * cdiv(V, 64))  # rows that begin at whole cache lines
     launch = _launch("head_statistics_backward", hidden)
     row_numbers = [t.contiguous() for t in (targets, lse, entropy, dlse, dtarget, dentropy)]
@@ -248,130 +252,14 @@ def _check(op: str, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_inde
     require_targets(op, targets, len(weight), ignore_index)
 
 
-# ---- what the lab knows of the two
-
-
-def _tensors(
-    generator: torch.Generator, rows: int = 1, width: int = 1, vocabulary: int = 1, size: float = 1.0, ignored: int = 0
-) -> dict[str, Tensor]:
-    """Logits have a standard deviation of `size`. The first `ignored` rows have no target."""
-    hidden = size * torch.randn(rows, width, generator=generator, dtype=torch.float64)
-    weight = torch.randn(vocabulary, width, generator=generator, dtype=torch.float64) / width**0.5
-    targets = torch.randint(vocabulary, (rows,), generator=generator)
-    targets[:ignored] = -100
-    return {"hidden": hidden, "weight": weight, "targets": targets}
-
-
-def _work(element_size: int, rows: int, width: int, vocabulary: int, **_: Any) -> Any:
-    from kernels.lab import Work
-
-    operands = (rows + vocabulary) * width * element_size
-    product = 2.0 * rows * width * vocabulary
-    return Work(operands, product), Work(2 * operands, 3 * product)
-
-
-def _cases(**options: Any) -> dict[str, Any]:
-    from hypothesis import strategies as st
-
-    # Both sides of the tiles' borders: 16 rows, 32 columns, 32 deep.
-    shape = st.fixed_dictionaries({
-        "rows": st.integers(1, 18) | st.just(35), "width": st.integers(1, 40) | st.just(65),
-        "vocabulary": st.integers(1, 70) | st.just(300), "size": st.sampled_from([0.0, 1.0, 8.0]), **options,
-    })  # fmt: skip
-    sizes = ({"width": 768, "vocabulary": 50304}, {"width": 1024, "vocabulary": 50257})
-    large = ({"width": 2048, "vocabulary": 128256}, {"width": 4096, "vocabulary": 128256})
-    return {
-        "cases": shape,
-        "dtypes": (torch.float32, torch.float16, torch.bfloat16),
-        "builds": tuple({"rows": 128, **size} for size in sizes),
-        "benchmarks": tuple({"rows": 8192, **size} for size in (*sizes, *large)),
-        "work": _work,
-        "needs_tensor_cores": True,
-        "max_spill_bytes": 296,
-    }
-
-
 def linear_cross_entropy_spec() -> Spec:
-    from hypothesis import strategies as st
+    """What the lab checks, compiles and measures."""
+    from kernels.linear_cross_entropy_lab import describe_linear_cross_entropy
 
-    from kernels.lab import Inputs, Mutant, Spec
-
-    def inputs(generator: torch.Generator, label_smoothing: float = 0.0, z_loss: float = 0.0, **shape: Any) -> Inputs:
-        options = {"label_smoothing": label_smoothing, "z_loss": z_loss}
-        return Inputs(_tensors(generator, **shape), options, gradients=("hidden", "weight"))
-
-    def peers() -> dict[str, Callable[..., Any]]:
-        try:
-            from liger_kernel.ops.fused_linear_cross_entropy import (  # pyright: ignore[reportMissingImports]
-                LigerFusedLinearCrossEntropyFunction,
-            )
-        except ImportError:
-            return {"chunked": linear_cross_entropy_chunked}
-
-        def liger(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0):
-            """The sum, as a scalar: Liger's op has no gradient for each row."""
-            return LigerFusedLinearCrossEntropyFunction.apply(
-                hidden, weight, targets, None, None, -100, z_loss, label_smoothing, "sum"
-            )[0]  # pyright: ignore
-
-        return {"chunked": linear_cross_entropy_chunked, "liger": liger}
-
-    options = {
-        "label_smoothing": st.sampled_from([0.0, 0.1]), "z_loss": st.sampled_from([0.0, 0.01]),
-        "ignored": st.integers(0, 1),
-    }  # fmt: skip
-    return Spec(
-        name="linear_cross_entropy",
-        op=linear_cross_entropy,
-        reference=linear_cross_entropy_reference,
-        inputs=inputs,
-        outputs=("losses",),
-        peers=peers,
-        mutants=(
-            Mutant("padding counted", "p = tl.where(column[None, :] < V, ", "p = tl.where(column[None, :] < V + 1, "),
-            Mutant("sum not rescaled", "total = total * shrink", "total = total"),
-            Mutant("no maximum subtracted", "tl.exp(x - new_highest[:, None])", "tl.exp(x)"),
-            Mutant("last tile skipped", "tiles, tl.cdiv(V, COLUMNS))", "tiles, V // COLUMNS)"),
-            Mutant("every part stores the target", "mask=(row < N) & is_here)", "mask=row < N)"),
-            Mutant(
-                "bfloat16 logits", "    return x\n\n\n@jit", "    return x.to(tl.bfloat16).to(tl.float32)\n\n\n@jit"
-            ),
-            Mutant("no stride", "column.to(tl.int64)[:, None] * weight_stride", "column.to(tl.int64)[:, None] * C"),
-            Mutant(
-                "dx without target",
-                "dx = tl.exp(logprob) * slope + tl.where(is_target",
-                "dx = tl.exp(logprob) * slope + tl.where(False",
-            ),
-            Mutant("chunks of dh in one place", "dhidden[start : start + step]", "dhidden[: len(some)]"),
-            Mutant("the first chunk's numbers", "numbers = [t[start : start + step]", "numbers = [t[: len(some)]"),
-        ),
-        **_cases(**options),
-    )
+    return describe_linear_cross_entropy(linear_cross_entropy, linear_cross_entropy_reference)
 
 
 def linear_logprobs_spec() -> Spec:
-    from kernels.lab import Inputs, Mutant, Spec
+    from kernels.linear_cross_entropy_lab import describe_linear_logprobs
 
-    def inputs(generator: torch.Generator, **shape: Any) -> Inputs:
-        return Inputs(_tensors(generator, **shape), {"with_entropy": True}, gradients=("hidden", "weight"))
-
-    return Spec(
-        name="linear_logprobs",
-        op=linear_logprobs,
-        reference=linear_logprobs_reference,
-        inputs=inputs,
-        outputs=("logprobs", "entropy"),
-        peers=lambda: {"chunked": linear_logprobs_chunked},
-        mutants=(
-            Mutant("weighted sum not rescaled", "(weighted + total * shift) * shrink", "(weighted + total * shift)"),
-            Mutant("weighted sum of the old maximum", "(weighted + total * shift)", "weighted"),
-            Mutant("weighted sum not normalised", "weighted / total, mask", "weighted, mask"),
-            Mutant("parts weigh the same", "(log_share.exp() * (entropy - log_share)).sum(0)", "entropy.mean(0)"),
-            Mutant("no entropy between parts", "* (entropy - log_share)", "* entropy"),
-            Mutant("slope without the entropy", "centered = logprob + tl.load", "centered = logprob + 0 * tl.load"),
-            Mutant("slope of the wrong sign", "slope = slope - tl.load(dentropy", "slope = slope + tl.load(dentropy"),
-            Mutant("parts added up", "torch.logsumexp(lse, 0), target, (", "lse.sum(0), target, ("),
-            Mutant("tiles overlap", "range(part * tiles, ", "range(part * tiles - (part > 0), "),
-        ),
-        **{**_cases(), "max_spill_bytes": 624},
-    )
+    return describe_linear_logprobs(linear_logprobs, linear_logprobs_reference)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels.lab import Inputs, Mutant, Spec, Work
+from kernels.lab.strategies import mostly
 
 
 def _work(
@@ -24,6 +25,16 @@ def _work(
     moved = (4, 4) if added else (2, 3)
     forward, backward = (Work(m * elements * element_size, f * elements) for m, f in zip(moved, flops))
     return forward, backward
+
+
+def _cases(options: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Shapes on both sides of the interpreter's borders, with `options`: its tiles are 2 and 4 rows, its blocks at most
+    64 columns, its persistent programs 3, or, for more than 64 tiles, as many as a GPU has."""
+    usual = st.fixed_dictionaries({
+        "rows": st.sampled_from([[], [0], [1], [3], [13], [2, 3], [3, 1, 5]]),
+        "columns": mostly(st.integers(1, 66), st.sampled_from([128, 129, 200]), one_in=4), **options,
+    })  # fmt: skip
+    return mostly(usual, st.fixed_dictionaries({"rows": st.just([135]), "columns": st.integers(1, 3), **options}))
 
 
 def _with_residual(plain: Spec) -> Spec:
@@ -70,14 +81,11 @@ def describe_rms_norm(op: Callable[..., Any], reference: Callable[..., Any]) -> 
         name="rms_norm",
         op=op,
         reference=reference,
-        cases=st.fixed_dictionaries(
+        cases=_cases(
             {
-                # The interpreter's tiles are 2 and 4 rows, its blocks at most 64 columns, its persistent programs 3.
-                "rows": st.sampled_from([[], [0], [1], [3], [13], [2, 3], [3, 1, 5]]),
-                "columns": st.integers(1, 66) | st.sampled_from([128, 129, 200]),
                 "size": st.sampled_from([1.0, 1e-3, 0.0, 100.0]),
                 "eps": st.sampled_from([1e-6, 1e-5, 0.1]),
-                "wide": st.sampled_from(["", "weight", "residual"]),
+                "wide": st.sampled_from(["", "x", "weight", "residual"]),
             }
         ),
         inputs=inputs,
@@ -213,15 +221,12 @@ def describe_layer_norm(op: Callable[..., Any], reference: Callable[..., Any]) -
         name="layer_norm",
         op=op,
         reference=reference,
-        cases=st.fixed_dictionaries(
+        cases=_cases(
             {
-                # The interpreter's tiles are 2 and 4 rows, its blocks at most 64 columns, its persistent programs 3.
-                "rows": st.sampled_from([[], [0], [1], [3], [13], [2, 3], [3, 1, 5]]),
-                "columns": st.integers(1, 66) | st.sampled_from([128, 129, 200]),
                 "size": st.sampled_from([1.0, 1e-3, 0.0, 30.0]),
                 "offset": st.sampled_from([0.0, 0.0, 10.0, -300.0]),
                 "eps": st.sampled_from([1e-6, 1e-5, 0.1]),
-                "wide": st.sampled_from(["", "weight", "residual"]),
+                "wide": st.sampled_from(["", "x", "weight", "bias", "residual"]),
                 "has_bias": st.booleans(),
             }
         ),

@@ -19,6 +19,7 @@ there is nothing to gain, since the projection's output, once turned, is not kep
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -182,10 +183,21 @@ def rope_(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Ten
     check("rope_", x, cos, sin)
     if torch.is_grad_enabled() and x.requires_grad:
         raise ValueError("rope_: x requires a gradient; use rope, or torch.no_grad()")
-    if x.stride(-1) != 1 or any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape)):
-        raise ValueError(f"rope_: x has strides {x.stride()}; the last must be 1 and none 0; use rope")
+    if x.numel() and (x.stride(-1) != 1 or overlaps_itself(x)):
+        raise ValueError(f"rope_: x has strides {x.stride()}; the last must be 1, and no places shared; use rope")
     rotate_in_place(x, cos, sin, interleaved)
     return x
+
+
+def overlaps_itself(x: Tensor) -> bool:
+    """Whether x may have two elements in one place of its memory: where a stride is no longer than all that the shorter
+    ones reach."""
+    reach = 0
+    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape) if size > 1):
+        if stride <= reach:
+            return True
+        reach += (size - 1) * stride
+    return False
 
 
 def check(op: str, x: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -200,21 +212,23 @@ def check(op: str, x: Tensor, cos: Tensor, sin: Tensor) -> None:
             raise ValueError(f"{op}: {name} requires a gradient, and none flows into the table; detach it")
 
 
-def spec() -> Spec:
+def rope_spec() -> Spec:
     from hypothesis import strategies as st
 
     from kernels.lab import Inputs, Mutant, Spec, Work
 
     def inputs(
         generator: torch.Generator, batch: int, heads: int, length: int, half: int, interleaved: bool = False,
-        is_shared: bool = False, size: float = 1.0,
+        is_shared: bool = False, size: float = 1.0, is_exact: bool = True,
     ) -> Inputs:  # fmt: skip
-        """Any positions, as documents have them, for each sequence of the batch or (`is_shared`) for all alike."""
+        """Any positions, as documents have them, for each sequence of the batch or (`is_shared`) for all alike;
+        `is_exact`: a table in float32 whatever x is."""
         x = size * torch.randn(batch, heads, length, 2 * half, generator=generator, dtype=torch.float64)
         positions = torch.randint(5000, (1 if is_shared else batch, length), generator=generator)
         cos, sin = rope_table(positions, 2 * half, 1e4, torch.float64)
         options = {"interleaved": interleaved}
-        return Inputs({"x": x, "cos": cos, "sin": sin}, options, gradients=("x",), float32=("cos", "sin"))
+        table = ("cos", "sin") if is_exact else ()
+        return Inputs({"x": x, "cos": cos, "sin": sin}, options, gradients=("x",), float32=table)
 
     def work(
         element_size: int, batch: int, heads: int, length: int, half: int, is_shared: bool = False, **_: Any
@@ -238,6 +252,7 @@ def spec() -> Spec:
                 "interleaved": st.booleans(),
                 "is_shared": st.booleans(),
                 "size": st.sampled_from([1.0, 1e-3, 1000.0]),
+                "is_exact": st.booleans(),
             }
         ),
         inputs=inputs,
@@ -277,6 +292,41 @@ def spec() -> Spec:
                 "angles of one position",
                 "program_id(2).to(tl.int64) * table_stride + t * half",
                 "program_id(2).to(tl.int64) * table_stride + 0 * t",
+            ),
+        ),
+    )
+
+
+def rope_in_place_spec() -> Spec:
+    """`rope_`, on a copy with the strides of x where those are such as it takes; it has no gradient."""
+    from kernels.lab import Mutant
+
+    rope_of = rope_spec()
+
+    def in_place(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+        copy = torch.empty_strided(x.shape, x.stride() if x.stride(-1) == 1 else x.contiguous().stride(), dtype=x.dtype)
+        return rope_(copy.to(x.device).copy_(x), cos, sin, interleaved)
+
+    def inputs(generator: torch.Generator, **case: Any) -> Any:
+        return replace(rope_of.inputs(generator, **case), gradients=())
+
+    return replace(
+        rope_of,
+        name="rope_",
+        op=in_place,
+        inputs=inputs,
+        mutants=(
+            Mutant("turned back", "turn(x, x, cos, sin, interleaved, 1.0)", "turn(x, x, cos, sin, interleaved, -1.0)"),
+            Mutant("half-split for both", "turn(x, x, cos, sin, interleaved, 1.0)", "turn(x, x, cos, sin, False, 1.0)"),
+            Mutant("another tensor turned", "turn(x, x, cos", "turn(x, x.clone(), cos"),
+            Mutant("strides of a contiguous y", "*y.stride()[:3])", "*result_like(y).stride()[:3])"),
+            Mutant(
+                "sine for cosine",
+                "x, y, cos.contiguous(), sin.contiguous()",
+                "x, y, sin.contiguous(), cos.contiguous()",
+            ),
+            Mutant(
+                "table of the first sequence", "0 if len(cos) == 1 else T * half", "0 if len(cos) >= 1 else T * half"
             ),
         ),
     )

@@ -84,7 +84,8 @@ def long_launch(device: torch.device) -> Launch:
 
 
 def persistent_programs(device: torch.device, tiles: int) -> int:
-    """How many programs share `tiles`: one for each multiprocessor. In the interpreter 3, so that each has several."""
+    """How many programs share `tiles`: one for each multiprocessor. In the interpreter 3, so that each has several, but
+    as many as on a GPU where there are many tiles."""
     if device.type == "cuda":
         return min(tiles, torch.cuda.get_device_properties(device).multi_processor_count)
-    return min(tiles, 132 if generation(device) else 3)
+    return min(tiles, 132 if generation(device) or tiles > 64 else 3)

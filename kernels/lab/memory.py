@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from mmap import mmap
+from tempfile import TemporaryFile
 from typing import Any
 from unittest import mock
 
@@ -18,9 +20,10 @@ from torch import Tensor
 BAND = 4096
 """Elements before and after each tensor; wider than the blocks that a kernel is checked with."""
 
-LAYOUTS = ("contiguous", "padded", "strided", "transposed", "mixed", "broadcast", "summed")
+LAYOUTS = ("contiguous", "padded", "strided", "transposed", "mixed", "far", "broadcast", "summed")
 """How inputs and cotangents lie: as slices with stride 1 in the last dimension (`padded`), with gaps in each dimension
-(`strided`), with the dimensions stored in reversed order, or each tensor in another of these ways (`mixed`).
+(`strided`), with the dimensions stored in reversed order, each tensor in another of these ways (`mixed`), or along one
+dimension so far apart that 32 bits do not count it (`far`; as `contiguous` on a GPU, whose memory has no holes).
 The last two concern cotangents, which autograd delivers with strides of 0: in all dimensions but the last one, or in
 all, as the gradient of `y.sum()` is."""
 
@@ -36,7 +39,7 @@ class Region:
 
     tensor: Tensor
     storage: Tensor
-    """The whole of it, as bytes."""
+    """The whole of it, as bytes; in the layout `far`, whose storage has holes, the tensor's own bits."""
 
     def band_is_intact(self) -> bool:
         """Whether nothing was written before or after a tensor without gaps."""
@@ -67,6 +70,8 @@ def lay_out(values: Tensor, layout: str, index: int, device: torch.device) -> Re
     """
     stored = values[tuple(slice(0, 1) if step == 0 else slice(None) for step in values.stride())]
     shape = tuple(stored.shape)
+    if layout == "far" and device.type == "cpu":
+        return far_apart(stored, index)
     if layout == "mixed":
         layout = ("padded", "contiguous", "transposed", "strided")[index % 4]
     if layout == "padded":
@@ -80,6 +85,30 @@ def lay_out(values: Tensor, layout: str, index: int, device: torch.device) -> Re
     laid = region(shape, tuple(stride), values.dtype, device)
     laid.tensor.copy_(stored)
     return Region(laid.tensor.expand(values.shape), laid.storage)
+
+
+def far_apart(values: Tensor, index: int) -> Region:
+    """`values` with 2³¹ elements or more between the first and the last place of one dimension, the last one excepted:
+    an offset in 32 bits wraps around, though each stride fits. Contiguous where no dimension has the three places that
+    this takes. Around the tensor is nothing but 0, 2³¹ elements before it too, where wrapped offsets lead to."""
+    shape, stride = tuple(values.shape), strides_of(tuple(values.shape))
+    long = [i for i, size in enumerate(shape[:-1]) if size >= 3]
+    if not long or 0 in shape:
+        laid = region(shape, tuple(stride), values.dtype, torch.device("cpu"))
+        laid.tensor.copy_(values)
+        return laid
+    far = long[index % len(long)]
+    stride = strides_of(tuple(1 if i == far else size for i, size in enumerate(shape)))
+    apart = -(-(2**31) // (shape[far] - 1))  # rounded up
+    stride[far] = 64 * -(-max(apart, 1 + sum((size - 1) * step for size, step in zip(shape, stride))) // 64)
+    span = 2**31 + 1 + sum((size - 1) * step for size, step in zip(shape, stride))
+    with TemporaryFile() as file:  # full of holes: it takes no room, on disk or in memory, but for what is written
+        file.truncate(span * values.element_size())
+        storage = torch.frombuffer(mmap(file.fileno(), 0), dtype=torch.uint8).untyped_storage()
+    tensor = torch.tensor([], dtype=values.dtype).set_(storage, 2**31, shape, tuple(stride))
+    tensor.copy_(values)
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return Region(tensor, tensor.view(integers[values.element_size()]))
 
 
 def broadcast(values: Tensor, layout: str) -> Tensor:

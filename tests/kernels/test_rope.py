@@ -94,10 +94,20 @@ def test_in_place_is_refused_where_autograd_or_memory_forbid_it() -> None:
         rope_(x.clone().requires_grad_(), *table)
     with torch.no_grad():
         rope_(x.clone().requires_grad_(), *table)
-    with pytest.raises(ValueError, match="none 0"):
-        rope_(x[:, :1].expand(1, 2, 3, 8), *table)
+    for overlapping in (x[:, :1].expand(1, 2, 3, 8), x.view(-1).as_strided((1, 2, 3, 8), (48, 8, 8, 1))):
+        with pytest.raises(ValueError, match="no places shared"):
+            rope_(overlapping, *table)
     with pytest.raises(ValueError, match="the last must be 1"):
         rope_(x.expand(1, 2, 3, 8).transpose(-1, -2).contiguous().transpose(-1, -2), *table)
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(0, 2, 3, 8), (2, 3, 0, 8), (2, 0, 3, 8)])
+def test_nothing_is_turned_in_place_where_there_is_nothing(shape: tuple[int, ...]) -> None:
+    x = torch.empty(shape, device=DEVICE)
+    table = rope_table(torch.arange(shape[2], device=DEVICE)[None], 8, 1e4)
+    assert rope_(x, *table) is x
+    assert rope(x, *table).shape == shape
 
 
 @needs_kernels

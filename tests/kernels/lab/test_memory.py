@@ -20,6 +20,9 @@ def test_every_layout_holds_the_same_values_and_nothing_else(
     values = torch.arange(torch.Size(shape).numel()).reshape(shape).to(dtype)
     laid = lay_out(values, layout, index, CPU)
     assert torch.equal(laid.tensor, values) and laid.tensor.dtype == dtype
+    if laid.storage.shape == values.shape and values.dim():  # far apart
+        assert layout == "far" and max(shape[:-1]) >= 3
+        return
     elements = laid.storage.view(-1, max(dtype.itemsize, 1))
     assert int((elements != 255).any(-1).sum()) == values.numel()
     assert (elements[:BAND] == 255).all() and (elements[-BAND:] == 255).all()
@@ -35,6 +38,23 @@ def test_layouts_have_the_strides_they_are_named_for():
     mixed = [lay_out(values, "mixed", index, CPU).tensor.stride() for index in range(4)]
     assert len(set(mixed)) == 4
     assert lay_out(values, "padded", 0, CPU).tensor.stride() != strides["padded"]
+
+
+def test_far_apart_is_beyond_31_bits_in_strides_that_fit():
+    """Along one dimension of three places or more, another one for the next tensor; a write to it is seen."""
+    values = torch.randn(2, 5, 3, 4)
+    for index, far in ((0, 1), (1, 2), (2, 1)):
+        laid = lay_out(values, "far", index, CPU)
+        strides = laid.tensor.stride()
+        assert (values.size(far) - 1) * strides[far] >= 2**31 > strides[far] and strides[far] % 64 == 0
+        assert torch.equal(laid.tensor, values) and laid.tensor.stride(-1) == 1
+        # What an offset that wrapped around finds is another number, not the end of the process.
+        assert laid.tensor.as_strided((1,), (1,), laid.tensor.storage_offset() - 2**31 + 64).item() == 0
+        before = laid.storage.clone()
+        assert torch.equal(laid.storage, before)
+        laid.tensor[-1, -1, -1, -1] = 7.0
+        assert not torch.equal(laid.storage, before)
+    assert lay_out(torch.randn(2, 4), "far", 0, CPU).tensor.stride() == (4, 1)
 
 
 def test_broadcast_cotangents_have_strides_of_zero():
