@@ -37,7 +37,7 @@ def tiles_launch(op: str, x: Tensor, generation: int) -> tuple[Launch, tuple[int
         return Launch({"ROWS": elements // width, "COLUMNS": width}, num_warps)
 
     if generation == 0:  # the interpreter: small, so that small tests have several tiles, whole ones and cut ones
-        chosen = launch(64, num_warps=1)
+        chosen = launch(64 if x.numel() <= 4096 else 4096, num_warps=1)
     else:
         # Each warp reads 1,024 bytes of an operand: two 16-byte loads a thread, both in flight.
         default = launch(4 * 1024 // x.element_size(), num_warps=4)

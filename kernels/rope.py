@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from kernels.lab.spec import Spec
 
 
+LONGEST = 16_384
+"""The largest head that the kernels hold in registers."""
+
+
 def rope_table(
     positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
@@ -111,8 +115,9 @@ def rope_launch(heads: int, half: int, device: torch.device) -> Launch:
     width = next_power_of_2(half)
     if generation(device) == 0:
         return Launch({"HEADS": 2, "BLOCK": 4, "HALF": width})
-    heads = min(4, next_power_of_2(heads))
-    return Launch({"HEADS": heads, "BLOCK": max(1, 1024 // (heads * width)), "HALF": width})
+    heads = min(4, next_power_of_2(heads), max(1, 1024 // width))
+    tile = {"HEADS": heads, "BLOCK": max(1, 1024 // (heads * width)), "HALF": width}
+    return Launch(tile, num_warps=max(4, width // 256))
 
 
 def turn(x: Tensor, y: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sign: float) -> None:
@@ -167,7 +172,7 @@ def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> N
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
-    """x (B, H, T, D) with D even; cos and sin (B or 1, T, D/2) from `rope_table` -> the shape and dtype of x.
+    """x (B, H, T, D) with D even, at most 16,384; cos and sin (B or 1, T, D/2) from `rope_table` -> as x.
 
     Computed in float32, whatever x is, and rounded once. x may be strided, as heads are that were transposed out of
     a projection; the result then lies in memory in the same order. Only a last stride above 1 is copied first.
@@ -202,8 +207,8 @@ def overlaps_itself(x: Tensor) -> bool:
 
 def check(op: str, x: Tensor, cos: Tensor, sin: Tensor) -> None:
     require(op, {"x": x, "cos": cos, "sin": sin})
-    if x.dim() != 4 or x.shape[-1] == 0 or x.shape[-1] % 2:
-        raise ValueError(f"{op}: x is {tuple(x.shape)}; it must be (B, H, T, D) with D even")
+    if x.dim() != 4 or x.shape[-1] not in range(2, LONGEST + 1, 2):
+        raise ValueError(f"{op}: x is {tuple(x.shape)}; it must be (B, H, T, D) with D even, at most {LONGEST:,}")
     B, _, T, D = x.shape
     for name, table in (("cos", cos), ("sin", sin)):
         if table.shape not in ((B, T, D // 2), (1, T, D // 2)) or table.shape != cos.shape:

@@ -46,10 +46,13 @@ def results_like(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
 def longest_block(device: torch.device) -> int:
     """The longest row that one program holds in registers; longer ones are walked through in blocks of this width.
 
-    16,384 float32 numbers are a quarter of a multiprocessor's registers, and the backward holds three such rows. In the
-    interpreter it is short, so that small inputs try both ways.
+    16,384 float32 numbers are a quarter of a multiprocessor's registers, and the backward holds three such rows, with
+    the next one on its way in shared memory, of which consumers' GPUs have too little. In the interpreter it is short,
+    so that small inputs try both ways.
     """
-    return 64 if generation(device) == 0 else 16_384
+    if generation(device) == 0:
+        return 64
+    return 16_384 if generation(device) in SHARED_MEMORY else 8_192
 
 
 def forward_launch(n: int, device: torch.device) -> Launch:
