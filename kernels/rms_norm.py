@@ -26,6 +26,7 @@ from torch import Tensor
 from kernels.launch import cdiv, custom_op, jit, tl
 from kernels.rows import (
     backward_launch,
+    fits_backward,
     forward_launch,
     long_launch,
     longest_block,
@@ -186,7 +187,7 @@ def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, r: Tensor, dtotal: 
     N, device = x.shape[-1], x.device
     rows, grads, added = rows_of(x), rows_of(dy), None if dtotal is None else rows_of(dtotal)
     strides = (grads.stride(0), rows.stride(0), 0 if added is None else added.stride(0))
-    fits, operands = N <= longest_block(device), 2 if added is None else 3
+    fits, operands = fits_backward(x, weight), 2 if added is None else 3
     launch = backward_launch(N, operands * x.element_size(), device) if fits else long_launch(device)
     programs = persistent_programs(device, cdiv(len(rows), launch.blocks["ROWS"]) if fits else len(rows))
     dx, partials = x.new_empty(x.shape), x.new_empty((programs, N), dtype=torch.float32)

@@ -55,6 +55,13 @@ def longest_block(device: torch.device) -> int:
     return 16_384 if generation(device) in SHARED_MEMORY else 8_192
 
 
+def fits_backward(x: Tensor, weight: Tensor) -> bool:
+    """Whether a program of the backward holds whole rows of x. A weight in float32 beside narrower rows, as under
+    autocast, takes registers that the longest rows leave to nobody."""
+    longest = longest_block(x.device)
+    return x.shape[-1] <= (longest if weight.dtype == x.dtype else min(longest, 8_192))
+
+
 def forward_launch(n: int, device: torch.device) -> Launch:
     """For rows of n that fit a block: about 4,096 elements a program, 16 a thread."""
     block = next_power_of_2(n)
