@@ -209,7 +209,7 @@ def test_only_texts_that_say_so_have_escapes():
     ("called", "name", "trains"),
     [
         ("train.py", "train.py", "train.py sft"),
-        ("/home/me/instructgpt/train.py", "train.py", "train.py sft"),
+        ("/somewhere/instructgpt/train.py", "train.py", "train.py sft"),
         ("/lib/python3/instructgpt/__main__.py", "python -m instructgpt", "python -m instructgpt train sft"),
         ("/usr/bin/instructgpt", "instructgpt", "instructgpt train sft"),
         (r"instructgpt.exe", "instructgpt", "instructgpt train sft"),

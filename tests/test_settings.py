@@ -111,9 +111,9 @@ class Named(Settings):
     ],
 )
 def test_a_tilde_is_the_home_folder(given: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/somebody")
-    monkeypatch.setenv("USERPROFILE", "/home/somebody")
-    found = found.replace("HOME", "/home/somebody")
+    monkeypatch.setenv("HOME", "/houses/somebody")
+    monkeypatch.setenv("USERPROFILE", "/houses/somebody")
+    found = found.replace("HOME", "/houses/somebody")
     expected = Named(out=found, data=("plain", found), prompt=given)
     assert Named(out=given, data=("plain", given), prompt=given) == expected
     assert parse(Named, [f"--out={given}", "--data", "plain", given, f"--prompt={given}"], "x") == expected

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,9 @@ def kind_of(value: Any) -> str:
     return kinds.get(type(value), type(value).__name__)
 
 
-def names_of(record: Iterable[Any]) -> str:
-    """A record's fields, to be told."""
-    names = ", ".join(str(name)[:40] for name in list(record)[:10])
+def names_of(record: Collection[Any]) -> str:
+    """A record's fields, to be told; those that hold null are absent, and said to be null."""
+    names = ", ".join(str(name)[:40] + (" (null)" if name not in record else "") for name in list(record)[:10])
     return f"the fields {names}" if names else "no fields"
 
 

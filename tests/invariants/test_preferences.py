@@ -76,10 +76,13 @@ def test_padding_on_the_left_changes_no_reward(lengths: list[list[int]]) -> None
     """Where padding stands in front, as in generation, it is a document of its own that nobody sees."""
     model, items = reward_model(), rankings(lengths)
     texts = [tokens.ids for item in items for tokens in item.answers]
-    ids, documents = torch.zeros(len(texts), CONTEXT, dtype=torch.int64), torch.full((len(texts), CONTEXT), -1)
+    ids, documents = (
+        torch.zeros(len(texts), CONTEXT, dtype=torch.int64),
+        torch.zeros(len(texts), CONTEXT, dtype=torch.int64),
+    )
     for row, text in enumerate(texts):
         ids[row, CONTEXT - len(text) :] = torch.from_numpy(text)
-        documents[row, CONTEXT - len(text) :] = 0
+        documents[row, CONTEXT - len(text) :] = 1
     last = torch.arange(len(texts)) * CONTEXT + CONTEXT - 1
     left = model(ids, last, documents=documents)
     torch.testing.assert_close(left, model.score([text.tolist() for text in texts]), rtol=1e-5, atol=1e-6)
