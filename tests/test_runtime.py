@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from instructgpt.errors import UserError
-from instructgpt.runtime import Ranks, join_ranks, peak_memory, resolve_device, resolve_precision, seed_everything
+from instructgpt.runtime import Ranks, join_ranks, resolve_device, resolve_precision, seed_everything
 
 CPU = torch.device("cpu")
 

@@ -39,7 +39,7 @@ class Fields:
         view._pattern = pattern
         return view
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: Any) -> bool:
         return self._spelled(name) is not None
 
     def __iter__(self) -> Iterator[str]:
