@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,7 @@ def unchanged() -> Iterator[None]:
 def test_a_cheat_is_seen(name: str):
     make, said = cheats.CHEATS[name]
     report = check(cheats.spec(make()), examples=6, dtypes=["float32"], layouts=["contiguous"], shrink=False)
-    assert report.failure is not None and said in report.failure.what, str(report)
+    assert report.failure is not None and re.search(said, report.failure.what), str(report)
 
 
 def test_honest_work_passes_and_is_described():
