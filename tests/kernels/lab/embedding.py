@@ -19,14 +19,14 @@ def embedding_reference(weight: Tensor, index: Tensor) -> Tensor:
 
 @jit
 def gather_kernel(weight, index, y, columns, BLOCK: tl.constexpr):
-    row, column = tl.program_id(0), tl.arange(0, BLOCK)
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     value = tl.load(weight + tl.load(index + row) * columns + column, mask=column < columns)
     tl.store(y + row * columns + column, value, mask=column < columns)
 
 
 @jit
 def scatter_kernel(dy, index, dweight, columns, BLOCK: tl.constexpr):
-    row, column = tl.program_id(0), tl.arange(0, BLOCK)
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     value = tl.load(dy + row * columns + column, mask=column < columns).to(tl.float32)
     tl.atomic_add(dweight + tl.load(index + row) * columns + column, value, mask=column < columns)
 

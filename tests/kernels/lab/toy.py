@@ -18,7 +18,7 @@ def toy_reference(x: Tensor, bias: Tensor) -> Tensor:
 
 @jit
 def forward_kernel(x, bias, y, stride, columns, BLOCK: tl.constexpr):
-    row, column = tl.program_id(0), tl.arange(0, BLOCK)
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     inside = column < columns
     value = 2 * tl.load(x + row * stride + column, mask=inside)
     tl.store(y + row * columns + column, value + tl.load(bias + column, mask=inside), mask=inside)
