@@ -120,8 +120,10 @@ def matrix_products(dlogits: Tensor, hidden: Tensor, weight: Tensor, dhidden: Te
     torch.mm(dlogits, weight, out=dhidden)
     if dweight.dtype == hidden.dtype:
         dweight.addmm_(dlogits.mT, hidden)
-    else:
-        dweight += dlogits.mT @ hidden
+    elif hidden.is_cuda:
+        dweight += torch.mm(dlogits.mT, hidden, out_dtype=torch.float32)
+    else:  # a product in half precision would round each chunk's share, and shares may cancel
+        dweight.addmm_(dlogits.mT.float(), hidden.float())
 
 
 # ---- autograd
