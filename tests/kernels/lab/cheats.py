@@ -164,7 +164,7 @@ CHEATS: dict[str, tuple[Callable[[], Callable[..., Any]], str]] = {
     "calls its reference": (lambda: by_its_reference, "calls its own reference"),
     "launches a kernel for show": (lambda: beside_an_idle_kernel, "when its kernels are left out"),
     "caches by value": (Caches, "it keeps results"),
-    "caches by address": (CachesByAddress, "it keeps results of earlier calls"),
+    "caches by address": (CachesByAddress, "it keeps results of earlier calls|when its kernels are left out"),
     "returns one buffer": (Reuses, "was overwritten by a later call"),
     "returns its input": (lambda: a_view, "lies in the memory of the input x"),
     "computes lazily": (lambda: lazily, "is of type Lazy"),
@@ -181,4 +181,4 @@ CHEATS: dict[str, tuple[Callable[[], Callable[..., Any]], str]] = {
     "patches a method": (lambda: patching(Tensor, "norm", lambda *_: torch.zeros(())), "replaces Tensor.norm"),
     "patches allclose": (lambda: patching(torch, "allclose", lambda *_, **__: True), "replaces torch.allclose"),
 }
-"""Name -> the op, made anew, and what is said of it."""
+"""Name -> the op, made anew, and what is said of it; two things where it depends on the memory that calls happen to get."""
