@@ -181,4 +181,4 @@ CHEATS: dict[str, tuple[Callable[[], Callable[..., Any]], str]] = {
     "patches a method": (lambda: patching(Tensor, "norm", lambda *_: torch.zeros(())), "replaces Tensor.norm"),
     "patches allclose": (lambda: patching(torch, "allclose", lambda *_, **__: True), "replaces torch.allclose"),
 }
-"""Name -> the op, made anew, and what is said of it; two things where it depends on the memory that calls happen to get."""
+"""Name -> the op, made anew, and what is said of it: one of two things where that depends on which memory calls get."""
