@@ -163,8 +163,9 @@ def add_products(sums, weights, values, may_attend, CAREFUL: tl.constexpr):
 @jit
 def is_spoilt(sums, known):
     """Whether a row of `sums` is not finite, though its number in `known`, which it depends on, is no NaN."""
-    is_finite = tl.min((tl.abs(sums) < float("inf")).to(tl.int32), 1)
-    return tl.max(tl.where(known == known, 1 - is_finite, 0), 0)
+    is_spoilt = ((tl.abs(sums) < float("inf")) == False) & (known == known)[:, None]  # noqa: E712
+    # In one go: row by row and then over the rows, Triton 3.7 cannot build it for sm_100.
+    return tl.max(tl.ravel(tl.where(is_spoilt, 1, 0)), 0)
 
 
 @jit
