@@ -1,0 +1,134 @@
+"""Measurements that take turns, each in a process of its own.
+
+A process's peak memory is its own, and so is what it compiled. The processes prepare first, a few at a time; then each
+measures once in every round, so that a change of the machine's pace meets them all.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from statistics import median
+from typing import Any, NamedTuple
+
+Figures = dict[str, float]
+Measure = Callable[[], Figures]
+
+
+class Prepared(NamedTuple):
+    """What a process is to measure: `prepare(*arguments)` gives the function that measures once."""
+
+    prepare: Callable[..., Measure]
+    """Importable by name: the process is a new one."""
+    arguments: tuple[Any, ...] = ()
+
+
+class Failed(Exception):
+    """A process could not prepare or measure; the message is the error's last line."""
+
+
+class _Worker:
+    def __init__(self, work: Prepared):
+        context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
+        self._line, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other, work), daemon=True)
+        self._process.start()
+        other.close()
+
+    def wait(self) -> Figures:
+        """What the process says next. Errors: Failed."""
+        try:
+            said = self._line.recv()
+        except EOFError:
+            self._process.join()
+            raise Failed(f"the process ended with code {self._process.exitcode}") from None
+        if isinstance(said, str):
+            raise Failed(said)
+        return said
+
+    def measure(self) -> Figures:
+        self._line.send(True)
+        return self.wait()
+
+    def end(self) -> None:
+        self._line.close()
+        self._process.terminate()
+        self._process.join()
+
+
+def _serve(line: Connection, work: Prepared) -> None:
+    """The process's part: prepares, says so, and measures as often as it is asked to."""
+    sys.stdout = open(os.devnull, "w")  # what is measured may talk; the table is the parent's
+    try:
+        measure = work.prepare(*work.arguments)
+        line.send({})
+        while line.recv():
+            line.send(measure())
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+        pass
+    except BaseException as error:
+        traceback.print_exc(file=sys.stderr if os.environ.get("BENCHMARKS_DEBUG") else open(os.devnull, "w"))
+        line.send((f"{type(error).__name__}: {error}".strip().splitlines() or ["it failed"])[0][:200])
+
+
+def in_turn(
+    works: Mapping[str, Prepared], rounds: int, prepared_at_once: int = 1, say: Callable[[str], None] = print
+) -> dict[str, list[Figures] | str]:
+    """The figures of each work, one a round; for one that failed, why.
+
+    prepared_at_once: how many prepare at the same time, which compiling gains from where there are cores for it.
+    """
+    workers: dict[str, _Worker] = {}
+    found: dict[str, list[Figures] | str] = {}
+    try:
+        waiting = list(works)
+        starting: list[str] = []
+        while waiting or starting:
+            while waiting and len(starting) < prepared_at_once:
+                starting.append(waiting.pop(0))
+                workers[starting[-1]] = _Worker(works[starting[-1]])
+            name = starting.pop(0)
+            found[name] = _said(name, workers, lambda worker: worker.wait(), say)
+        for _ in range(rounds):
+            for name in works:
+                figures = found[name]
+                if isinstance(figures, str):
+                    continue
+                measured = _said(name, workers, lambda worker: worker.measure(), say)
+                found[name] = measured if isinstance(measured, str) else figures + measured
+    finally:
+        for worker in workers.values():
+            worker.end()
+    return found
+
+
+def _said(
+    name: str, workers: dict[str, _Worker], ask: Callable[[_Worker], Figures], say: Callable[[str], None]
+) -> list[Figures] | str:
+    """What the process answers, as a list of one; none at the end of its preparation; why it failed."""
+    try:
+        figures = ask(workers[name])
+    except Failed as error:
+        say(f"{name}: {error}")
+        workers.pop(name).end()
+        return str(error)
+    return [figures] if figures else []
+
+
+def alone(work: Prepared) -> Figures:
+    """Prepares and measures once, in a new process. Errors: Failed."""
+    worker = _Worker(work)
+    try:
+        worker.wait()
+        return worker.measure()
+    finally:
+        worker.end()
+
+
+def middle(figures: list[Figures]) -> Figures:
+    """The medians."""
+    return {key: median(each[key] for each in figures) for key in figures[0]}
