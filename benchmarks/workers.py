@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any, NamedTuple
@@ -62,16 +63,17 @@ class _Worker:
 
 def _serve(line: Connection, work: Prepared) -> None:
     """The process's part: prepares, says so, and measures as often as it is asked to."""
-    sys.stdout = open(os.devnull, "w")  # what is measured may talk; the table is the parent's
     try:
-        measure = work.prepare(*work.arguments)
-        line.send({})
-        while line.recv():
-            line.send(measure())
+        with redirect_stdout(sys.stderr):  # what is measured may talk; the table is the parent's
+            measure = work.prepare(*work.arguments)
+            line.send({})
+            while line.recv():
+                line.send(measure())
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         pass
     except BaseException as error:
-        traceback.print_exc(file=sys.stderr if os.environ.get("BENCHMARKS_DEBUG") else open(os.devnull, "w"))
+        if os.environ.get("BENCHMARKS_DEBUG"):
+            traceback.print_exc()
         line.send((f"{type(error).__name__}: {error}".strip().splitlines() or ["it failed"])[0][:200])
 
 

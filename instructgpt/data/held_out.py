@@ -8,6 +8,7 @@ or through the embedded world.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -41,13 +42,16 @@ def held_out_keys(keys: Iterable[str], share: float, most: int = _MOST) -> set[s
 
 
 def without(make: Callable[[int], T], key: Callable[[T], str], held: Collection[str]) -> Callable[[int], T]:
-    """An endless sequence in which something else stands where `make` gives what is held out; pure in the index."""
+    """An endless sequence in which something else stands where `make` gives what is held out; pure in the index.
 
-    def draw(index: int) -> T:
+    It can be pickled where `make` and `key` can.
+    """
+    return partial(_draw, make, key, held) if held else make
+
+
+def _draw(make: Callable[[int], T], key: Callable[[T], str], held: Collection[str], index: int) -> T:
+    found = make(index)
+    while key(found) in held:
+        index += _ELSEWHERE
         found = make(index)
-        while key(found) in held:
-            index += _ELSEWHERE
-            found = make(index)
-        return found
-
-    return draw if held else make
+    return found

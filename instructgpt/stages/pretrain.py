@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt.config import ModelConfig
+from instructgpt.data.ahead import ahead_for
 from instructgpt.data.batch import Batch
 from instructgpt.data.corpus import Corpus, write_corpus
 from instructgpt.data.packing import PackedStream, batches_of
@@ -17,6 +18,7 @@ from instructgpt.errors import UserError
 from instructgpt.flags import train_command
 from instructgpt.model.transformer import Transformer
 from instructgpt.objectives.lm import next_token_loss
+from instructgpt.runtime import resolve_device
 from instructgpt.settings import FilePath, PositiveInt, Share, ShareBelow1
 from instructgpt.stages.common import (
     LanguageStageConfig,
@@ -118,7 +120,7 @@ def sources(config: PretrainConfig, tokenizer: Tokenizer, row_length: int) -> tu
         if config.holdout:
             held.append(CorpusWindows([Corpus.open(directory, "val")], row_length, shuffle=False))
     if "world" in config.text:
-        parts.append(WorldText(tokenizer, config.seed))
+        parts.append(ahead_for(WorldText(tokenizer, config.seed), resolve_device(config.device)))
         held.append(WorldText(tokenizer, config.seed + _HELD_OUT_SEED))
     weights = [1 - config.world_share, config.world_share]
     source = parts[0] if len(parts) == 1 else Mixture(parts, weights, config.seed)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from instructgpt.data.account import Account
+from instructgpt.data.ahead import ahead_for
 from instructgpt.data.data_file import DataFile, Reading
 from instructgpt.data.held_out import conversation_key, held_out_keys
 from instructgpt.data.instructions import read_instructions
@@ -15,6 +16,7 @@ from instructgpt.data.tokens import Tokens
 from instructgpt.data.windows import Long, all_windows
 from instructgpt.errors import UserError
 from instructgpt.objectives.lm import next_token_loss
+from instructgpt.runtime import resolve_device
 from instructgpt.settings import FilePath, NonNegativeInt, Share, ShareBelow1
 from instructgpt.stages.common import (
     LanguageStageConfig,
@@ -115,7 +117,8 @@ def sources(config: SFTConfig, tokenizer: Tokenizer, context: int) -> Sources:
     parts: list[ExampleSource] = []
     for group in groups(config):
         if group == ["world"]:
-            parts.append(WorldInstructions("train", tokenizer, config.seed, config.flawed_share, context, held))
+            source = WorldInstructions("train", tokenizer, config.seed, config.flawed_share, context, held)
+            parts.append(ahead_for(source, resolve_device(config.device)))
             continue
         chosen = [each for file, part in zip(files, trained) if file.path in group for each in part]
         if not chosen:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 
 import numpy as np
@@ -174,6 +175,13 @@ def test_world_instructions_train_on_the_answer_alone(tokenizer):
     answer = source[5].ids[source[5].is_target]
     assert answer[-1] == tokenizer.end
     assert tokenizer.decode(answer.tolist()).endswith(example.answer)
+
+
+@pytest.mark.parametrize("held", [(), ("user hello",)])
+def test_the_worlds_sources_can_be_handed_to_another_process(tokenizer, held):
+    for source in (WorldText(tokenizer, 3), WorldInstructions("train", tokenizer, 3, context=64, held=held)):
+        copy = pickle.loads(pickle.dumps(source))
+        assert np.array_equal(copy[17].ids, source[17].ids)
 
 
 def test_world_text_is_a_whole_document(tokenizer):
