@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from instructgpt.settings import NonNegative, Positive, Settings, ShareBelow1
+from instructgpt.training.adamw import AdamW
+from instructgpt.training.muon import Muon
 
+_lists: Any = torch
+"""PyTorch's operators on lists of tensors, a launch for all of them: the types of their arguments are not public."""
 Parameters = dict[str, nn.Parameter]
 
 
@@ -36,83 +39,6 @@ class OptimizerConfig(Settings):
     """Decoupled decay (Loshchilov & Hutter 2019) of matrices; vectors (norms, biases) never decay."""
 
 
-_SAFETY = 1.01
-"""bfloat16 may round a singular value above 1, where the polynomials throw it far off: they are stretched a little."""
-# Amsel et al. 2025, "The Polar Express", for singular values from 1e-3 on: each polynomial is the best one after those
-# before it. Three of them do what five of one kind do (Jordan et al. 2024, "Muon").
-_POLYNOMIALS = tuple(
-    (a / _SAFETY, b / _SAFETY**3, c / _SAFETY**5)
-    for a, b, c in (
-        (8.28721201814563, -23.595886519098837, 17.300387312530933),
-        (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-        (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-        (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-        (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-    )
-)
-
-
-def orthogonalize(update: Tensor, iterations: int = len(_POLYNOMIALS)) -> Tensor:
-    """Moves every singular value of each matrix in (N, rows, cols) towards 1 by X <- aX + b(XXᵀ)X + c(XXᵀ)²X.
-
-    Those above a thousandth of the norm come to lie in about [0.87, 1.13] after five iterations, in [0.18, 1.87] after
-    three; smaller ones grow towards it.
-    """
-    tall = update.size(-2) > update.size(-1)
-    x = update.mT if tall else update  # the Gram matrix of the short side is the cheap one
-    x = x / (_SAFETY * x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # spectral norm <= Frobenius norm < 1
-    for a, b, c in _POLYNOMIALS[:iterations]:
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum whose matrix update is orthogonalised (Jordan et al. 2024, "Muon").
-
-    Matrices of one shape are stacked and iterated together. `compute_dtype` is what the iterations run in: they are
-    insensitive to rounding, so bfloat16 serves wherever it is faster.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[nn.Parameter],
-        lr: float,
-        momentum: float,
-        weight_decay: float,
-        compute_dtype: torch.dtype,
-        iterations: int = len(_POLYNOMIALS),
-    ):
-        super().__init__(list(params), dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
-        self.compute_dtype, self.iterations = compute_dtype, iterations
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    by_shape.setdefault(parameter.shape, []).append(parameter)
-            for parameters in by_shape.values():
-                self._update(parameters, group)
-
-    def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        looked_ahead = []
-        for parameter in parameters:
-            buffer = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-            grad = parameter.grad
-            assert grad is not None
-            buffer.lerp_(grad, 1 - group["momentum"])
-            looked_ahead.append(grad.lerp(buffer, group["momentum"]))  # Nesterov: one step ahead along the momentum
-        updates = orthogonalize(torch.stack(looked_ahead).to(self.compute_dtype), self.iterations)
-        updates = updates.to(parameters[0].dtype)
-        rows, cols = parameters[0].shape
-        # A wide-to-tall matrix gets a larger step, so that its outputs move as much as a square one's.
-        rate = group["lr"] * max(1.0, rows / cols) ** 0.5
-        for parameter, update in zip(parameters, updates):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
-
-
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     """Muon's share: the matrices between embedding and head. Those two look rows up, a convolution scales channels."""
     return parameter.ndim == 2 and "embedding" not in name and "conv." not in name and not name.startswith("head")
@@ -131,30 +57,22 @@ class Optimizer:
             name: p if p.dtype == torch.float32 or p.dtype == torch.float64 else nn.Parameter(p.detach().float())
             for name, p in self.parameters.items()
         }
-        muon = {n for n, p in self.masters.items() if config.optimizer == "muon" and is_hidden_matrix(n, p)}
+        muon = {n: p for n, p in self.masters.items() if config.optimizer == "muon" and is_hidden_matrix(n, p)}
         others = {n: p for n, p in self.masters.items() if n not in muon}
-        groups = [
-            {"params": [p for p in others.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in others.values() if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        self.optimizers: list[torch.optim.Optimizer] = []
-        if others:
-            self.optimizers.append(
-                torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+        self.parts: list[AdamW | Muon] = [
+            AdamW(part, config.learning_rate, (config.beta1, config.beta2), weight_decay)
+            for part, weight_decay in (
+                ({n: p for n, p in others.items() if p.ndim >= 2}, config.weight_decay),
+                ({n: p for n, p in others.items() if p.ndim < 2}, 0.0),
             )
+        ]
         if muon:
-            matrices = [self.masters[n] for n in self.masters if n in muon]
-            self.optimizers.append(
+            self.parts.append(
                 Muon(
-                    matrices,
-                    config.muon_learning_rate,
-                    config.momentum,
-                    config.weight_decay,
-                    compute_dtype,
+                    muon, config.muon_learning_rate, config.momentum, config.weight_decay, compute_dtype,
                     config.muon_iterations,
                 )
-            )
-        self._peaks = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
+            )  # fmt: skip
 
     def gather_gradients(self) -> None:
         """Adds the model's gradients to the masters' and clears them, where the two are different tensors."""
@@ -174,19 +92,24 @@ class Optimizer:
     def gradients(self) -> list[Tensor]:
         return [master.grad for master in self.masters.values() if master.grad is not None]
 
-    def step(self, factor: float) -> None:
-        """One update at `factor` times the peak learning rates."""
-        for optimizer, peaks in zip(self.optimizers, self._peaks):
-            for group, peak in zip(optimizer.param_groups, peaks):
-                group["lr"] = peak * factor
-            optimizer.step()
+    def step(self, factor: float, is_good: Tensor | None = None) -> None:
+        """One update at `factor` times the peak learning rates.
+
+        is_good: 0 on the parameters' device forbids it, 1 (or None) allows it: nobody waits for the device to know.
+        """
+        if is_good is None:
+            is_good = torch.ones((), device=next(iter(self.masters.values())).device)
+        elif is_good.device.type == "mps" and not is_good:  # its fused kernel takes no flag
+            return
+        for part in self.parts:
+            part.step(factor, is_good)
         self.copy_masters()
 
     @torch.no_grad()
     def copy_masters(self) -> None:
-        for name, master in self.masters.items():
-            if self.parameters[name] is not master:
-                self.parameters[name].copy_(master)
+        copied = [name for name, master in self.masters.items() if self.parameters[name] is not master]
+        if copied:
+            _lists._foreach_copy_([self.parameters[n] for n in copied], [self.masters[n] for n in copied])
 
     def zero_grad(self) -> None:
         for master in self.masters.values():
@@ -195,21 +118,14 @@ class Optimizer:
     def state(self) -> dict[str, Tensor]:
         """Master weights and moments, by `KIND/PARAMETER`."""
         tensors = {f"master/{name}": p.detach() for name, p in self.masters.items()}
-        for optimizer in self.optimizers:
-            for name, parameter in self.masters.items():
-                for kind, value in optimizer.state.get(parameter, {}).items():
-                    tensors[f"{kind}/{name}"] = value
+        for part in self.parts:
+            tensors |= part.state()
         return tensors
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Takes back what `state` gave. Raises KeyError when a parameter is missing."""
-        owners = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
-        for name, master in self.masters.items():
-            master.copy_(tensors[f"master/{name}"])
-        for key, value in tensors.items():
-            kind, _, name = key.partition("/")
-            if kind != "master" and name in self.masters:
-                master = self.masters[name]
-                owners[id(master)].state[master][kind] = value.clone().to(master.device)
+        for name, held in self.state().items():
+            if name.startswith("master/") or name in tensors:  # before its first gradient a parameter had no moments
+                held.copy_(tensors[name])
         self.copy_masters()
