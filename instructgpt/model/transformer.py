@@ -20,6 +20,7 @@ from instructgpt.errors import UserError
 from instructgpt.model.attention import Attention, Scope
 from instructgpt.model.backend import Backend, sdpa
 from instructgpt.model.cache import KVCache
+from instructgpt.model.checkpointing import Checkpointing, recomputed
 from kernels import rope_table
 
 
@@ -67,8 +68,15 @@ class Block(nn.Module):
         self.mlp_norm = Norm(config, backend)
         self.mlp = MLP(config, backend)
         self.dropout = nn.Dropout(config.dropout)
+        self.checkpointing: Checkpointing = "none"
 
     def forward(self, x: Tensor, scope: Scope) -> Tensor:
+        if self.checkpointing == "none" or not torch.is_grad_enabled():
+            return self.compute(x, scope)
+        is_random = self.training and self.dropout.p > 0
+        return recomputed(self.compute, x, scope, how=self.checkpointing, is_random=is_random)
+
+    def compute(self, x: Tensor, scope: Scope) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), scope))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
@@ -111,6 +119,12 @@ class Transformer(nn.Module):
                 adds_to_stream = name.endswith(("attention.output.weight", "mlp.down.weight"))
                 scale = (2 * self.config.layers) ** -0.5 if adds_to_stream else 1.0
                 parameter.normal_(0.0, 0.02 * scale, generator=generator)
+
+    def checkpoint(self, how: Checkpointing) -> None:
+        """What the backward computes again from now on, instead of keeping it: see `checkpointing.py`."""
+        for block in self.modules():
+            if isinstance(block, Block):
+                block.checkpointing = how
 
     @property
     def device(self) -> torch.device:

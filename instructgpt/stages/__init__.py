@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from instructgpt.errors import UserError, suggestion
-from instructgpt.flags import given_value, parse, train_command
+from instructgpt.flags import flag_types, given_value, parse, split_flags, train_command
 from instructgpt.stages import best_of_n, dpo, grpo, pipeline, ppo, pretrain, reward, rlhf, sft, tokenizer
 from instructgpt.stages.presets import recipe
 
@@ -62,6 +62,10 @@ STAGES: dict[str, Stage] = {
 }
 
 
+_OF_THE_BACKWARD = ("--checkpointing",)
+"""Flags that say how gradients are computed and used."""
+
+
 def main(argv: Sequence[str]) -> int:
     """`STAGE [flags]` to an exit code; without a stage it lists them. Errors: UserError."""
     if not argv or argv[0] in ("-h", "--help"):
@@ -72,6 +76,9 @@ def main(argv: Sequence[str]) -> int:
     if name not in STAGES:
         raise UserError(f"there is no stage {name!r}{suggestion(name, STAGES)}")
     stage = STAGES[name]
+    known = flag_types(stage.config)
+    if idle := [flag for flag, *_ in split_flags(flags) if flag in _OF_THE_BACKWARD and flag not in known]:
+        raise UserError(f"{idle[0]} says how gradients are computed, and {name} computes none; leave it out")
     preset = given_value(flags, "--preset") or ("auto" if name in ("pipeline", "rlhf") else "tiny")
     recipe(preset)  # an unknown preset is told before anything else
     stage.run(parse(stage.config, flags, train_command(name), stage.defaults(preset)))

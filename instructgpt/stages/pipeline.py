@@ -23,6 +23,7 @@ from instructgpt.evaluation.instructions import evaluate_examples, file_exam
 from instructgpt.evaluation.loss import LossReport, evaluate_loss
 from instructgpt.evaluation.report import Report
 from instructgpt.figures import write_json
+from instructgpt.model.checkpointing import Checkpointing
 from instructgpt.runtime import resolve_device, resolve_precision
 from instructgpt.settings import FilePath, NonNegative, NonNegativeInt, PositiveInt, Settings
 from instructgpt.stages import pretrain, sft, tokenizer
@@ -62,6 +63,8 @@ class PipelineConfig(Settings):
     """float32, bfloat16, float16, bfloat16-master or auto."""
     backend: str = "auto"
     """naive, sdpa, triton or auto."""
+    checkpointing: Checkpointing = "none"
+    """none, blocks or selective: what a backward computes again, for memory, as in each stage."""
     resume: bool = False
     """Go on where an interrupted pipeline stopped; finished stages are not run again."""
     overwrite: bool = False
@@ -89,7 +92,8 @@ def run(config: PipelineConfig) -> None:
     sft.check(mixture)  # what is wrong with it is told now, and not when a base model is trained
     write_json(marker, {"preset": config.preset, "text": config.text, "data": config.data, "seed": config.seed})
     shared: dict[str, Any] = {
-        name: getattr(config, name) for name in ("seed", "device", "dtype", "backend", "resume", "overwrite", "tracker")
+        name: getattr(config, name)
+        for name in ("seed", "device", "dtype", "backend", "checkpointing", "resume", "overwrite", "tracker")
     }
     text: dict[str, Any] = dict(text=config.text, text_field=config.text_field, encoding=config.reading.encoding)
     names = ("tokenizer", "pretrain", "sft")

@@ -16,8 +16,8 @@ from instructgpt.training.loop import FitConfig, Progress, Snapshot, scheduled_f
 
 # Settings that may differ between a run and its resumption: they say where, how long and how closely watched, not what.
 _FREE = {
-    "out", "resume", "overwrite", "preset", "device", "tracker", "expected_minutes", "max_steps", "max_minutes",
-    "log_every", "save_every", "eval_every", "patience", "max_bad_steps",
+    "out", "resume", "overwrite", "preset", "device", "checkpointing", "tracker", "expected_minutes", "max_steps",
+    "max_minutes", "log_every", "save_every", "eval_every", "patience", "max_bad_steps",
 }  # fmt: skip
 # Flags that name what is read: files of data, run directories, files with functions.
 _INPUTS = ("text", "data", "ptx", "init", "tokenizer", "reward", "reward_function")

@@ -23,6 +23,7 @@ import torch
 from instructgpt.errors import UserError
 from instructgpt.evaluation.ledger import Entry
 from instructgpt.figures import write_json
+from instructgpt.model.checkpointing import Checkpointing
 from instructgpt.settings import FilePath, NonNegativeInt, PositiveInt, Settings, Share
 from instructgpt.stages import assess, dpo, grpo, overoptimisation, ppo, pretrain, reward, sft, tokenizer
 from instructgpt.stages.assess import LedgerConfig, Task, measure
@@ -74,6 +75,8 @@ class RLHFConfig(Settings):
     """float32, bfloat16, float16, bfloat16-master or auto."""
     backend: str = "auto"
     """naive, sdpa, triton or auto."""
+    checkpointing: Checkpointing = "none"
+    """none, blocks or selective: what a backward computes again, for memory, as in each stage."""
     resume: bool = False
     """Go on where an interrupted run stopped; finished stages are not run again."""
     overwrite: bool = False
@@ -116,7 +119,7 @@ def plan(config: RLHFConfig, base: Path, context: int) -> list[Job]:
     """All jobs, each with what it needs: names are those of the directories. context: the base model's."""
     out, stages = Path(config.out), recipe(config.preset)
     shared: dict[str, Any] = {
-        name: getattr(config, name) for name in ("device", "dtype", "backend", "resume", "overwrite")
+        name: getattr(config, name) for name in ("device", "dtype", "backend", "checkpointing", "resume", "overwrite")
     }
 
     def job(name: str, function: Callable[[Any], Any], stage: Any, needs: tuple[str, ...] = (), **settings: Any) -> Job:

@@ -195,3 +195,16 @@ def test_context_longer_than_that_of_init(refused: Refused, runs: Path, tmp_path
 def test_weights_that_do_not_fit_the_data(refused: Refused, runs: Path, tmp_path: Path) -> None:
     arguments = ("--data", "world", "--init", runs / "pretrain", "--out", tmp_path / "o", "--weights", 1, 2)
     assert "--weights has 2 values for 1 source" in refused("sft", *arguments)
+
+
+@pytest.mark.parametrize("given", ["--checkpointing blocks", "--checkpointing=none"])
+def test_flags_of_the_backward_where_there_is_none(refused: Refused, runs: Path, tmp_path: Path, given: str) -> None:
+    message = refused("tokenizer", "--text", runs / "text.txt", "--out", tmp_path / "o", *given.split())
+    flag = given.partition(" ")[0].partition("=")[0]
+    assert message == f"error: {flag} says how gradients are computed, and tokenizer computes none; leave it out"
+    assert not (tmp_path / "o").exists()
+
+
+def test_misspelt_checkpointing(refused: Refused, tmp_path: Path) -> None:
+    message = refused("pretrain", "--text", "world", "--out", tmp_path / "o", "--checkpointing", "block")
+    assert message == "error: --checkpointing block is unknown; did you mean 'blocks'?"
