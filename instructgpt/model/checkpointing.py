@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 Checkpointing = Literal["none", "blocks", "selective"]
 
@@ -28,7 +28,9 @@ def recomputed(function: Callable[..., Tensor], *inputs: Any, how: Checkpointing
     is_random: the function draws random numbers; the same ones are drawn again then, which costs a copy of the
     generator's state.
     """
-    contexts = partial(create_selective_checkpoint_contexts, _policy) if how == "selective" else noop_context_fn
+    if how == "blocks":
+        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=is_random)
+    contexts = partial(create_selective_checkpoint_contexts, _policy)
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=is_random, context_fn=contexts)
 
 
