@@ -19,7 +19,7 @@ FOR_USE = $(VENV)/.installed-for-use
 FOR_WORK = $(VENV)/.installed-for-work
 
 .NOTPARALLEL:
-.PHONY: help setup train rlhf test test-all lint kernels bench notebooks
+.PHONY: help setup train rlhf test test-all lint kernels bench gpu notebooks
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -54,10 +54,16 @@ kernels: $(FOR_WORK) ## are the kernels right, and do they compile for A100, H10
 	$(BIN)/python -m kernels.lab check all
 	$(BIN)/python -m kernels.lab compile all --arch 80 90 100
 
-bench: $(FOR_WORK) ## training steps and the head's memory on this device; on a CUDA device the kernels too
+bench: $(FOR_WORK) ## training steps, the ladder of tricks, decoding and memory on this device; on a CUDA device the kernels too
 	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.ladder
+	$(BIN)/python -m benchmarks.decode
 	$(BIN)/python -m benchmarks.head_memory
 	$(BIN)/python -m kernels.lab bench all $(ARGS)
+
+# Without set-up: it takes the Python, torch and triton that are there, and downloads nothing.
+gpu: ## what to run first on a GPU, within 10 minutes: tests, speed of everything, `make train` (ARGS="--minutes 15")
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(ARGS)
 
 notebooks: $(FOR_WORK) ## run the notebooks and check what they say
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/notebooks $(ARGS)

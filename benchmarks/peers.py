@@ -66,6 +66,7 @@ class TransformersGPT(nn.Module):
             GPT2Config(
                 vocab_size=config.vocab_size, n_positions=config.context, n_embd=config.width, n_layer=config.layers,
                 n_head=config.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
+                bos_token_id=None, eos_token_id=None,
             )
         )  # fmt: skip
 

@@ -1,159 +1,122 @@
-"""Training steps of one model on each backend: tokens a second and peak memory. `python -m benchmarks.train_step`.
+"""Training steps of one model in every mode, beside its peers: tokens a second, MFU, peak memory.
 
-On CUDA all three backends and GPT-2's 124M parameters; on a CPU `naive` and `sdpa`, and a small model. Each measurement
-is a process of its own, and the backends take turns, so that a change of the machine's pace meets them all.
+`python -m benchmarks.train_step`. On CUDA GPT-2's 124M parameters, on a CPU the same form at 12.3M; `--shape tiny` is
+what `make train` trains. Ours is the product's own loop; the peers are GPT-2 in plain PyTorch, as nanoGPT writes it,
+and `transformers`, each as it is and compiled. Every measurement is a process of its own, and they take turns. MFU is
+the share of a large matrix product's rate in the same number format, measured in the same run.
 """
 
 from __future__ import annotations
 
-import json
-import platform
-import resource
-import subprocess
 import sys
-import time
 from dataclasses import dataclass, replace
-from statistics import median
+from typing import Any
 
 import torch
 
-from instructgpt.config import model_preset
-from instructgpt.data.batch import Batch
+from benchmarks.machine import describe, matrix_rate, results_file
+from benchmarks.steps import StepCase, has_peers, prepare, shape_named
+from benchmarks.workers import Prepared, in_turn, middle
 from instructgpt.flags import parse, run_main
-from instructgpt.model.backend import resolve_backend
-from instructgpt.model.transformer import Transformer
-from instructgpt.objectives.lm import next_token_loss
-from instructgpt.runtime import resolve_device, resolve_precision, seed_everything
-from instructgpt.settings import FilePath, Settings
+from instructgpt.model.counts import training_flops_per_token
+from instructgpt.runtime import resolve_device, resolve_precision
+from instructgpt.settings import FilePath, NonNegativeInt, PositiveInt, Settings
 from instructgpt.strict_json import to_json, write_json
-from instructgpt.training.optimizer import Optimizer, OptimizerConfig
 
 
 @dataclass(frozen=True)
 class TrainStepConfig(Settings):
-    """Measures training steps on each backend."""
+    """Measures training steps in every mode, and those of the peers."""
 
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    dtype: str = "auto"
-    """As in training."""
-    preset: str = ""
-    """The model; gpt2 on CUDA and tiny elsewhere by default."""
-    vocab_size: int = 0
-    """50,304 on CUDA, 8,192 elsewhere by default."""
-    rows: int = 0
-    """Rows of a batch; 16 on CUDA, 4 elsewhere by default."""
-    steps: int = 3
-    """Steps measured in a process, after two to warm up."""
-    repeats: int = 3
-    """Processes for each backend."""
+    dtypes: tuple[str, ...] = ()
+    """Number formats, as --dtype of training; by default auto, and on a CPU with bfloat16 float32 too."""
+    shape: str = ""
+    """The model: 12m (GPT-2's form at 12.3M), or a preset; gpt2 on CUDA and 12m elsewhere by default."""
+    rows: NonNegativeInt = 0
+    """Rows of a batch; 32 on CUDA, 16 elsewhere, and 6 for tiny, by default."""
+    steps: PositiveInt = 3
+    """Steps of a measurement."""
+    rounds: PositiveInt = 3
+    """Measurements of each, which take turns; the median is shown."""
+    only: tuple[str, ...] = ()
+    """Names of the table's rows to measure; all by default."""
     json: FilePath = "auto"
     """The file to write; auto is benchmarks/results/DEVICE-train-step.json, empty is none."""
-    one: str = ""
-    """The backend that a child process is asked for."""
 
 
 def filled_in(config: TrainStepConfig) -> TrainStepConfig:
     """With the defaults of the device."""
     device = resolve_device(config.device)
     is_gpu = device.type == "cuda"
-    json = f"benchmarks/results/{device_name(device)}-train-step.json" if config.json == "auto" else config.json
+    auto = resolve_precision("auto", device).autocast
+    dtypes = ("auto",) if is_gpu or auto is None else ("bfloat16", "float32")
+    shape = config.shape or ("gpt2" if is_gpu else "12m")
     return replace(
         config,
         device=str(device),
-        preset=config.preset or ("gpt2" if is_gpu else "tiny"),
-        vocab_size=config.vocab_size or (50304 if is_gpu else 8192),
-        rows=config.rows or (16 if is_gpu else 4),
-        json=json,
+        dtypes=config.dtypes or dtypes,
+        shape=shape,
+        rows=config.rows or (6 if shape == "tiny" else 32 if is_gpu else 16),
+        json=results_file(config.json, device, "train-step" if shape != "tiny" else "train-step-tiny"),
     )
 
 
-def device_name(device: torch.device) -> str:
-    """`cpu`, or the GPU's name as part of a file name."""
-    if device.type != "cuda":
-        return device.type
-    return torch.cuda.get_device_name(device).lower().replace(" ", "-")
-
-
-def random_batch(config: TrainStepConfig, context: int) -> Batch:
-    """Full rows of two documents each, every token a target, as in pretraining."""
-    shape = (config.rows, context)
-    ids, targets = torch.randint(config.vocab_size, (2, *shape))
-    slots = torch.arange(context).expand(shape)
-    documents = (slots >= context // 2).long()
-    return Batch(ids, targets, torch.ones(shape, dtype=torch.bool), slots - documents * (context // 2), documents)
-
-
-def measure_one(config: TrainStepConfig) -> dict[str, float]:
-    """Median seconds of a step, and the peak memory of the process, of --one."""
-    device = resolve_device(config.device)
-    precision = resolve_precision(config.dtype, device)
-    seed_everything(0)
-    shape = replace(model_preset(config.preset), vocab_size=config.vocab_size, dropout=0.0)
-    model = Transformer(shape, resolve_backend(config.one, device)).to(device, precision.parameters)
-    optimizer = Optimizer(dict(model.named_parameters()), OptimizerConfig())
-    batch = random_batch(config, shape.context).to(device)
-    seconds = []
-    for _ in range(2 + config.steps):
-        start = time.perf_counter()
-        with precision.context(device):
-            loss = next_token_loss(model, batch)
-        (loss.total / loss.weight).backward()
-        optimizer.gather_gradients()
-        optimizer.step(1.0)
-        optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return {
-        "seconds": median(seconds[2:]),
-        "peak_megabytes": peak(device) / 1e6,
-        "loss": float(loss.total.detach() / loss.weight),
-    }
-
-
-def peak(device: torch.device) -> int:
-    """Bytes: of the GPU's memory, or resident in all; Linux counts kilobytes, macOS bytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def in_child(config: TrainStepConfig, backend: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.train_step", "--one", backend, "--json", ""]
-    for name in ("device", "dtype", "preset", "vocab_size", "rows", "steps"):
-        command += ["--" + name.replace("_", "-"), str(getattr(config, name))]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+def cases(config: TrainStepConfig) -> dict[str, StepCase]:
+    """What is measured, by the name of its row."""
+    is_gpu = torch.device(config.device).type == "cuda"
+    found: dict[str, StepCase] = {}
+    for dtype in config.dtypes:
+        optimizer = "muon" if config.shape in ("tiny", "small") else "adamw"
+        base = StepCase(config.shape, config.rows, config.device, dtype, optimizer=optimizer, steps=config.steps)
+        named = {
+            f"{backend}, {mode}": replace(base, backend=backend, compile=mode)
+            for backend in (("triton", "sdpa") if is_gpu else ("sdpa",))
+            for mode in ("off", "blocks", "step")
+        }
+        if has_peers(shape_named(config.shape)):
+            named |= {
+                f"{of}, {said}": replace(base, of=of, compile=mode)
+                for of in ("plain", "transformers")
+                for said, mode in (("eager", "off"), ("compiled", "step"))
+            }
+        found |= {f"{dtype}: {name}" if len(config.dtypes) > 1 else name: case for name, case in named.items()}
+    return {name: case for name, case in found.items() if not config.only or name in config.only}
 
 
 def measure(config: TrainStepConfig) -> int:
     config = filled_in(config)
-    if config.one:
-        print(to_json(measure_one(config)))
-        return 0
-    device = resolve_device(config.device)
-    backends = ("naive", "sdpa", "triton") if device.type == "cuda" else ("naive", "sdpa")
-    runs: dict[str, list[dict[str, float]]] = {backend: [] for backend in backends}
-    for _ in range(config.repeats):
-        for backend in backends:
-            runs[backend].append(in_child(config, backend))
-    tokens = config.rows * model_preset(config.preset).context
-    results = {}
-    for backend in backends:
-        middle = {key: median(run[key] for run in runs[backend]) for key in runs[backend][0]}
-        results[backend] = {"tokens_per_second": tokens / middle["seconds"], **middle}
+    device = torch.device(config.device)
+    shape = shape_named(config.shape)
+    works = cases(config)
+    rates = {dtype: matrix_rate(device, dtype) for dtype in config.dtypes}
+    for dtype, rate in rates.items():
+        print(f"{dtype}: a large matrix product makes {rate / 1e12:.3g} TFLOP/s", flush=True)
+    # A GPU's machine has the cores to compile for several at once.
+    at_once = 4 if device.type == "cuda" else 1
+    found = in_turn({name: Prepared(prepare, (case,)) for name, case in works.items()}, config.rounds, at_once)
+    flops = training_flops_per_token(shape, shape.context)
+    results: dict[str, Any] = {}
+    for name, figures in found.items():
+        if isinstance(figures, str):
+            results[name] = {"failed": figures}
+            continue
+        mean = middle(figures)
+        mfu = mean["tokens_per_second"] * flops / rates[works[name].dtype]
+        results[name] = {**mean, "mfu": mfu, "each": [each["tokens_per_second"] for each in figures]}
         print(
-            f"{backend:<7} {results[backend]['tokens_per_second']:>12,.0f} tokens/s   "
-            f"{middle['peak_megabytes']:>9,.0f} MB   loss {middle['loss']:.4f}",
+            f"{name:<34} {mean['tokens_per_second']:>10,.0f} tokens/s  MFU {mfu:>4.0%}  {mean['peak_megabytes']:>8,.0f} MB"
+            f"  warm-up {mean['warm_up_seconds']:>4.0f} s  loss {mean['loss']:.3f}",
             flush=True,
         )
+    document = {
+        **describe(device), "shape": config.shape, "rows": config.rows, "context": shape.context,
+        "flops_per_token": flops, "matrix_flops_per_second": rates, "results": results,
+    }  # fmt: skip
     if config.json:
-        machine = {
-            "device": device_name(device), "torch": torch.__version__, "python": platform.python_version(),
-            "threads": torch.get_num_threads(), "precision": resolve_precision(config.dtype, device).name,
-            "preset": config.preset, "vocab_size": config.vocab_size, "rows": config.rows, "tokens_in_a_step": tokens,
-        }  # fmt: skip
-        write_json(config.json, {**machine, "backends": results})
+        write_json(config.json, document)
+    print(to_json(document))
     return 0
 
 

@@ -56,7 +56,8 @@ class _Worker:
         return self.wait()
 
     def end(self) -> None:
-        self._line.close()
+        self._line.close()  # where it waits for the next round, it ends by itself
+        self._process.join(5)
         self._process.terminate()
         self._process.join()
 

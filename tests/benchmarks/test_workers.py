@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from benchmarks.workers import Failed, Measure, Prepared, alone, in_turn, middle
+
+
+def counting(step: float) -> Measure:
+    """Measures step, 2·step, …, and the process that it is in."""
+    count = 0
+
+    def measure() -> dict[str, float]:
+        nonlocal count
+        count += 1
+        if step < 0:
+            raise ValueError("it cannot be\nmeasured")
+        return {"value": count * step, "process": os.getpid()}
+
+    return measure
+
+
+def impossible() -> Measure:
+    raise ImportError("No module named 'nothing'")
+
+
+def ending() -> Measure:
+    os._exit(7)
+
+
+@pytest.fixture(scope="module")
+def found() -> tuple[dict[str, object], list[str]]:
+    said: list[str] = []
+    works = {
+        "one": Prepared(counting, (1.0,)),
+        "unmeasured": Prepared(counting, (-1.0,)),
+        "impossible": Prepared(impossible),
+        "ending": Prepared(ending),
+        "ten": Prepared(counting, (10.0,)),
+    }
+    return dict(in_turn(works, rounds=3, prepared_at_once=5, say=said.append)), said
+
+
+def test_each_measures_once_a_round_in_a_process_of_its_own(found):
+    one, ten = found[0]["one"], found[0]["ten"]
+    assert [each["value"] for each in one] == [1, 2, 3] and [each["value"] for each in ten] == [10, 20, 30]
+    processes = {each["process"] for each in one} | {each["process"] for each in ten}
+    assert len(processes) == 2 and os.getpid() not in processes
+
+
+def test_what_fails_says_why_and_the_others_go_on(found):
+    figures, said = found
+    assert figures["unmeasured"] == "ValueError: it cannot be"
+    assert figures["impossible"] == "ImportError: No module named 'nothing'"
+    assert figures["ending"] == "the process ended with code 7"
+    assert len(said) == 3
+
+
+def test_alone_raises():
+    with pytest.raises(Failed, match="No module named 'nothing'"):
+        alone(Prepared(impossible))
+
+
+def test_middle_is_the_median_of_each_figure():
+    assert middle([{"a": 1.0, "b": 5.0}, {"a": 9.0, "b": 4.0}, {"a": 2.0, "b": 6.0}]) == {"a": 2.0, "b": 5.0}
