@@ -64,9 +64,9 @@ class Precision:
 def _has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Without these instructions bfloat16 on a CPU is emulated and several times slower than float32.
-    capability = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
-    return capability.startswith("AVX512") and torch.cpu._is_avx512_bf16_supported()
+    # Emulated it is several times slower than float32; and with AVX512-BF16 alone half as fast, measured on an Intel Xeon
+    # (83 against 153 GFLOP/s a core). Tiles make it several times faster.
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
 
 
 def resolve_precision(name: str, device: torch.device) -> Precision:
