@@ -84,16 +84,17 @@ def check(order: Order) -> int:
 
 def calls(order: Order) -> int:
     """What a call of each operator costs, from the bare launch to graph replay."""
-    return _python(
-        "kernels.lab", "bench", "rms_norm" if order.is_stand_in else "all", "--calls", "--json", order.json("calls")
-    )
+    kernel = "rms_norm" if order.is_stand_in else "all"
+    return _python("kernels.lab", "bench", kernel, "--calls", "--json", order.json("calls"))
 
 
 def train_step(order: Order) -> int:
     """Training steps of GPT-2 124M in every mode, beside its peers, with MFU."""
     from benchmarks.train_step import TrainStepConfig, measure
 
-    small = dict(shape="minute", rows=2, steps=1, rounds=1, dtypes=("float32",)) if order.is_stand_in else {}
+    small: dict[str, Any] = {}
+    if order.is_stand_in:
+        small = dict(shape="minute", rows=2, steps=1, rounds=1, dtypes=("float32",))
     return measure(TrainStepConfig(device=order.device, json=order.json("train-step"), **small))
 
 
@@ -129,14 +130,8 @@ def train(order: Order) -> int:
         out=str(out), preset=preset, device=order.device, overwrite=True, examples=examples, **limits
     )
     pipeline.run(config)
-    write_json(
-        order.json("train"),
-        {
-            **describe(torch.device(order.device)),
-            "preset": preset,
-            "models": json.loads((out / "eval.json").read_text()),
-        },
-    )
+    models = json.loads((out / "eval.json").read_text())
+    write_json(order.json("train"), {**describe(torch.device(order.device)), "preset": preset, "models": models})
     return 0
 
 

@@ -125,10 +125,8 @@ def measure(config: LadderConfig) -> int:
         mean = middle(figures)
         ratio = mean["tokens_per_second"] / above if above else 1.0
         above = mean["tokens_per_second"]
-        print(
-            f"{rung.name:<58} {above:>10,.0f} {ratio:>6.2f} {mean['peak_megabytes']:>8,.0f} {rung.lines:>6}  {rung.file}",
-            flush=True,
-        )
+        told = f"{above:>10,.0f} {ratio:>6.2f} {mean['peak_megabytes']:>8,.0f} {rung.lines:>6}"
+        print(f"{rung.name:<58} {told}  {rung.file}", flush=True)
         results.append({**row, **mean, "ratio": ratio})
     document = {**describe(device), "shape": shape, "rows": rows, "rungs": results}
     if json := results_file(config.json, device, "ladder"):

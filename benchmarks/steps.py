@@ -125,6 +125,9 @@ def _our_steps(case: StepCase, shape: ModelConfig, batch: Batch, device: torch.d
     loss_of = next_token_loss if case.head == "targets" else loss_of_all_positions
     losses: list[float] = []
 
+    def loss(batch: Batch) -> Loss:
+        return loss_of(model, batch.to(device))
+
     def log(record: dict[str, float]) -> None:
         losses.append(record.get("loss", math.nan))
 
@@ -133,10 +136,8 @@ def _our_steps(case: StepCase, shape: ModelConfig, batch: Batch, device: torch.d
         config = FitConfig(
             optimizer=case.optimizer, max_steps=count + 1, save_every=0, log_every=count + 1, warmup_steps=0
         )
-        fit(
-            dict(model.named_parameters()), timed, lambda batch: loss_of(model, batch.to(device)), config, Hooks(log=log),
-            device=device, precision=numbers,
-        )  # fmt: skip
+        parameters = dict(model.named_parameters())
+        fit(parameters, timed, loss, config, Hooks(log=log), device=device, precision=numbers)
         synchronize(device)
         return (time.perf_counter() - timed.times[1]) / count, losses[-1]
 

@@ -105,11 +105,8 @@ def measure(config: TrainStepConfig) -> int:
         mean = middle(figures)
         mfu = mean["tokens_per_second"] * flops / rates[works[name].dtype]
         results[name] = {**mean, "mfu": mfu, "each": [each["tokens_per_second"] for each in figures]}
-        print(
-            f"{name:<34} {mean['tokens_per_second']:>10,.0f} tokens/s  MFU {mfu:>4.0%}  {mean['peak_megabytes']:>8,.0f} MB"
-            f"  warm-up {mean['warm_up_seconds']:>4.0f} s  loss {mean['loss']:.3f}",
-            flush=True,
-        )
+        speed = f"{mean['tokens_per_second']:>10,.0f} tokens/s  MFU {mfu:>4.0%}  {mean['peak_megabytes']:>8,.0f} MB"
+        print(f"{name:<34} {speed}  warm-up {mean['warm_up_seconds']:>4.0f} s  loss {mean['loss']:.3f}", flush=True)
     document = {
         **describe(device), "shape": config.shape, "rows": config.rows, "context": shape.context,
         "flops_per_token": flops, "matrix_flops_per_second": rates, "results": results,
