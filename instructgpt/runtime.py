@@ -64,8 +64,8 @@ class Precision:
 def _has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Emulated it is several times slower than float32; and with AVX512-BF16 alone half as fast, measured on an Intel Xeon
-    # (83 against 153 GFLOP/s a core). Tiles make it several times faster.
+    # On a CPU without tiles for it, it is emulated and several times slower than float32, or, with AVX512-BF16, half as
+    # fast: 83 against 153 GFLOP/s a core, measured on an Intel Xeon.
     return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
 
 
