@@ -17,6 +17,8 @@ except ImportError:  # Windows
     resource = None
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "bfloat16-master")
+_ELEMENTS_AT_ONCE = 1 << 24
+"""What ranks sum in one message: a message's own cost is that of thousands of elements, and the copy takes memory."""
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -117,6 +119,17 @@ class Ranks:
         if self.size > 1:
             torch.distributed.all_reduce(tensor)
         return tensor
+
+    def sum_all(self, tensors: list[torch.Tensor]) -> None:
+        """Each of these tensors summed over all ranks, in place; small ones travel together."""
+        while self.size > 1 and tensors:
+            count = 1
+            while count < len(tensors) and sum(t.numel() for t in tensors[: count + 1]) <= _ELEMENTS_AT_ONCE:
+                count += 1
+            bucket, tensors = tensors[:count], tensors[count:]
+            flat = self.sum(torch.cat([tensor.flatten() for tensor in bucket]))
+            for tensor, summed in zip(bucket, flat.split([tensor.numel() for tensor in bucket])):
+                tensor.copy_(summed.view_as(tensor))
 
     def wait(self) -> None:
         """Returns when all ranks have come here."""

@@ -6,7 +6,7 @@ Ranking (texts, the best first) -> Ranked (tokens) -> ComparisonBatch (rows, and
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from typing import Any, Literal, NamedTuple, Protocol
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from instructgpt import world
-from instructgpt.data.batch import Batch
+from instructgpt.data.batch import Batch, moved
 from instructgpt.data.held_out import prompt_key, without
 from instructgpt.data.packing import collate
 from instructgpt.data.preferences import Ranking
@@ -63,20 +63,18 @@ class ComparisonBatch:
     pairs: Pairs
 
     @property
-    def tokens(self) -> int:
-        """Tokens that are not padding."""
+    def tokens(self) -> Tensor:
+        """Tokens that are not padding, a scalar."""
         return self.rows.tokens
 
     @property
     def lengths(self) -> Tensor:
         """(S,) tokens of each answer, its `end` included."""
-        answers = self.answers[self.rows.is_target]
+        answers = self.rows.at_targets(self.answers)
         return torch.zeros_like(self.last).index_add(0, answers, torch.ones_like(answers))
 
     def to(self, device: torch.device) -> ComparisonBatch:
-        pairs = Pairs(*(getattr(self.pairs, f.name).to(device, non_blocking=True) for f in fields(Pairs)))
-        answers, last = (t.to(device, non_blocking=True) for t in (self.answers, self.last))
-        return ComparisonBatch(self.rows.to(device), answers, last, pairs)
+        return moved(self, device)
 
 
 class RankedSource(Protocol):

@@ -9,7 +9,10 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from instructgpt.data.batch import BatchStream
+import torch
+from torch import Tensor
+
+from instructgpt.data.batch import BatchStream, mapped
 
 
 class Prefetched:
@@ -17,10 +20,13 @@ class Prefetched:
 
     Only for streams that do not depend on the weights. `state()` is that of the batches handed out, not of those made,
     so that resuming repeats and skips nothing. What the stream raises is raised here, at the batch it belongs to.
+
+    device: a CUDA device to which the batches, dataclasses of tensors, are copied beside what it computes: from pinned
+    memory and on a stream of their own.
     """
 
-    def __init__(self, stream: BatchStream, depth: int = 2):
-        self._stream, self._depth = stream, depth
+    def __init__(self, stream: BatchStream, depth: int = 2, device: torch.device | None = None):
+        self._stream, self._depth, self._device = stream, depth, device
         self._state = copy.deepcopy(stream.state())
         self._worker: _Worker | None = None
 
@@ -29,13 +35,13 @@ class Prefetched:
 
     def __next__(self) -> Any:
         if self._worker is None:
-            self._worker = _Worker(self._stream, self._depth)
+            self._worker = _Worker(self._stream, self._depth, self._device)
         made = self._worker.made.get()
         if isinstance(made, BaseException):
             self.close()
             raise made
-        batch, self._state = made
-        return batch
+        batch, copied, self._state = made
+        return batch if copied is None else _taken_over(batch, copied)
 
     def state(self) -> dict[str, Any]:
         return copy.deepcopy(self._state)
@@ -57,9 +63,10 @@ class Prefetched:
 
 
 class _Worker:
-    def __init__(self, stream: BatchStream, depth: int):
+    def __init__(self, stream: BatchStream, depth: int, device: torch.device | None):
         self.made: queue.Queue[Any] = queue.Queue(depth)
         self._stream = stream
+        self._copies = None if device is None else torch.cuda.Stream(device)
         self._is_wanted = True
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self._thread.start()
@@ -67,7 +74,10 @@ class _Worker:
     def _run(self) -> None:
         while self._is_wanted:
             try:
-                made: Any = (next(self._stream), copy.deepcopy(self._stream.state()))
+                batch, copied = next(self._stream), None
+                if self._copies is not None:
+                    batch, copied = _sent(batch, self._copies)
+                made: Any = (batch, copied, copy.deepcopy(self._stream.state()))
             except BaseException as error:
                 made = error
             self.made.put(made)
@@ -80,3 +90,25 @@ class _Worker:
             with contextlib.suppress(queue.Empty):  # room for what the thread is about to hand over
                 self.made.get(timeout=0.01)
         self._thread.join()
+
+
+def _sent(batch: Any, stream: torch.cuda.Stream) -> tuple[Any, Any]:
+    """The batch on the stream's device, and the event after which it is there."""
+    with torch.cuda.stream(stream):
+        return (
+            # An empty tensor has no memory to pin.
+            mapped(batch, lambda t: (t.pin_memory() if t.numel() else t).to(stream.device, non_blocking=True)),
+            stream.record_event(),
+        )
+
+
+def _taken_over(batch: Any, copied: torch.cuda.Event) -> Any:
+    """The batch for use on the current stream, which waits for the copy; the host does not."""
+
+    def held(tensor: Tensor) -> Tensor:
+        stream = torch.cuda.current_stream(tensor.device)
+        stream.wait_event(copied)
+        tensor.record_stream(stream)  # else its memory could be given away while it is still read
+        return tensor
+
+    return mapped(batch, held)

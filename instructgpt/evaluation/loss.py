@@ -60,8 +60,8 @@ def evaluate_loss(model: Transformer, tokenizer: Tokenizer, batches: Iterable[Ba
     with inference(model):
         for batch in batches:
             batch = batch.to(device)
-            hidden = model.hidden(batch.ids, batch.positions, batch.documents)[batch.is_target]  # (N, C)
-            targets = batch.targets[batch.is_target]  # (N,)
+            hidden = batch.at_targets(model.hidden(batch.ids, batch.positions, batch.documents))  # (N, C)
+            targets = batch.at_targets(batch.targets)  # (N,)
             for some_hidden, some_targets in zip(hidden.split(at_once), targets.split(at_once)):
                 logits = model.head(some_hidden)  # (n, V)
                 nats += model.backend.cross_entropy(logits, some_targets).sum(dtype=nats.dtype)

@@ -34,5 +34,6 @@ def next_token_loss(model: Transformer, batch: Batch, label_smoothing: float = 0
     is the widest matrix of a small model. A batch with nothing to train on gives total 0 and weight 0, not NaN.
     """
     hidden = model.hidden(batch.ids, batch.positions, batch.documents)  # (B, T, C)
-    losses = model.token_losses(hidden[batch.is_target], batch.targets[batch.is_target], label_smoothing)  # (N,)
-    return Loss(losses.sum(), torch.tensor(float(losses.numel()), device=losses.device))
+    losses = model.token_losses(batch.at_targets(hidden), batch.at_targets(batch.targets), label_smoothing)  # (N,)
+    # A number made on the device: one that is copied to it would be waited for.
+    return Loss(losses.sum(), torch.full((), float(len(losses)), device=losses.device))

@@ -303,7 +303,7 @@ def _movement(logprobs: Tensor, old_logprobs: Tensor, clip: float) -> dict[str, 
 
 
 def _count(values: Tensor) -> Tensor:
-    return torch.tensor(float(len(values)), device=values.device)
+    return torch.full((), float(len(values)), device=values.device)
 
 
 def _detached(metrics: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -108,9 +108,9 @@ def answer_logprobs(model: Transformer, batch: ComparisonBatch) -> Tensor:
     Teacher-forced, as in training. Only the answers' tokens reach the head.
     """
     rows = batch.rows
-    hidden = model.hidden(rows.ids, rows.positions, rows.documents)[rows.is_target]  # (N, C)
-    logprobs = -model.token_losses(hidden, rows.targets[rows.is_target])  # (N,)
-    return logprobs.new_zeros(len(batch.last)).index_add(0, batch.answers[rows.is_target], logprobs)
+    hidden = rows.at_targets(model.hidden(rows.ids, rows.positions, rows.documents))  # (N, C)
+    logprobs = -model.token_losses(hidden, rows.at_targets(rows.targets))  # (N,)
+    return logprobs.new_zeros(len(batch.last)).index_add(0, rows.at_targets(batch.answers), logprobs)
 
 
 def _difference(values: Tensor, pairs: Pairs) -> Tensor:

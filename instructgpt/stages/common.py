@@ -208,7 +208,7 @@ def train(
         save_model=lambda: run.save_model(model),
     )
     # A CPU has no core to spare for prefetching.
-    stream = Prefetched(batches) if device.type == "cuda" and may_prefetch else batches
+    stream = Prefetched(batches, device=device) if device.type == "cuda" and may_prefetch else batches
     try:
         result = fit(
             {**dict(model.named_parameters()), **(beside or {})}, stream, step_loss, config.fit, hooks,

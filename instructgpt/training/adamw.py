@@ -36,7 +36,7 @@ class AdamW:
         if not names:
             return
         steps, is_bad = [self.steps[name] for name in names], 1 - is_good
-        _lists._foreach_add_(steps, is_good)
+        _lists._foreach_add_(steps, [is_good] * len(steps))
         _lists._fused_adamw_(
             [self.parameters[name] for name in names],
             [self.parameters[name].grad for name in names],

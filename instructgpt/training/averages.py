@@ -16,12 +16,14 @@ class Average:
         self.weights = {name: p.detach().clone() for name, p in masters.items()} if decay else {}
 
     @torch.no_grad()
-    def update(self, masters: Parameters, step: int) -> None:
+    def update(self, masters: Parameters, step: int, is_good: Tensor) -> None:
+        """Follows the masters after update number `step`; not where `is_good` is 0, for that was none."""
         if self.weights:
             # Early on the average would be mostly the random start: let it follow faster (Polyak-style warm-up).
             decay = min(self.decay, (1 + step) / (10 + step))
+            share = (1 - decay) * is_good
             for name, average in self.weights.items():
-                average.lerp_(masters[name], 1 - decay)
+                average.lerp_(masters[name], share.to(average.dtype))
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import signal
 import time
@@ -23,6 +24,7 @@ from instructgpt.training.averages import Average, exchange
 from instructgpt.training.metrics import Window
 from instructgpt.training.optimizer import Optimizer, OptimizerConfig, Parameters
 from instructgpt.training.schedule import Schedule, learning_rate_factor
+from instructgpt.training.update import FIRST_SCALE, Outcome, Updates
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class FitConfig(OptimizerConfig):
     log_every: PositiveInt = 10
     """Updates between lines of the log."""
     max_bad_steps: PositiveInt = 5
-    """Steps in a row with a loss or gradient that is not finite, each skipped, before the run is given up."""
+    """Steps in a row with a loss or gradient that is not finite, each skipped, before the run is given up. On a GPU,
+    which is not waited for in between, that is noticed at the next line of the log."""
 
 
 @dataclass
@@ -149,7 +152,8 @@ def fit(
     """Minimises Σ total / Σ weight over micro-batches and ranks, one update after the other.
 
     `parameters`: the trained tensors by name, updated in place. `batches` is read on demand and never ahead, so that it
-    may depend on the weights of the moment. With several ranks, micro-batch i belongs to rank i mod size.
+    may depend on the weights of the moment. With several ranks, micro-batch i belongs to rank i mod size. A CUDA device
+    is waited for only to log, validate and save; the others compute when they are told to, and are looked at each time.
     Raises KeyboardInterrupt after saving when asked to stop, and UserError when the loss stays non-finite.
     """
     require_end(config, hooks.validate is not None)
@@ -157,10 +161,12 @@ def fit(
     optimizer = Optimizer(parameters, config, compute_dtype=precision.autocast or precision.parameters)
     average = Average(optimizer.masters, config.ema)
     best: dict[str, Tensor] = {}
-    progress = Progress(loss_scale=2.0**12 if precision.scale_loss else 1.0)
+    progress = Progress(loss_scale=FIRST_SCALE if precision.scale_loss else 1.0)
     result = FitResult(progress)
     if resume_from is not None:
         _restore(resume_from, config, optimizer, average, best, batches, result)
+    updates = Updates(optimizer, average, loss_fn, config.micro_batches, config.clip, device, precision, ranks)
+    updates.scale = (progress.loss_scale, progress.good_steps_at_scale)
     window = Window()
 
     def snapshot() -> Snapshot:
@@ -200,37 +206,37 @@ def fit(
         if hooks.save is not None:
             hooks.save(snapshot())
 
-    with _stop_requests() as stop_requests:
+    def settle() -> None:
+        """Reads what came of the updates that were made, for which the device has to be waited for."""
+        for outcome in updates.outcomes():
+            _account(outcome, progress, window, config, hooks)
+        if precision.scale_loss:
+            progress.loss_scale, progress.good_steps_at_scale = updates.scale
+
+    with _stop_requests() as stop_requests, _collecting_at_leave() as collect:
         started = time.monotonic() - progress.seconds
         while not (_is_over(config, progress) or _has_stalled(config, progress)):
             factor = scheduled_factor(config, progress)
-            total, weight, metrics, tokens = _accumulate(
-                batches, loss_fn, optimizer, config, device, precision, ranks, progress.loss_scale
-            )
-            gradient_norm = _scale_and_clip(optimizer, weight * progress.loss_scale, config.clip)
-            progress.tokens += tokens
             progress.step += 1
+            updates.make(batches, progress.step, factor)
             progress.seconds = time.monotonic() - started
             if progress.step <= config.warmup_steps:
                 progress.warmup_seconds = progress.seconds
-            if math.isfinite(total) and math.isfinite(gradient_norm):
-                if weight > 0:
-                    optimizer.step(factor)
-                    average.update(optimizer.masters, progress.step)
-                progress.bad_steps = 0
-                _grow_loss_scale(progress, precision)
-                window.add(total, weight, metrics, tokens, gradient_norm)
-            else:
-                _skip(progress, precision, config, hooks, total, gradient_norm)
-            optimizer.zero_grad()
-            if progress.step % config.log_every == 0 or _is_over(config, progress):
+            logs = progress.step % config.log_every == 0 or _is_over(config, progress)
+            validates = config.eval_every and progress.step % config.eval_every == 0
+            saves = config.save_every and progress.step % config.save_every == 0
+            if device.type != "cuda" or logs or validates or saves:
+                settle()
+            if logs:
                 record = window.record(progress.step, progress.tokens, progress.seconds)
                 hooks.log({**record, "learning_rate": factor * config.learning_rate})
-            if config.eval_every and progress.step % config.eval_every == 0:
+                collect()
+            if validates:
                 validate()
-            if config.save_every and progress.step % config.save_every == 0:
+            if saves:
                 save()
             if stop_requests:
+                settle()
                 save()
                 raise KeyboardInterrupt
         if progress.validated_at != progress.step:
@@ -261,72 +267,39 @@ def scheduled_factor(config: FitConfig, progress: Progress) -> float:
     )  # fmt: skip
 
 
-def _accumulate(
-    batches: BatchStream, loss_fn: Callable[[Any], Loss], optimizer: Optimizer, config: FitConfig,
-    device: torch.device, precision: Precision, ranks: Ranks, loss_scale: float,
-) -> tuple[float, float, dict[str, float], int]:  # fmt: skip
-    """Forward and backward over this update's micro-batches: loss, weight, metrics, tokens, summed over all ranks."""
-    sums: dict[str, Tensor] = {}
-    zero = torch.zeros((), dtype=torch.float64, device=device if device.type != "mps" else "cpu")
-    for index in range(config.micro_batches * ranks.size):
-        batch = next(batches)
-        if index % ranks.size != ranks.rank:
-            continue
-        with precision.context(device):
-            loss = loss_fn(batch)
-        if loss.total.requires_grad:
-            (loss.total * loss_scale).backward()
-            optimizer.gather_gradients()
-        for name, value in {"total": loss.total, "weight": loss.weight, **loss.metrics}.items():
-            sums[name] = sums.get(name, zero) + value.detach().to(zero)
-        sums["tokens"] = sums.get("tokens", zero) + getattr(batch, "tokens", 0)
-    values = ranks.sum(torch.stack(list(sums.values()))).tolist()
-    if ranks.size > 1:
-        optimizer.fill_gradients()  # every rank must take part in every sum, even with nothing of its own to add
-        for gradient in optimizer.gradients():
-            ranks.sum(gradient)
-    named = dict(zip(sums, values))
-    return (
-        named.pop("total"),
-        named.pop("weight"),
-        {k: v for k, v in named.items() if k != "tokens"},
-        int(named["tokens"]),
-    )
-
-
-def _scale_and_clip(optimizer: Optimizer, divisor: float, clip: float) -> float:
-    """Turns summed gradients into the mean's, then shortens them to `clip`. Returns the norm before clipping."""
-    gradients = optimizer.gradients()
-    if not gradients or divisor == 0:
-        return 0.0
-    norm = torch.nn.utils.get_total_norm(gradients).item() / divisor
-    shorten = min(1.0, clip / (norm + 1e-6)) if clip and math.isfinite(norm) else 1.0
-    for gradient in gradients:
-        gradient.mul_(shorten / divisor)
-    return norm
-
-
-def _grow_loss_scale(progress: Progress, precision: Precision) -> None:
-    progress.good_steps_at_scale += 1
-    if precision.scale_loss and progress.good_steps_at_scale >= 1000:
-        progress.loss_scale, progress.good_steps_at_scale = progress.loss_scale * 2, 0
-
-
-def _skip(
-    progress: Progress, precision: Precision, config: FitConfig, hooks: Hooks, total: float, gradient_norm: float
-) -> None:
-    """Reports a step that is not finite. With float16 an overflow is expected now and then, and halves the scale."""
+def _account(outcome: Outcome, progress: Progress, window: Window, config: FitConfig, hooks: Hooks) -> None:
+    """Counts an update that was made. One that was not finite is reported; of too many in a row the run dies."""
+    progress.tokens += outcome.tokens
+    if outcome.is_finite:
+        progress.bad_steps = 0
+        window.add(outcome.total, outcome.weight, outcome.metrics, outcome.tokens, outcome.gradient_norm)
+        return
     progress.skipped_steps += 1
-    if precision.scale_loss and progress.loss_scale > 1 and math.isfinite(total):
-        progress.loss_scale, progress.good_steps_at_scale = progress.loss_scale / 2, 0
-    else:
-        progress.bad_steps += 1
-    hooks.log({"step": progress.step, "skipped": 1.0, "loss_sum": total, "gradient_norm": gradient_norm})
+    progress.bad_steps += not outcome.overflowed
+    not_finite = {"loss_sum": outcome.total, "gradient_norm": outcome.gradient_norm}
+    hooks.log({"step": outcome.step, "skipped": 1.0, **not_finite})
     if progress.bad_steps >= config.max_bad_steps:
         raise UserError(
-            f"step {progress.step}: loss or gradient was not finite {progress.bad_steps} times in a row; the last "
+            f"step {outcome.step}: loss or gradient was not finite {progress.bad_steps} times in a row; the last "
             "checkpoint is kept: look at the data, or try a lower --learning-rate"
         )
+
+
+@contextmanager
+def _collecting_at_leave() -> Iterator[Callable[[], int]]:
+    """Python's garbage collector only when it is called: it stops the world for tens of milliseconds, at any time.
+
+    What exists by now stays, and need not be looked at again.
+    """
+    was_enabled = gc.isenabled()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield gc.collect
+    finally:
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()
 
 
 def share_done(config: FitConfig, progress: Progress) -> float:

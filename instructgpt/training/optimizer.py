@@ -92,6 +92,11 @@ class Optimizer:
     def gradients(self) -> list[Tensor]:
         return [master.grad for master in self.masters.values() if master.grad is not None]
 
+    def scale_gradients(self, factor: Tensor) -> None:
+        """Multiplies all gradients by a scalar."""
+        if gradients := self.gradients():
+            _lists._foreach_mul_(gradients, factor.to(gradients[0]))
+
     def step(self, factor: float, is_good: Tensor | None = None) -> None:
         """One update at `factor` times the peak learning rates.
 

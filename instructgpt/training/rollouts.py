@@ -12,14 +12,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from instructgpt.data.batch import Batch
+from instructgpt.data.batch import Batch, moved
 from instructgpt.data.packing import collate
 from instructgpt.data.queries import Query
 from instructgpt.data.tokens import Tokens
@@ -106,8 +106,8 @@ class AnswerTokens(NamedTuple):
 def answer_tokens(model: Transformer, batch: Batch) -> AnswerTokens:
     """One teacher-forced forward, dropout off; with gradients unless the caller forbids them."""
     model.eval()
-    hidden = model.hidden(batch.ids, batch.positions, batch.documents)[batch.is_target]  # (N, C)
-    logprobs, entropy = model.token_logprobs(hidden, batch.targets[batch.is_target], with_entropy=True)
+    hidden = batch.at_targets(model.hidden(batch.ids, batch.positions, batch.documents))  # (N, C)
+    logprobs, entropy = model.token_logprobs(hidden, batch.at_targets(batch.targets), with_entropy=True)
     return AnswerTokens(logprobs, entropy, hidden)
 
 
@@ -165,7 +165,7 @@ class Rollout:
     """Means over all answers of which these are a part."""
 
     @property
-    def tokens(self) -> int:
+    def tokens(self) -> Tensor:
         return self.batch.tokens
 
     @property
@@ -179,8 +179,7 @@ class Rollout:
         return self.logprobs - self.reference
 
     def to(self, device: torch.device) -> Rollout:
-        held: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Rollout(**{name: value.to(device) if hasattr(value, "to") else value for name, value in held.items()})
+        return moved(self, device)
 
 
 def with_metrics(loss: Loss, means: dict[str, float]) -> Loss:
