@@ -38,6 +38,23 @@ def test_planted_bugs_are_caught(kernel: Kernel):
     assert [outcome for outcome in outcomes if not outcome.is_caught] == []
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="sums are those of the interpreter")
+def test_a_limit_holds_however_the_naive_version_happens_to_add_up():
+    """4,096 rows summed into 16 keys: with one thread of PyTorch, and with two, the naive sums differ."""
+    (kernel,) = (kernel for kernel in package_kernels() if op_name(kernel) == "attention")
+    sizes = {"batch": 1, "queries": 4096, "keys": 16, "kv_heads": 1, "group": 1, "head_dim": 16}
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            case = {"seed": 0, **sizes, "drift": 4.0, "size": 0.0}
+            report = check_case(kernel.spec, case, ["float32"], ["summed"], kernel.target)
+            assert report.failure is None, str(report)
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_builds_return_all_that_is_judged(kernel: Kernel):
     """A GPU judges them, so they must not leave out a result."""
