@@ -15,7 +15,7 @@ from instructgpt.data.fields import Fields
 from instructgpt.data.held_out import prompt_key, without
 from instructgpt.data.instructions import KNOWN, conversation
 from instructgpt.data.records import convert_files
-from instructgpt.data.sources import Epochs, Mixture
+from instructgpt.data.sources import Epochs
 from instructgpt.data.templates import Templates
 from instructgpt.errors import UserError
 from instructgpt.text.chat import Message, render_prompt
@@ -109,13 +109,18 @@ def read_questions(file: DataFile | str, account: Account, strict: bool = False)
 
 
 def read_queries(
-    files: Sequence[DataFile | str], tokenizer: Tokenizer, longest: int, strict: bool = False
+    files: Sequence[DataFile | str],
+    tokenizer: Tokenizer,
+    longest: int,
+    strict: bool = False,
+    seen: set[int] | None = None,
 ) -> tuple[list[Query], Account]:
     """The prompts of files, without the answer if there is one; those of more than `longest` tokens are left out.
 
+    seen: what other files have brought already, as an `Account` keeps it.
     Raises UserError as `read_instructions`, and when every prompt is too long.
     """
-    account = Account(DataFile.of(files[0]).path if len(files) == 1 else f"{len(files)} files")
+    account = Account(DataFile.of(files[0]).path if len(files) == 1 else f"{len(files)} files", seen)
     queries = []
     for asked in _asked(files, account, strict):
         exchange = asked.exchange
@@ -126,12 +131,6 @@ def read_queries(
     too_long = account.kept - len(queries)
     if too_long:
         account.notes[f"prompt of more than {longest} tokens, left out"] += too_long
-    if not queries:
+    if too_long and not queries:
         raise UserError(f"every prompt has more than {longest} tokens, which leaves no room to answer", account.name)
     return queries, account
-
-
-def query_source(parts: Iterable[QuerySource], seed: int) -> QuerySource:
-    """One source of several, all drawn as often."""
-    parts = list(parts)
-    return parts[0] if len(parts) == 1 else Mixture(parts, [1.0] * len(parts), seed)  # pyright: ignore

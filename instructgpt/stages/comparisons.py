@@ -24,11 +24,11 @@ from instructgpt.data.comparisons import (
 from instructgpt.data.data_file import DataFile, Reading
 from instructgpt.data.held_out import held_out_keys, prompt_key
 from instructgpt.data.preferences import Ranking, read_rankings
-from instructgpt.data.sources import Mixture
 from instructgpt.errors import UserError
 from instructgpt.objectives.lm import Loss
 from instructgpt.settings import FilePath, NonNegativeInt, PositiveInt, ShareBelow1
 from instructgpt.stages.common import StageConfig, say_split
+from instructgpt.stages.mixture import groups, mixed, of_group, require_weights
 from instructgpt.text.tokenizer import Tokenizer
 
 
@@ -38,7 +38,10 @@ class ComparisonConfig(StageConfig):
 
     data: tuple[FilePath, ...] = ()
     """Preference files (chosen and rejected beside a prompt, HH-RLHF transcripts, rankings), or `world` for the
-    embedded world. Files together are one source, drawn as often as `world` beside them."""
+    embedded world. Files together are one source, drawn as often as `world` beside them, unless --weights says how
+    often."""
+    weights: tuple[float, ...] = ()
+    """How often each of --data is drawn, relative to the others, one number for each."""
     long: Literal["cut", "drop"] = "cut"
     """What becomes of a comparison longer than the context: its prompt loses the earliest turns and then the front of
     the question, down to half of the context, then its answers their tails; or it is left out."""
@@ -79,32 +82,34 @@ class HeldOut(NamedTuple):
 
 def comparisons(config: ComparisonConfig, tokenizer: Tokenizer, context: int) -> tuple[RankedSource, HeldOut]:
     """What to train on and what to hold out of --data; says what was read, dropped and cut, and how much it is."""
+    require_weights(config.data, config.weights)
     files = config.reading.files(config.data)
     read = _read(files, config)
     held = {key for part in read for key in held_out_keys(map(_key, part), config.val_share)}
     validation_source = WorldPreferences("val", tokenizer, context)
     world_pairs = range(config.val_pairs) if "world" in config.data else ()
     left_out = held.union(prompt_key(validation_source.pair(i).messages) for i in world_pairs)
-    held_out, trained = HeldOut([], [], []), list[Ranking]()
+    held_out, trained = HeldOut([], [], []), list[list[Ranking]]()
     for file, part in zip(files, read):
         chosen = [ranking for ranking in part if _key(ranking) in held]
-        trained += [ranking for ranking in part if _key(ranking) not in left_out]
+        trained.append([ranking for ranking in part if _key(ranking) not in left_out])
         held_out.add(chosen, tokenized_all(chosen, tokenizer, context, config.long)[0], Path(file.path).name)
     sources: list[Any] = []
     if files:
         if config.val_share and not held:
             raise UserError("one prompt cannot be split into training and validation; set --val-share 0", files[0].path)
-        say_split("comparisons", config.out, sum(map(len, read)), len(trained), len(held_out.records))
-        ranked, what_was_cut = tokenized_all(trained, tokenizer, context, config.long)
+        say_split("comparisons", config.out, sum(map(len, read)), sum(map(len, trained)), len(held_out.records))
+    for group in groups(config.data, config.weights):
+        if group == ["world"]:
+            sources.append(WorldPreferences("train", tokenizer, context, config.seed, held))
+            held_out.rankings.extend(validation_source[i] for i in world_pairs)
+            held_out.kinds.extend(world.preference("val", i).fault for i in world_pairs)
+            continue
+        ranked, what_was_cut = tokenized_all(of_group(group, files, trained), tokenizer, context, config.long)
         if what_was_cut:
             print(f"  {what_was_cut}", flush=True)
         sources.append(Rankings(ranked, config.seed))
-    if "world" in config.data:
-        sources.append(WorldPreferences("train", tokenizer, context, config.seed, held))
-        held_out.rankings.extend(validation_source[i] for i in world_pairs)
-        held_out.kinds.extend(world.preference("val", i).fault for i in world_pairs)
-    source = sources[0] if len(sources) == 1 else Mixture(sources, [1.0, 1.0], config.seed)
-    return source, held_out  # pyright: ignore[reportReturnType]
+    return mixed(sources, config.weights, config.seed), held_out
 
 
 def _key(ranking: Ranking) -> str:

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from instructgpt.data.data_file import Reading
 from instructgpt.data.held_out import held_out_keys, prompt_key
-from instructgpt.data.queries import FileQueries, Query, QuerySource, WorldQueries, query_source, read_queries
+from instructgpt.data.queries import FileQueries, Query, QuerySource, WorldQueries, read_queries
 from instructgpt.errors import UserError
 from instructgpt.generation.engine import Completion
 from instructgpt.model.heads import RewardModel
 from instructgpt.model.transformer import Transformer
 from instructgpt.settings import FilePath, NonNegative, PositiveInt
 from instructgpt.stages.common import Machine, StageConfig, build_model, fitting_row_length, require, say_split
+from instructgpt.stages.mixture import groups, mixed, require_some, require_weights
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import load, load_reward_model
 from instructgpt.training.rewards import Reward, RewardSum, WorldReward, load_function, shown
@@ -45,6 +46,9 @@ class PolicyStageConfig(StageConfig):
 
     data: tuple[FilePath, ...] = ()
     """Where prompts come from: `world`, or instruction files, whose answers are not looked at."""
+    weights: tuple[float, ...] = ()
+    """How often each of --data is drawn, relative to the others, one number for each; by default `world` and all files
+    together as often."""
     reward: tuple[FilePath, ...] = ()
     """What answers are scored by: the run directory of a reward model, or `world` for the world's own checker."""
     reward_function: tuple[FilePath, ...] = ()
@@ -203,21 +207,30 @@ def _reward(config: PolicyStageConfig, machine: Machine, tokenizer: Tokenizer) -
 
 def _queries(config: PolicyStageConfig, tokenizer: Tokenizer, longest: int) -> tuple[QuerySource, list[Query]]:
     """What to ask, and what to hold out of it."""
-    parts: list[QuerySource] = []
-    held_out: list[Query] = []
+    require_weights(config.data, config.weights)
     validation = WorldQueries("val", tokenizer, config.seed)
-    has_world = "world" in config.data
-    world_held = [validation[i] for i in range(config.val_examples)] if has_world else []
-    held: set[str] = set()
-    if files := config.reading.files(config.data):
-        queries, account = read_queries(files, tokenizer, longest, config.reading.strict)
-        print(account.report(), flush=True)
-        held = held_out_keys((prompt_key(each.messages) for each in queries), _HELD_SHARE, config.val_examples)
-        held_out = [each for each in queries if prompt_key(each.messages) in held]
-        left_out = held.union(prompt_key(each.messages) for each in world_held)
-        trained = [each for each in queries if prompt_key(each.messages) not in left_out]
-        say_split("prompts", config.out, len(queries), len(trained), len(held_out))
-        parts.append(FileQueries(trained, config.seed))
-    if has_world:
-        parts.insert(0, WorldQueries("train", tokenizer, config.seed, held))
-    return query_source(parts, config.seed), [*world_held, *held_out] or [parts[0][0]]
+    world_held = [validation[i] for i in range(config.val_examples)] if "world" in config.data else []
+    split = groups(config.data, config.weights)
+    read, seen = list[list[Query]](), set[int]()
+    for files in (config.reading.files(group) for group in split):
+        if files:
+            queries, account = read_queries(files, tokenizer, longest, config.reading.strict, seen)
+            print(account.report(), flush=True)
+        read.append(queries if files else [])
+    held = held_out_keys((_key(each) for part in read for each in part), _HELD_SHARE, config.val_examples)
+    held_out = [each for part in read for each in part if _key(each) in held]
+    left_out = held.union(map(_key, world_held))
+    trained = [[each for each in part if _key(each) not in left_out] for part in read]
+    if any(read):
+        say_split("prompts", config.out, sum(map(len, read)), sum(map(len, trained)), len(held_out))
+    parts: list[QuerySource] = [
+        WorldQueries("train", tokenizer, config.seed, held)
+        if group == ["world"]
+        else FileQueries(require_some(part, group), config.seed)
+        for group, part in zip(split, trained)
+    ]
+    return mixed(parts, config.weights, config.seed), [*world_held, *held_out] or [parts[0][0]]
+
+
+def _key(query: Query) -> str:
+    return prompt_key(query.messages)

@@ -11,10 +11,9 @@ from instructgpt.data.data_file import DataFile, Reading
 from instructgpt.data.held_out import conversation_key, held_out_keys
 from instructgpt.data.instructions import read_instructions
 from instructgpt.data.packing import PackedStream, batches_of
-from instructgpt.data.sources import Conversations, ExampleSource, Mixture, WorldInstructions
+from instructgpt.data.sources import Conversations, ExampleSource, WorldInstructions
 from instructgpt.data.tokens import Tokens
 from instructgpt.data.windows import Long, all_windows
-from instructgpt.errors import UserError
 from instructgpt.objectives.lm import next_token_loss
 from instructgpt.runtime import resolve_device
 from instructgpt.settings import FilePath, NonNegativeInt, Share, ShareBelow1
@@ -28,6 +27,7 @@ from instructgpt.stages.common import (
     say_split,
     train,
 )
+from instructgpt.stages.mixture import groups, mixed, of_group, require_weights
 from instructgpt.text.chat import Message
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import load
@@ -82,8 +82,7 @@ def run(config: SFTConfig) -> FitResult:
 
 def check(config: SFTConfig) -> None:
     """Raises UserError for what can be told to be wrong with --data from the first records of each file."""
-    if config.weights and len(config.weights) != len(config.data):
-        raise UserError(f"--weights has {len(config.weights)} values for {len(config.data)} sources in --data")
+    require_weights(config.data, config.weights)
     for file in config.reading.files(config.data):
         next(read_instructions([file]))
 
@@ -115,28 +114,16 @@ def sources(config: SFTConfig, tokenizer: Tokenizer, context: int) -> Sources:
     if files:
         say_split("conversations", config.out, sum(map(len, records)), sum(map(len, trained)), len(validated))
     parts: list[ExampleSource] = []
-    for group in groups(config):
+    for group in groups(config.data, config.weights):
         if group == ["world"]:
             source = WorldInstructions("train", tokenizer, config.seed, config.flawed_share, context, held)
             parts.append(ahead_for(source, resolve_device(config.device)))
             continue
-        chosen = [each for file, part in zip(files, trained) if file.path in group for each in part]
-        if not chosen:
-            raise UserError("nothing of it is left to train on: it is held out, or in files before it", group[0])
-        examples, fitted = all_windows(chosen, tokenizer, context, config.long)
+        examples, fitted = all_windows(of_group(group, files, trained), tokenizer, context, config.long)
         if cost := fitted.report(context):
             print(f"  {cost}", flush=True)
         parts.append(Conversations(examples, config.seed))
-    weights = config.weights or [1.0] * len(parts)
-    return Sources(parts[0] if len(parts) == 1 else Mixture(parts, weights, config.seed), held_out, validated)
-
-
-def groups(config: SFTConfig) -> list[list[str]]:
-    """--data as sources to mix: with --weights each file is one, without them all files together are."""
-    if config.weights:
-        return [[name] for name in config.data]
-    files = [name for name in config.data if name != "world"]
-    return [group for group in (files, ["world"] if "world" in config.data else []) if group]
+    return Sources(mixed(parts, config.weights, config.seed), held_out, validated)
 
 
 def conversations(files: list[DataFile], config: SFTConfig) -> list[list[list[Message]]]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from instructgpt import world
 from instructgpt.data.data_file import DataFile
-from instructgpt.data.queries import FileQueries, Query, WorldQueries, query_source, read_queries
+from instructgpt.data.queries import FileQueries, Query, WorldQueries, read_queries
 from instructgpt.data.templates import Templates
 from instructgpt.errors import UserError
 from instructgpt.text.chat import render_prompt
@@ -53,12 +53,6 @@ def test_reading_a_file_drops_prompts_that_are_too_long_and_says_so(tokenizer: T
     assert "noted 1: prompt of more than 20 tokens, left out" in account.report()
     with pytest.raises(UserError, match="every prompt has more than 2 tokens"):
         read_queries([str(file)], tokenizer, longest=2)
-
-
-def test_several_sources_are_drawn_as_often(tokenizer: Tokenizer) -> None:
-    files = FileQueries([Query([{"role": "user", "content": "x"}], [7], "")])
-    source = query_source([WorldQueries("train", tokenizer), files], seed=0)
-    assert sum(source[i].ids == [7] for i in range(1000)) == 500
 
 
 def test_a_template_for_the_prompt_alone(tokenizer: Tokenizer, tmp_path: Path) -> None:
