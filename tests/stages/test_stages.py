@@ -13,7 +13,6 @@ from instructgpt.config import MODEL_PRESETS
 from instructgpt.flags import run_main
 from instructgpt.stages import STAGES, main
 from instructgpt.stages.presets import recipe
-from instructgpt.stages.sft import SFTConfig, groups
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import load
 from instructgpt.training.metrics import read_metrics
@@ -95,11 +94,6 @@ def test_the_pipeline_on_files_and_its_resumption(
     assert stage(*arguments) == 2, "a second run needs --resume or --overwrite"
     assert stage(*arguments, "--resume") == 0
     assert (tmp_path / "o" / "sft" / "model.safetensors").read_bytes() == before
-
-
-def test_files_are_one_source_beside_the_world_unless_weighted() -> None:
-    assert groups(SFTConfig(data=("a", "world", "b"))) == [["a", "b"], ["world"]]
-    assert groups(SFTConfig(data=("a", "b"), weights=(1.0, 2.0))) == [["a"], ["b"]]
 
 
 @pytest.mark.parametrize("preset", MODEL_PRESETS)
