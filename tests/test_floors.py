@@ -22,7 +22,9 @@ FLOORS = (
 """Rooms by floor, the lowest first. A room imports from lower floors and from itself, never from its neighbour."""
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Files that stand in no folder of their own.
-ROOMS = dict.fromkeys(("errors", "settings", "atomic", "strict_json", "figures", "config", "runtime", "flags"), "base")
+ROOMS = dict.fromkeys(
+    ("errors", "settings", "atomic", "strict_json", "figures", "config", "runtime", "flags", "sizes"), "base"
+)
 ROOMS |= {"cli": "command line", "commands": "command line", "terminal": "command line"}
 ROOMS |= {"__init__": "entrance", "__main__": "entrance"}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -65,46 +64,11 @@ def training_flops_per_token(config: ModelConfig, tokens: int, head_share: float
     return 3 * forward_flops_per_token(config, tokens, head_share)
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that training holds whatever the batch, and those of the logits, which grow with it.
-
-    Activations between the blocks come on top; they depend on the backend.
-    """
-
-    parameters: int
-    masters: int
-    """float32 copies that take the updates of half-precision parameters."""
-    gradients: int
-    """In the parameters' format, and in float32 where there are masters, which gather them over micro-batches."""
-    optimizer: int
-    """Moments, float32: two a parameter for AdamW, one for each matrix that Muon updates."""
-    logits: int
-    """What the loss keeps of the logits until the backward, float32, where the backend holds them all."""
-
-    @property
-    def total(self) -> int:
-        return self.parameters + self.masters + self.gradients + self.optimizer + self.logits
-
-
-def training_memory(
-    config: ModelConfig,
-    target_tokens: int,
-    parameters: torch.dtype = torch.float32,
-    optimizer: Literal["adamw", "muon"] = "adamw",
-) -> Memory:
-    """Bytes of training with `parameters` as in `runtime.Precision` and `target_tokens` losses in a batch."""
-    count = count_parameters(config)
-    size, has_masters = parameters.itemsize, parameters.itemsize < 4
-    wide = max(size, 4)  # what is not held in half precision
-    moments = 2 * count.total - (count.matrices if optimizer == "muon" else 0)
-    return Memory(
-        parameters=size * count.total,
-        masters=wide * count.total if has_masters else 0,
-        gradients=(size + wide if has_masters else size) * count.total,
-        optimizer=wide * moments,
-        logits=wide * target_tokens * config.vocab_size,
-    )
+def recomputed_flops_per_token(config: ModelConfig, tokens: int) -> float:
+    """What `--checkpointing blocks` adds: the forward of each block once more, but for the MLP's last product."""
+    config = config.resolved()
+    last = 2 * config.layers * config.mlp_width * config.width
+    return forward_flops_per_token(config, tokens, head_share=0.0) - last
 
 
 def cache_memory(config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype = torch.float32) -> int:

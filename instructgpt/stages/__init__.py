@@ -8,7 +8,7 @@ from typing import Any
 
 from instructgpt.errors import UserError, suggestion
 from instructgpt.flags import flag_types, given_value, parse, split_flags, train_command
-from instructgpt.stages import best_of_n, dpo, grpo, pipeline, ppo, pretrain, reward, rlhf, sft, tokenizer
+from instructgpt.stages import best_of_n, dpo, grpo, pipeline, plan, ppo, pretrain, reward, rlhf, sft, tokenizer
 from instructgpt.stages.presets import recipe
 
 
@@ -36,6 +36,7 @@ STAGES: dict[str, Stage] = {
         lambda preset: rlhf.RLHFConfig(preset=preset),
         "SFT on flawed demonstrations, reward model, DPO, PPO, GRPO, and the ledger of what each did",
     ),
+    "plan": Stage(plan.run, plan.PlanConfig, plan.defaults, "nothing: it says what training would need, and what fits"),
     "tokenizer": Stage(
         tokenizer.run, tokenizer.TokenizerConfig, lambda preset: recipe(preset).tokenizer, "raw text to a tokenizer"
     ),

@@ -19,10 +19,10 @@ from instructgpt.model.counts import (
     cache_memory,
     count_parameters,
     forward_flops_per_token,
+    recomputed_flops_per_token,
     training_flops_per_token,
-    training_memory,
 )
-from instructgpt.training.optimizer import Optimizer, OptimizerConfig, is_hidden_matrix
+from instructgpt.training.optimizer import is_hidden_matrix
 
 configs = st.builds(
     lambda heads, group, head_dim, **rest: ModelConfig(
@@ -78,44 +78,23 @@ def test_flops_of_a_partial_head() -> None:
     assert counter.get_total_flops() == forward_flops_per_token(config, 8, head_share=0.25) * 16
 
 
-def held(tensors: list[torch.Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors if t.ndim)  # a scalar is a step counter
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_training_memory_is_what_the_tensors_hold(dtype: torch.dtype, name: str) -> None:
-    config = ModelConfig(vocab_size=40, context=16, layers=2, width=32, heads=4, kv_heads=2, qk_norm=True)
-    model = Transformer(config).to(dtype)
-    optimizer = Optimizer(dict(model.named_parameters()), OptimizerConfig(optimizer=name))  # type: ignore[arg-type]
-    kept: dict[int, torch.Tensor] = {}
-
-    def backward() -> None:
-        hidden = model.hidden(torch.zeros(1, 12, dtype=torch.long))[0]
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
-            losses = model.token_losses(hidden, torch.zeros(12, dtype=torch.long))
-        losses.sum().backward()
-
-    backward()
-    optimizer.gather_gradients()
-    backward()  # the gradients of a second micro-batch, beside those gathered so far
-    memory = training_memory(config, 12, dtype, name)  # type: ignore[arg-type]
-    masters = [m for n, m in optimizer.masters.items() if m is not optimizer.parameters[n]]
-    assert memory.parameters == held(list(model.parameters()))
-    assert memory.masters == held(masters)
-    assert memory.gradients == held([p.grad for p in [*model.parameters(), *masters] if p.grad is not None])
-    kept.clear()
-    backward()
-    assert memory.logits == held([t for t in kept.values() if t.shape == (12, 40)])
-    optimizer.gather_gradients()
-    optimizer.step(1.0)
-    state = [t for k, t in optimizer.state().items() if not k.startswith("master/")]
-    assert memory.optimizer == held(state)
-    assert memory.total == sum(v for v in vars(memory).values())
+@given(config=configs, tokens=st.integers(1, 16))
+def test_flops_that_checkpointing_adds(config: ModelConfig, tokens: int) -> None:
+    model, ids, spent = Transformer(config, naive()), torch.zeros(2, tokens, dtype=torch.long), {}
+    for how in ("none", "blocks"):
+        model.checkpoint(how)
+        with counting() as counter:
+            model(ids).sum().backward()
+        spent[how] = counter.get_total_flops()
+    assert spent["blocks"] - spent["none"] == recomputed_flops_per_token(config, tokens) * 2 * tokens
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cache_memory_is_what_the_cache_holds(dtype: torch.dtype) -> None:
     config = ModelConfig(vocab_size=40, layers=2, width=32, heads=4, kv_heads=2, qk_window=4)
     cache = KVCache(config, batch=3, capacity=7, dtype=dtype)
-    assert cache_memory(config, 3, 7, dtype) == held([cache.keys, cache.values, cache.recent]) == cache.bytes
+    assert (
+        cache_memory(config, 3, 7, dtype)
+        == sum(t.nbytes for t in (cache.keys, cache.values, cache.recent))
+        == cache.bytes
+    )
