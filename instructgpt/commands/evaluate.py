@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from instructgpt.data.packing import batches_of
 from instructgpt.data.queries import read_questions
 from instructgpt.data.tokens import Tokens
 from instructgpt.data.windows import all_windows
+from instructgpt.errors import UserError
 from instructgpt.evaluation.instructions import Exam, Metric, file_exam, world_exam
 from instructgpt.evaluation.loss import LossReport, evaluate_loss
 from instructgpt.evaluation.predictions import Predictions
@@ -79,6 +81,7 @@ def evaluate(config: EvalConfig) -> int:
     """
     model, tokenizer, precision = config.load(batched=True)
     names = config.data or (() if config.text else ("world",))
+    _require_uses(config, names)
     files = {file.path: file for file in config.reading.files(names)}
     sets = [_set(name, files.get(name), config, model, tokenizer) for name in names]
     results = _Results(config)
@@ -90,6 +93,29 @@ def evaluate(config: EvalConfig) -> int:
             print(f"{name}: {_loss_line(loss, 'the text')}", flush=True)
             results.add(name, {"loss": loss.to_json()})
     return 0
+
+
+_FOR = {
+    "the embedded world": ("split", "n", "families", "seed"),
+    "files in --data": ("limit", "metric", "labels", "reading"),
+    "--data": ("max_new_tokens", "batch_size", "predictions", "samples"),
+}
+"""Which fields say something of which part of what is measured."""
+
+
+def _require_uses(config: EvalConfig, names: Sequence[str]) -> None:
+    """Raises UserError for a flag that says something of what is not measured: it would be ignored."""
+    measured = {
+        "the embedded world": "world" in names,
+        "files in --data": any(name != "world" for name in names),
+        "--data": bool(names),
+    }
+    defaults = EvalConfig(model=config.model)
+    for what, flags in _FOR.items():
+        for name in flags:
+            if not measured[what] and getattr(config, name) != getattr(defaults, name):
+                flag = "--" + name.replace("_", "-") if name != "reading" else "a flag on how files are read"
+                raise UserError(f"{flag} says something of {what}, and there is none here: leave it out")
 
 
 class _Set(NamedTuple):
