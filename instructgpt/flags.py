@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from instructgpt.errors import UserError, suggestion
+from instructgpt.shortage import shortage
 
 Config = TypeVar("Config")
 
@@ -223,7 +224,7 @@ def _check_value(flag: str, value: str, kind: Any) -> None:
 def run_main(function: Callable[[], int | None]) -> int:
     """Runs a command and returns its exit code: the one place where exceptions become codes and messages.
 
-    0 done (or what `function` returns), 2 the user's mistake or a full disk, in one line, 130 interrupted,
+    0 done (or what `function` returns), 2 the user's mistake, a full disk or memory, in one line, 130 interrupted,
     1 anything else, with its traceback. What standard output's encoding lacks is shown as `\\u5e3d`.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -247,7 +248,9 @@ def run_main(function: Callable[[], int | None]) -> int:
             return 1
         place = f"{error.filename}: " if error.filename else ""
         return _tell(f"{place}the disk is full; free some space and run again, with --resume where it was training", 2)
-    except Exception:
+    except Exception as error:
+        if told := shortage(error):
+            return _tell(told, 2)
         traceback.print_exc()
         return 1
 

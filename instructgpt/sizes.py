@@ -6,16 +6,11 @@ import re
 
 from instructgpt.errors import UserError, suggestion
 
-_UNITS = {
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-    "TiB": 2**40,
+_PREFIXES = "KMGTPE"
+_UNITS = {"B": 1} | {
+    f"{prefix}{letter}": base ** (power + 1)
+    for letter, base in (("B", 1000), ("iB", 1024))
+    for power, prefix in enumerate(_PREFIXES)
 }
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", re.ASCII)
 
@@ -39,7 +34,7 @@ def parse_size(flag: str, text: str) -> int:
 
 def size_text(size: float) -> str:
     """`24.0 GB`, `37.5 MB`: three digits, in powers of 1000."""
-    for unit in ("TB", "GB", "MB", "KB"):
+    for unit in (f"{prefix}B" for prefix in reversed(_PREFIXES)):
         if size >= 0.9995 * _UNITS[unit]:
             value = size / _UNITS[unit]
             return f"{value:.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f} {unit}"

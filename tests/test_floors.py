@@ -23,7 +23,8 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Files that stand in no folder of their own.
 ROOMS = dict.fromkeys(
-    ("errors", "settings", "atomic", "strict_json", "figures", "config", "runtime", "flags", "sizes"), "base"
+    ("errors", "settings", "atomic", "strict_json", "figures", "config", "runtime", "flags", "sizes", "shortage"),
+    "base",
 )
 ROOMS |= {"cli": "command line", "commands": "command line", "terminal": "command line"}
 ROOMS |= {"__init__": "entrance", "__main__": "entrance"}

@@ -9,6 +9,7 @@ from typing import Any
 from instructgpt.errors import UserError, suggestion
 from instructgpt.flags import flag_types, given_value, parse, split_flags, train_command
 from instructgpt.stages import best_of_n, dpo, grpo, pipeline, plan, ppo, pretrain, reward, rlhf, sft, tokenizer
+from instructgpt.stages.advice import advising
 from instructgpt.stages.presets import recipe
 
 
@@ -82,5 +83,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{idle[0]} says how gradients are computed, and {name} computes none; leave it out")
     preset = given_value(flags, "--preset") or ("auto" if name in ("pipeline", "rlhf") else "tiny")
     recipe(preset)  # an unknown preset is told before anything else
-    stage.run(parse(stage.config, flags, train_command(name), stage.defaults(preset)))
+    config = parse(stage.config, flags, train_command(name), stage.defaults(preset))
+    with advising(config):
+        stage.run(config)
     return 0

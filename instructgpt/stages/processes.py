@@ -22,6 +22,7 @@ import torch
 
 from instructgpt.errors import UserError
 from instructgpt.flags import run_main
+from instructgpt.stages.advice import advising
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,13 @@ def _run(function: Callable[..., Any], arguments: tuple[Any, ...], log: str, thr
     """The new process's part."""
     torch.set_num_threads(threads)
     with Path(log).open("w", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
-        code = run_main(lambda: function(*arguments) and None)
+        code = run_main(lambda: _call(function, arguments))
     sys.exit(code)
+
+
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    with advising(arguments[0] if arguments else None):
+        function(*arguments)
 
 
 def _say(started: float, line: str) -> None:
