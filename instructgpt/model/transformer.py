@@ -9,6 +9,8 @@ Dimensions: B rows, T tokens, C width, H heads, K key/value heads, D head_dim, V
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, overload
 
 import torch
@@ -81,6 +83,21 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """What runs in place of a Transformer's own functions where gradients are made, compiled for its shapes.
+
+    Generation, validation and old log-probabilities, whose shapes are others each time, run what is written here.
+    """
+
+    block: Callable[[Block, Tensor, Scope], Tensor] | None = None
+    """`Block.forward`, the same compiled code for all of them."""
+    trunk: Callable[[Transformer, Tensor, Tensor, Tensor | None], Tensor] | None = None
+    """`Transformer.trunk` (model, ids, positions, documents)."""
+    losses: Callable[..., Tensor] | None = None
+    """The backend's `linear_cross_entropy`."""
+
+
 class Transformer(nn.Module):
     """Language model: `model(ids)` gives the logits of the token after each of `ids`."""
 
@@ -98,6 +115,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, self.backend, layer) for layer in range(config.layers))
         self.final_norm = Norm(config, self.backend)
         self.head_weight = None if config.tie_embeddings else nn.Parameter(torch.empty(config.vocab_size, config.width))
+        self.compiled = Compiled()
         self.reset()
 
     @torch.no_grad()
@@ -160,15 +178,23 @@ class Transformer(nn.Module):
             raise UserError(f"{T} tokens do not fit in the model's context of {self.config.context}")
         if positions is None:
             positions = _positions(ids, documents) if cache is None else cache.positions(T)
+        if self.compiled.trunk is not None and cache is None and torch.is_grad_enabled():
+            return self.compiled.trunk(self, ids, positions, documents)
+        return self.trunk(ids, positions, documents, cache)
+
+    def trunk(self, ids: Tensor, positions: Tensor, documents: Tensor | None, cache: KVCache | None = None) -> Tensor:
+        """`hidden`, of inputs that are known to fit."""
         x = self.embedding(ids)  # (B, T, C)
         if self.config.position == "learned":
             x = x + self.position_embedding(positions)
         x = self.dropout(x)
         scope = self._scope(x, positions, documents, cache)
+        is_trained = cache is None and torch.is_grad_enabled()
+        run = self.compiled.block if is_trained and self.compiled.block is not None else Block.__call__
         for block in self.blocks:
-            x = block(x, scope)
+            x = run(block, x, scope)  # pyright: ignore[reportArgumentType]
         if cache is not None:
-            cache.advance(T)
+            cache.advance(ids.size(1))
         return self.final_norm(x)
 
     def _scope(self, x: Tensor, positions: Tensor, documents: Tensor | None, cache: KVCache | None) -> Scope:
@@ -197,7 +223,9 @@ class Transformer(nn.Module):
 
     def token_losses(self, hidden: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Negative log-likelihood (N,) in nats, float32, of targets (N,) after hidden states (N, C)."""
-        return self.backend.linear_cross_entropy(hidden, self.output_weight, targets, label_smoothing)
+        compiled = self.compiled.losses if torch.is_grad_enabled() else None
+        losses = compiled or self.backend.linear_cross_entropy
+        return losses(hidden, self.output_weight, targets, label_smoothing)
 
     @overload
     def token_logprobs(self, hidden: Tensor, targets: Tensor, with_entropy: Literal[False] = False) -> Tensor: ...

@@ -20,7 +20,7 @@ from instructgpt.model.backend import resolve_backend
 from instructgpt.model.checkpointing import Checkpointing
 from instructgpt.model.counts import training_flops_per_token
 from instructgpt.model.heads import RewardModel
-from instructgpt.model.transformer import Transformer
+from instructgpt.model.transformer import Compiled, Transformer
 from instructgpt.objectives.lm import Loss
 from instructgpt.runtime import (
     Precision,
@@ -36,6 +36,7 @@ from instructgpt.stages.resumption import inputs, resumable
 from instructgpt.strict_json import write_json_lines
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import RunDirectory
+from instructgpt.training.compiling import CompileFlag, Prepared, Workload, choose, prepare, told
 from instructgpt.training.loop import FitConfig, FitResult, Hooks, Progress, fit, require_end, share_done
 from instructgpt.training.metrics import ConsoleLog, JsonLines, Metrics, Sink, Tracker, measure_peak_flops, open_tracker
 from instructgpt.training.optimizer import Parameters
@@ -67,6 +68,10 @@ class StageConfig(Settings):
     checkpointing: Checkpointing = "none"
     """What the backward computes again instead of keeping it, for memory: `blocks` keeps each block's input alone, at a
     quarter more time; `selective` also what matrix products and attention give, at hardly any; `none` keeps all."""
+    compile: CompileFlag = "auto"
+    """How training steps are compiled: blocks (one Block for all of them), step (the whole loss; batches of one shape),
+    off, or auto: what pays for the length of the run on this device, if it can be done here. Results differ from those
+    of `off` by rounding."""
     resume: bool = False
     """Go on with the run in --out from its last checkpoint."""
     overwrite: bool = False
@@ -155,24 +160,31 @@ def train(
     *,
     beside: Parameters | None = None,
     may_prefetch: bool = True,
+    sequences: int = 0,
     held_out: Sequence[dict[str, Any]] = (),
 ) -> FitResult:
     """Runs `fit` for `stage` in its run directory: checkpoints, metrics, validation, curves, eval.json.
 
     `loss_fn` gets the stream's batches on the device, the model in training mode; `validate` measures the model, in
     evaluation mode; `val_loss` among its values steers early stopping. `beside` is trained and not saved with the
-    model, such as a value head. Batches that depend on the weights must not be prefetched. `held_out` are the
-    records that are validated on; they are left in val.jsonl before the first step.
+    model, such as a value head. Batches that depend on the weights must not be prefetched. `sequences`: answers in a
+    batch, where these decide how many rows it has; 0 where --rows does. `held_out` are the records that are validated
+    on; they are left in val.jsonl before the first step.
     """
     require_end(config.fit, validate is not None)
     run, is_first = RunDirectory(config.out), machine.ranks.is_first
     if is_first:
         run = RunDirectory.open(config.out, overwrite=config.overwrite, resume=config.resume)
     snapshot = resumable(run, stage, config) if config.resume else None
+    transformer = model.transformer if isinstance(model, RewardModel) else model
+    work = _workload(config, transformer, sequences)
+    before = run.read_config().get("compiled", "off") if snapshot else None
+    choice = choose(config.compile, work, machine.device, before)
     machine.ranks.wait()  # all have read what was there before the first writes
+    prepared = prepare(transformer, choice.mode, work, machine.device, machine.precision)
     if is_first:
         head = "reward" if isinstance(model, RewardModel) else "language"
-        run.write_config(stage, model.config, tokenizer, config, head, inputs(config))
+        run.write_config(stage, model.config, tokenizer, config, head, inputs(config), compiled=prepared.mode)
         (run.path / "eval.json").unlink(missing_ok=True)  # it is of weights that are about to be replaced
         if held_out:
             write_json_lines(run.path / VAL_FILE, held_out)
@@ -188,6 +200,7 @@ def train(
         )  # fmt: skip
         sinks = [JsonLines(run.metrics_file, first_step), console, *open_tracker(config.tracker, run.path)]
         print(_description(stage, machine, model, first_step), flush=True)
+        print(f"  {told(choice, prepared)}", flush=True)
         _tell_warmup(config.fit, config.fit.max_steps)
     metrics = Metrics(sinks)
 
@@ -216,6 +229,7 @@ def train(
         )  # fmt: skip
     finally:
         metrics.close()
+        transformer.compiled = Compiled()
     model.eval()
     if is_first:
         if result.stopped_early:
@@ -224,7 +238,7 @@ def train(
         if not config.fit.max_steps:
             _tell_warmup(config.fit, result.progress.step)
         plot_curves({stage: run.metrics_file}, run.path / "curves.png")
-        _write_eval(run, result, peak_memory(device))
+        _write_eval(run, result, peak_memory(device), prepared)
     return result
 
 
@@ -244,8 +258,18 @@ def language_validation(
     return validate
 
 
-def _write_eval(run: RunDirectory, result: FitResult, memory: int) -> None:
+def _workload(config: StageConfig, model: Transformer, sequences: int) -> Workload:
+    """What there is to compile for. Answers are taken to fill half a row each, on average."""
+    row_length = config.row_length or model.config.context
+    rows = 0 if sequences else getattr(config, "rows", 0)
+    tokens = rows * row_length or sequences * row_length / 2
+    updates = config.fit.max_steps * config.fit.micro_batches
+    return Workload(rows, row_length, updates * tokens * training_flops_per_token(model.config, row_length))
+
+
+def _write_eval(run: RunDirectory, result: FitResult, memory: int, prepared: Prepared) -> None:
     progress = result.progress
+    seconds = progress.seconds + prepared.seconds
     write_json(
         run.path / "eval.json",
         {
@@ -253,8 +277,10 @@ def _write_eval(run: RunDirectory, result: FitResult, memory: int) -> None:
             "steps": progress.step,
             "weights_of_step": result.weights_of_step,
             "tokens": progress.tokens,
-            "minutes": progress.seconds / 60,
-            "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+            "minutes": seconds / 60,
+            "tokens_per_second": progress.tokens / max(seconds, 1e-9),
+            "compiled": prepared.mode,
+            "compile_seconds": prepared.seconds,
             "skipped_steps": progress.skipped_steps,
             "peak_memory": memory,
         },

@@ -76,7 +76,10 @@ def run(config: DPOConfig) -> FitResult:
     batches = held_out.batches(context, config.prompts)
     stream = ComparisonStream(source, context, config.prompts)
     validate = validation(loss, batches, machine.device)
-    result = train("dpo", config, machine, policy, tokenizer, stream, loss, validate, held_out=held_out.records)
+    result = train(
+        "dpo", config, machine, policy, tokenizer, stream, loss, validate, sequences=2 * config.prompts,
+        held_out=held_out.records,
+    )  # fmt: skip
     if result.metrics.get("val_chosen_shift", 0.0) < 0:
         print(_why_both_fall(result.metrics), flush=True)
     return result

@@ -97,4 +97,5 @@ def run(config: GRPOConfig) -> FitResult:
         lambda: actors.validate(config),
         held_out=actors.held_out_records,
         may_prefetch=False,
+        sequences=config.prompts * config.answers // config.minibatches,
     )

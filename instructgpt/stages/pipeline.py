@@ -31,6 +31,7 @@ from instructgpt.stages.common import require
 from instructgpt.stages.presets import recipe
 from instructgpt.text.chat import Message
 from instructgpt.training.checkpoint import RunDirectory, load
+from instructgpt.training.compiling import CompileFlag
 from instructgpt.training.metrics import Tracker
 from instructgpt.training.plot import plot_curves
 from instructgpt.world.composition import HELD_OUT_PAIRS
@@ -65,6 +66,8 @@ class PipelineConfig(Settings):
     """naive, sdpa, triton or auto."""
     checkpointing: Checkpointing = "none"
     """none, blocks or selective: what a backward computes again, for memory, as in each stage."""
+    compile: CompileFlag = "auto"
+    """auto, off, blocks or step: how training steps are compiled, as in each stage."""
     resume: bool = False
     """Go on where an interrupted pipeline stopped; finished stages are not run again."""
     overwrite: bool = False
@@ -93,7 +96,7 @@ def run(config: PipelineConfig) -> None:
     write_json(marker, {"preset": config.preset, "text": config.text, "data": config.data, "seed": config.seed})
     shared: dict[str, Any] = {
         name: getattr(config, name)
-        for name in ("seed", "device", "dtype", "backend", "checkpointing", "resume", "overwrite", "tracker")
+        for name in ("seed", "device", "dtype", "backend", "checkpointing", "compile", "resume", "overwrite", "tracker")
     }
     text: dict[str, Any] = dict(text=config.text, text_field=config.text_field, encoding=config.reading.encoding)
     names = ("tokenizer", "pretrain", "sft")

@@ -151,6 +151,7 @@ def run(config: PPOConfig) -> FitResult:
         held_out=actors.held_out_records,
         beside={f"value.{name}": parameter for name, parameter in value.named_parameters()},
         may_prefetch=False,
+        sequences=config.prompts * config.answers // config.minibatches,
     )
 
 

@@ -64,7 +64,10 @@ def run(config: RewardConfig) -> FitResult:
     batches = held_out.batches(context, config.prompts)
     stream = ComparisonStream(source, context, config.prompts)
     validate = validation(loss, batches, machine.device)
-    result = train("reward", config, machine, model, tokenizer, stream, loss, validate, held_out=held_out.records)
+    result = train(
+        "reward", config, machine, model, tokenizer, stream, loss, validate, sequences=2 * config.prompts,
+        held_out=held_out.records,
+    )  # fmt: skip
     if not (batches and machine.ranks.is_first):
         return result
 

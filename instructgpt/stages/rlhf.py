@@ -77,6 +77,8 @@ class RLHFConfig(Settings):
     """naive, sdpa, triton or auto."""
     checkpointing: Checkpointing = "none"
     """none, blocks or selective: what a backward computes again, for memory, as in each stage."""
+    compile: Literal["auto", "off", "blocks"] = "auto"
+    """auto, off or blocks: how training steps are compiled, as in each stage."""
     resume: bool = False
     """Go on where an interrupted run stopped; finished stages are not run again."""
     overwrite: bool = False
@@ -119,7 +121,8 @@ def plan(config: RLHFConfig, base: Path, context: int) -> list[Job]:
     """All jobs, each with what it needs: names are those of the directories. context: the base model's."""
     out, stages = Path(config.out), recipe(config.preset)
     shared: dict[str, Any] = {
-        name: getattr(config, name) for name in ("device", "dtype", "backend", "checkpointing", "resume", "overwrite")
+        name: getattr(config, name)
+        for name in ("device", "dtype", "backend", "checkpointing", "compile", "resume", "overwrite")
     }
 
     def job(name: str, function: Callable[[Any], Any], stage: Any, needs: tuple[str, ...] = (), **settings: Any) -> Job:

@@ -142,10 +142,11 @@ class RunDirectory:
         settings: Any,
         head: Head = "language",
         inputs: dict[str, str] | None = None,
+        compiled: str = "off",
     ) -> None:
         """Writes config.json and the tokenizer: what is known before training starts.
 
-        inputs: digests of what is read, by path.
+        inputs: digests of what is read, by path. compiled: how the steps are, which decides the last bits of a run.
         """
         tokenizer.save(self.path)
         config = {
@@ -155,6 +156,7 @@ class RunDirectory:
             "head": head,
             "settings": _jsonable(settings),
             "inputs": inputs or {},
+            "compiled": compiled,
         }
         write_json(self.config_file, config)
 

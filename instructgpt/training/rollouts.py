@@ -25,7 +25,7 @@ from instructgpt.data.queries import Query
 from instructgpt.data.tokens import Tokens
 from instructgpt.generation.engine import Completion, generate_ids
 from instructgpt.generation.sampling import SamplingConfig
-from instructgpt.model.transformer import Transformer
+from instructgpt.model.transformer import Compiled, Transformer
 from instructgpt.objectives.lm import Loss
 from instructgpt.text.tokenizer import Tokenizer
 
@@ -128,10 +128,11 @@ class Examined(NamedTuple):
 def examine(policy: Transformer, reference: Transformer, answered: Sequence[Answered], row_length: int) -> Examined:
     """Packs a minibatch of answers, for good, and has both models read it, on the policy's device."""
     batch, is_answer = pack(answered, row_length).to(policy.device), answer_mask(answered).to(policy.device)
-    own, others = answer_tokens(policy, batch), answer_tokens(reference, batch)
-    return Examined(
-        batch, is_answer, by_answer(own.logprobs, is_answer), by_answer(others.logprobs, is_answer), own.hidden
-    )
+    # A compiled policy runs compiled where there are gradients, and what it says here is to be what training repeats.
+    with torch.set_grad_enabled(policy.compiled != Compiled()):
+        logprobs, _, hidden = (each.detach() for each in answer_tokens(policy, batch))
+    others = answer_tokens(reference, batch)
+    return Examined(batch, is_answer, by_answer(logprobs, is_answer), by_answer(others.logprobs, is_answer), hidden)
 
 
 def frozen_copy(model: Transformer) -> Transformer:
