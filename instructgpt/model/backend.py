@@ -172,13 +172,15 @@ def sdpa() -> Backend:
 
 
 def _sdpa_visibility(queries: int, keys: int, documents: Tensor | None, device: torch.device) -> Tensor | None:
-    """(1 or B, 1, queries, keys) bool, True where a query may attend; None where plain causality says it all."""
+    """(1 or B, 1, queries, keys) bool, True where a query may attend, or on a CPU what is added to scores; None where
+    plain causality says it all."""
     # PyTorch's own causality aligns the first query with the first key, ours the last with the last: only a square is
     # the same, and a single query, which sees everything.
     if documents is None:
         return None if queries in (1, keys) else kernels.causal_mask(queries, keys, device)[None, None]
     is_same = documents[:, keys - queries :, None] == documents[:, None, :]  # (B, queries, keys)
-    return (is_same & kernels.causal_mask(queries, keys, device))[:, None]
+    may_attend = (is_same & kernels.causal_mask(queries, keys, device))[:, None]
+    return cpu_ops.attention_bias(may_attend) if device.type == "cpu" else may_attend
 
 
 def _sdpa_attention(q: Tensor, k: Tensor, v: Tensor, may_attend: Tensor | None) -> Tensor:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -94,9 +95,13 @@ def test_sdpa_needs_no_mask_for_whole_rows_and_single_queries() -> None:
     assert visibility(5, 5, None, CPU) is None and visibility(1, 5, None, CPU) is None
     assert visibility(2, 5, None, CPU).tolist() == [[[[True] * 4 + [False], [True] * 5]]]
     documents = torch.tensor([[0, 1, 1], [0, 0, -1]])
-    assert visibility(2, 3, documents, CPU).tolist() == [
+    bias = visibility(2, 3, documents, CPU)  # what is added to scores
+    assert bias.isinf().logical_not().tolist() == [
         [[[False, True, False], [False, True, True]]], [[[True, True, False], [False, False, True]]]
     ]  # fmt: skip
+    assert bias.dtype == torch.float32 and bias.unique().tolist() == [-math.inf, 0.0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert visibility(2, 3, documents, CPU).dtype == torch.bfloat16
 
 
 def test_other_operators_of_sdpa_equal_naive() -> None:
