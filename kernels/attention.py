@@ -29,7 +29,7 @@ from torch import Tensor
 from kernels.attention_backward import backward
 from kernels.attention_forward import forward
 from kernels.checks import require_values
-from kernels.launch import custom_op, require
+from kernels.launch import custom_op, once_per_signature, require
 from kernels.softmax import softmax_reference
 
 if TYPE_CHECKING:
@@ -184,8 +184,10 @@ def key_intervals(
         first, end = first.maximum(position - window + 1), end.minimum(position + window)
     if causal:
         end = end.minimum(position + 1)
-    end = end.clamp(min=0)  # queries before the first key have none
-    intervals = torch.stack((first.minimum(end), end), dim=-1)
+    if queries > keys or documents is not None:  # elsewhere each query sees itself
+        end = end.clamp(min=0)  # queries before the first key have none
+        first = first.minimum(end)
+    intervals = torch.stack((first, end), dim=-1)
     if documents is not None:
         intervals = intervals.masked_fill(_falls(documents).any(1)[:, None, None], -1)
     return intervals.to(torch.int32)
@@ -259,6 +261,7 @@ def attention(
     be differentiated again. Autocast changes nothing. Errors: ValueError, TypeError; with KERNELS_DEBUG=1 also where
     documents fall or an interval is none (`kernels.checks`).
     """
+    scale, soft_cap = None if scale is None else float(scale), float(soft_cap)
     _check(q, k, v, scale, window, soft_cap)
     if documents is not None:
         _check_documents(documents, k.size(0), q.size(2), k.size(2))
@@ -271,10 +274,11 @@ def attention(
     else:
         intervals = _checked_intervals(intervals, q, k)
     scale = 1 / math.sqrt(q.size(-1)) if scale is None else scale
-    o, lse = _attention(q, k, v, intervals, float(scale), float(soft_cap))
+    o, lse = _attention(q, k, v, intervals, scale, soft_cap)
     return (o, lse) if return_lse else o
 
 
+@once_per_signature
 def _check(q: Tensor, k: Tensor, v: Tensor, scale: float | None, window: int, soft_cap: float) -> None:
     require("attention", {"q": q, "k": k, "v": v})
     if q.dtype != k.dtype or q.dtype != v.dtype:
@@ -303,12 +307,8 @@ def _check_documents(documents: Tensor, batch: int, queries: int, keys: int) -> 
 
 def _checked_intervals(intervals: Tensor, q: Tensor, k: Tensor) -> Tensor:
     """The same, as the kernels read them."""
-    queries, keys = q.size(2), k.size(2)
-    if intervals.dtype != torch.int32 or intervals.shape not in ((1, queries, 2), (q.size(0), queries, 2)):
-        raise ValueError(
-            f"attention: intervals are {intervals.dtype} {tuple(intervals.shape)} for q {tuple(q.shape)}; "
-            "they must come from key_intervals, for these queries and keys"
-        )
+    _check_intervals(intervals, q)
+    keys = k.size(2)
 
     def is_right() -> Tensor:
         first, end = intervals.unbind(-1)  # (B or 1, Tq) each
@@ -324,6 +324,16 @@ def _checked_intervals(intervals: Tensor, q: Tensor, k: Tensor) -> Tensor:
 
     require_values("attention", is_right, explain)
     return intervals.contiguous()
+
+
+@once_per_signature
+def _check_intervals(intervals: Tensor, q: Tensor) -> None:
+    queries = q.size(2)
+    if intervals.dtype != torch.int32 or intervals.shape not in ((1, queries, 2), (q.size(0), queries, 2)):
+        raise ValueError(
+            f"attention: intervals are {intervals.dtype} {tuple(intervals.shape)} for q {tuple(q.shape)}; "
+            "they must come from key_intervals, for these queries and keys"
+        )
 
 
 def spec() -> Spec:

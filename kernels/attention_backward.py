@@ -25,7 +25,7 @@ from torch import Tensor
 
 from kernels.attention_forward import (
     LOG2_E,
-    MENDING,
+    Plan,
     add_products,
     by_row_bytes,
     capped_scores,
@@ -35,13 +35,13 @@ from kernels.attention_forward import (
     load_key_interval,
     load_rows,
     near,
-    padded_head_dim,
+    plan,
     pointers_to,
     regions,
     score_unit,
     without_infinity,
 )
-from kernels.launch import cdiv, jit, tl
+from kernels.launch import cdiv, chosen_once, jit, tl
 
 # As in the forward: BLOCK_Q, BLOCK_K, warps, stages. dk and dv need registers for two sums besides S and dP: at
 # head_dim 64 and 128 they fit into 8 warps, or into 4 with 64 keys of 64 channels. On an H200, those of 90 were the
@@ -285,6 +285,16 @@ def _mend_dk_dv_kernel(
             tl.store(dv_rows, without_infinity(dv_sum), mask=is_written)
 
 
+@chosen_once
+def backward_plans(
+    queries: int, keys: int, head_dim: int, soft_cap: float, dtype: torch.dtype, device: torch.device
+) -> tuple[Plan, Plan]:
+    """Of the kernels of dq, and of dk and dv."""
+    dq = choose("dq", DQ_LAUNCHES, FLOAT32, head_dim, dtype, device)
+    dk_dv = choose("dk_dv", DK_DV_LAUNCHES, FLOAT32, head_dim, dtype, device)
+    return plan(dq, "BLOCK_Q", queries, head_dim, soft_cap), plan(dk_dv, "BLOCK_K", keys, head_dim, soft_cap)
+
+
 def query_intervals(key_intervals: Tensor, keys: int) -> Tensor:
     """(B or 1, keys, 2) int32: the queries [first, end) that attend to each key, from the keys each query attends to.
 
@@ -304,45 +314,33 @@ def backward(
     scale: float, soft_cap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk, dv, each like its input; `intervals` are those of the forward, do and dlse any strides."""
-    B, H, Tq, D = q.shape
-    kv_heads, Tk, group = k.size(1), k.size(2), H // k.size(1)
-    q, k, v, o, do = (near(x) for x in (q, k, v, o, do))
+    (B, H, Tq, D), (kv_heads, Tk) = q.shape, k.shape[1:3]
+    q, k, v, o, do = near(q), near(k), near(v), near(o), near(do)
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    if q.numel() == 0 or k.numel() == 0:
+    if B * H * Tq * Tk == 0:
         return dq.zero_(), dk.zero_(), dv.zero_()
-    shape = {"SOFT_CAP": soft_cap, "D": D, "BLOCK_D": padded_head_dim(D)}
-    batch_stride = intervals.stride(0) if intervals.size(0) > 1 else 0
     delta = torch.empty_like(lse)
+    to_queries, to_keys = backward_plans(Tq, Tk, D, soft_cap, q.dtype, q.device)
     _delta_kernel[cdiv(Tq, DELTA_ROWS), H, B](
-        o,
-        do,
-        dlse.contiguous(),
-        delta,
-        o.stride(),
-        do.stride(),
-        Tq,
-        D=D,
-        BLOCK_D=padded_head_dim(D),
-        BLOCK_Q=DELTA_ROWS,
-    )
+        o, do, dlse.contiguous(), delta, o.stride(), do.stride(), Tq,
+        D=D, BLOCK_D=to_queries[1]["BLOCK_D"], BLOCK_Q=DELTA_ROWS,
+    )  # fmt: skip
     rows = (q, k, v, do, lse, delta)
     strides = (q.stride(), k.stride(), v.stride(), do.stride())
-    sizes = (Tq, Tk, group)
-    launch = choose("dq", DQ_LAUNCHES, FLOAT32, q)
-    block = launch.blocks["BLOCK_Q"]
-    grid = (cdiv(Tq, block), H, B)
-    spoilt = q.new_empty((B, H, grid[0]), dtype=torch.int32)
-    given = (*rows, dq, spoilt, intervals, *strides, dq.stride(), batch_stride, *sizes, scale)
-    _dq_kernel[grid](*given, **shape, **launch.options)
-    _mend_dq_kernel[grid](*given, **shape, BLOCK_Q=block, **MENDING)
+    sizes = (Tq, Tk, H // kv_heads, scale)
 
+    blocks, options, mending = to_queries
+    batch_stride = intervals.stride(0) if intervals.shape[0] > 1 else 0
+    spoilt = q.new_empty((B, H, blocks), dtype=torch.int32)
+    given = (*rows, dq, spoilt, intervals, *strides, dq.stride(), batch_stride, *sizes)
+    _dq_kernel[blocks, H, B](*given, **options)
+    _mend_dq_kernel[blocks, H, B](*given, **mending)
+
+    blocks, options, mending = to_keys
     by_key = query_intervals(intervals, Tk)
-    batch_stride = by_key.stride(0) if by_key.size(0) > 1 else 0
-    launch = choose("dk_dv", DK_DV_LAUNCHES, FLOAT32, q)
-    block = launch.blocks["BLOCK_K"]
-    grid = (cdiv(Tk, block), kv_heads, B)
-    spoilt = q.new_empty((B, kv_heads, grid[0]), dtype=torch.int32)
-    given = (*rows, dk, dv, spoilt, by_key, *strides, dk.stride(), dv.stride(), batch_stride, *sizes, scale)
-    _dk_dv_kernel[grid](*given, **shape, **launch.options)
-    _mend_dk_dv_kernel[grid](*given, **shape, BLOCK_K=block, **MENDING)
+    batch_stride = by_key.stride(0) if by_key.shape[0] > 1 else 0
+    spoilt = q.new_empty((B, kv_heads, blocks), dtype=torch.int32)
+    given = (*rows, dk, dv, spoilt, by_key, *strides, dk.stride(), dv.stride(), batch_stride, *sizes)
+    _dk_dv_kernel[blocks, kv_heads, B](*given, **options)
+    _mend_dk_dv_kernel[blocks, kv_heads, B](*given, **mending)
     return dq, dk, dv

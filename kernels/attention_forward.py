@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.launch import Launch, cdiv, generation, jit, next_power_of_2, tl, tuned
+from kernels.launch import Launch, cdiv, chosen_once, generation, jit, next_power_of_2, tl, tuned
 
 Launches = dict[int, Launch]
 """By the bytes of one head's row; the next larger key serves what has none of its own."""
@@ -64,16 +64,35 @@ def padded_head_dim(head_dim: int) -> int:
     return max(16, next_power_of_2(head_dim))
 
 
-def choose(kernel: str, table: dict[int, Launches], float32: Launches, q: Tensor) -> Launch:
+def choose(
+    kernel: str, table: dict[int, Launches], float32: Launches, head_dim: int, dtype: torch.dtype, device: torch.device
+) -> Launch:
     """The launch for this device and row: what tuning found, or the table's; a device that the table does not know
     takes the newest older one's, and float32 on a GPU its own. Tuning tries all that the tables hold for GPUs."""
-    device, row_bytes = generation(q.device), padded_head_dim(q.size(-1)) * q.element_size()
-    is_exact = device > 0 and q.dtype == torch.float32
-    launches = float32 if is_exact else table[max(known for known in table if known <= device)]
+    target, row_bytes = generation(device), padded_head_dim(head_dim) * dtype.itemsize
+    is_exact = target > 0 and dtype == torch.float32
+    launches = float32 if is_exact else table[max(known for known in table if known <= target)]
     default = launches[min(size for size in launches if size >= row_bytes)]
     tables = [float32] if is_exact else [launches for known, launches in table.items() if known]
     others = [launch for launches in tables for launch in launches.values()]
-    return tuned(f"attention_{kernel}", f"{q.dtype} {padded_head_dim(q.size(-1))}", default, others, q.device)
+    return tuned(f"attention_{kernel}", f"{dtype} {padded_head_dim(head_dim)}", default, others, device)
+
+
+Plan = tuple[int, dict[str, Any], dict[str, Any]]
+"""Of a kernel and the one that mends its results: how many blocks of rows, and the keyword arguments of each."""
+
+
+def plan(launch: Launch, block: str, rows: int, head_dim: int, soft_cap: float) -> Plan:
+    """`block` names the block that cuts the rows: BLOCK_Q, or BLOCK_K where these are keys."""
+    shape = {"SOFT_CAP": soft_cap, "D": head_dim, "BLOCK_D": padded_head_dim(head_dim)}
+    size = launch.blocks[block]
+    return cdiv(rows, size), {**shape, **launch.options}, {**shape, block: size, **MENDING}
+
+
+@chosen_once
+def forward_plan(queries: int, head_dim: int, soft_cap: float, dtype: torch.dtype, device: torch.device) -> Plan:
+    launch = choose("forward", LAUNCHES, FLOAT32, head_dim, dtype, device)
+    return plan(launch, "BLOCK_Q", queries, head_dim, soft_cap)
 
 
 def near(x: Tensor) -> Tensor:
@@ -282,16 +301,13 @@ def forward(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, so
     B, H, T, D = q.shape
     q, k, v = near(q), near(k), near(v)
     o, lse = torch.empty_like(q), q.new_empty((B, H, T), dtype=torch.float32)
-    if q.numel() == 0:
+    if B * H * T == 0:
         return o, lse
-    launch = choose("forward", LAUNCHES, FLOAT32, q)
-    grid = (cdiv(T, launch.blocks["BLOCK_Q"]), H, B)
-    spoilt = q.new_empty((B, H, grid[0]), dtype=torch.int32)
-    strides = (q.stride(), k.stride(), v.stride(), o.stride(), intervals.stride(0) if intervals.size(0) > 1 else 0)
-    sizes = (T, k.size(2), H // k.size(1))
-    shape = {"SOFT_CAP": soft_cap, "D": D, "BLOCK_D": padded_head_dim(D)}
-    _forward_kernel[grid](q, k, v, o, lse, spoilt, intervals, *strides, *sizes, scale, **shape, **launch.options)
-    _mend_kernel[grid](
-        q, k, v, o, spoilt, intervals, *strides, *sizes, scale, **shape, BLOCK_Q=launch.blocks["BLOCK_Q"], **MENDING
-    )
+    blocks, options, mending = forward_plan(T, D, soft_cap, q.dtype, q.device)
+    spoilt = q.new_empty((B, H, blocks), dtype=torch.int32)
+    batch_stride = intervals.stride(0) if intervals.shape[0] > 1 else 0
+    strides = (q.stride(), k.stride(), v.stride(), o.stride(), batch_stride)
+    sizes = (T, k.shape[2], H // k.shape[1], scale)
+    _forward_kernel[blocks, H, B](q, k, v, o, lse, spoilt, intervals, *strides, *sizes, **options)
+    _mend_kernel[blocks, H, B](q, k, v, o, spoilt, intervals, *strides, *sizes, **mending)
     return o, lse

@@ -32,7 +32,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.checks import known_targets, require_targets
-from kernels.launch import Launch, cdiv, custom_op, generation, jit, next_power_of_2, require, tl
+from kernels.launch import (
+    Launch,
+    cdiv,
+    chosen_once,
+    custom_op,
+    generation,
+    jit,
+    next_power_of_2,
+    once_per_signature,
+    require,
+    tl,
+)
 from kernels.rows import rows_of
 
 if TYPE_CHECKING:
@@ -114,6 +125,7 @@ def scale_rows_kernel(gradient, dlosses, V, BLOCK: tl.constexpr):
         tl.store(gradient + row * V + column, value * scale, column < V)
 
 
+@chosen_once
 def cross_entropy_launch(vocabulary: int, device: torch.device) -> Launch:
     """16 elements a thread. The widest blocks let two programs run on a multiprocessor: with more at once, the rows
     under way would outgrow the second-level cache before they are read again."""
@@ -189,6 +201,14 @@ def cross_entropy(
     stride above 1 is copied first. A graph can be run backward once (see above).
     Errors: ValueError for a shape, device or smoothing, TypeError for a dtype.
     """
+    check(logits, targets, label_smoothing)
+    require_targets("cross_entropy", targets, logits.shape[1], ignore_index)
+    differentiate = torch.is_grad_enabled() and logits.requires_grad
+    return cross_entropy_forward(logits, targets, label_smoothing, z_loss, ignore_index, differentiate)[0]
+
+
+@once_per_signature
+def check(logits: Tensor, targets: Tensor, label_smoothing: float) -> None:
     require("cross_entropy", {"logits": logits})
     require("cross_entropy", {"targets": targets}, (torch.int64,))
     if logits.dim() != 2 or logits.shape[1] == 0 or targets.shape != logits.shape[:1]:
@@ -198,9 +218,6 @@ def cross_entropy(
         raise ValueError(f"cross_entropy: targets are on {targets.device}, not on {logits.device} like the logits")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; it must be between 0 and 1")
-    require_targets("cross_entropy", targets, logits.shape[1], ignore_index)
-    differentiate = torch.is_grad_enabled() and logits.requires_grad
-    return cross_entropy_forward(logits, targets, label_smoothing, z_loss, ignore_index, differentiate)[0]
 
 
 def spec() -> Spec:

@@ -26,7 +26,19 @@ from torch import Tensor
 from kernels.attention import MAX_HEAD_DIM, attention_reference
 from kernels.attention_forward import capped_scores, load_rows, near, padded_head_dim, score_unit
 from kernels.checks import require_indices, require_values
-from kernels.launch import Launch, cdiv, custom_op, generation, jit, next_power_of_2, require, tl, tuned
+from kernels.launch import (
+    Launch,
+    cdiv,
+    chosen_once,
+    custom_op,
+    generation,
+    jit,
+    next_power_of_2,
+    once_per_signature,
+    require,
+    tl,
+    tuned,
+)
 
 if TYPE_CHECKING:
     from kernels.lab import Spec
@@ -192,16 +204,17 @@ def _combine_kernel(
     tl.store(o + query * D + channel, mean, mask=is_channel)
 
 
-def _launch(q: Tensor) -> tuple[Launch, int, int]:
+@chosen_once
+def _launch(head_dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Launch, int, int]:
     """The launch, the most query heads of a program, and the programs that keep the device busy."""
-    device, width = generation(q.device), padded_head_dim(q.size(2))
-    programs = PROGRAMS[max(known for known in PROGRAMS if known <= device)]
-    if device == 0:
+    target, width = generation(device), padded_head_dim(head_dim)
+    programs = PROGRAMS[max(known for known in PROGRAMS if known <= target)]
+    if target == 0:
         return *INTERPRETED, programs
-    row_bytes = width * q.element_size()
+    row_bytes = width * dtype.itemsize
     default, heads = LAUNCHES[min(size for size in LAUNCHES if size >= row_bytes)]
     others = OTHERS if row_bytes <= min(LAUNCHES) else ()
-    return tuned("decode_attention", f"{q.dtype} {width}", default, others, q.device), heads, programs
+    return tuned("decode_attention", f"{dtype} {width}", default, others, device), heads, programs
 
 
 @custom_op("kernels::decode_attention")
@@ -214,7 +227,7 @@ def _decode_attention(
     o = q.new_empty((B, H, D))
     if o.numel() == 0:
         return o
-    launch, heads, programs = _launch(q)
+    launch, heads, programs = _launch(D, q.dtype, q.device)
     group, capacity = H // kv_heads, table.size(1) * page
     heads = min(heads, max(16, next_power_of_2(group)))
     columns = kv_heads * cdiv(group, heads)
@@ -255,7 +268,8 @@ def decode_attention(
     An empty sequence gives 0, one whose bounds are not from 0 to capacity NaN. Errors: ValueError, also where a
     gradient is asked for; TypeError; with KERNELS_DEBUG=1 ValueError for such bounds too (`kernels.checks`).
     """
-    _check("decode_attention", q, k, v, scale, soft_cap)
+    scale, soft_cap = None if scale is None else float(scale), float(soft_cap)
+    _check("decode_attention", q, k, v, scale, soft_cap, torch.is_grad_enabled())
     if k.size(0) != q.size(0):
         raise ValueError(f"decode_attention: {q.size(0)} queries for a cache of {k.size(0)} sequences")
     B, capacity = q.size(0), k.size(2)
@@ -288,7 +302,8 @@ def paged_decode_attention(
     A sequence with a page outside of the pool, or of a length that is not from 0 to N·page, gives NaN.
     """
     op, B = "paged_decode_attention", q.size(0)
-    _check(op, q, k, v, scale, soft_cap)
+    scale, soft_cap = None if scale is None else float(scale), float(soft_cap)
+    _check(op, q, k, v, scale, soft_cap, torch.is_grad_enabled())
     _check_integers(op, "table", table, (B, table.size(-1) if table.dim() else 0), q.device)
     _check_integers(op, "lengths", lengths, (B,), q.device)
     _require_pages(table, lengths, k)
@@ -304,9 +319,12 @@ def _check_integers(op: str, name: str, given: Tensor, shape: tuple[int, ...], d
         raise ValueError(f"{op}: {name} is {tuple(given.shape)} on {given.device}; it must be {shape} on {device}")
 
 
-def _check(op: str, q: Tensor, k: Tensor, v: Tensor, scale: float | None, soft_cap: float) -> None:
+@once_per_signature
+def _check(
+    op: str, q: Tensor, k: Tensor, v: Tensor, scale: float | None, soft_cap: float, is_differentiated: bool
+) -> None:
     require(op, {"q": q, "k": k, "v": v})
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+    if is_differentiated and any(x.requires_grad for x in (q, k, v)):
         raise ValueError(f"{op} has no gradient; call it under torch.no_grad(), or train with `attention`")
     if q.dtype != k.dtype or q.dtype != v.dtype:
         raise TypeError(f"{op}: q, k and v are {q.dtype}, {k.dtype} and {v.dtype}; they must be of one dtype")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
-from kernels.launch import Launch, cdiv, jit, next_power_of_2, tl, tuned
+from kernels.launch import Launch, cdiv, chosen_once, generation, jit, next_power_of_2, tl, tuned
 from kernels.rows import rows_of
 
 
@@ -18,29 +21,36 @@ def tile_of(rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     return row, column, (row < rows) & (column < columns)
 
 
-def as_rows(*tensors: Tensor) -> list[Tensor]:
-    """Tensors of one shape (..., N) as (rows, N) with stride 1 in a row, or as one long row where all are contiguous.
+def as_rows(*tensors: Tensor) -> tuple[Sequence[Tensor], tuple[int, ...], tuple[int, int]]:
+    """Tensors of one shape (..., N), each of whose rows is contiguous; how far apart their rows are; rows and columns.
 
-    Views where strides allow it, as those of the two halves of a tensor's last dimension do; copies elsewhere.
+    Where all are contiguous they are one long row. Else they are seen as (rows, N): in place where strides allow it, as
+    those of the two halves of a tensor's last dimension do, copied elsewhere.
     """
     if all(x.is_contiguous() for x in tensors):
-        return [x.view(1, -1) for x in tensors]
-    return [rows_of(x) for x in tensors]
+        size = tensors[0].numel()
+        return tensors, (size,) * len(tensors), (1, size)
+    tensors = tuple([rows_of(x) for x in tensors])
+    rows, columns = tensors[0].shape
+    return tensors, tuple([x.stride(0) for x in tensors]), (rows, columns)
 
 
-def tiles_launch(op: str, x: Tensor, generation: int) -> tuple[Launch, tuple[int]]:
-    """How an op is launched on x (rows, columns): the tile, and the grid of one program a tile."""
-    rows, columns = x.shape
+@chosen_once
+def tiles_launch(
+    op: str, rows: int, columns: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Launch, tuple[int]]:
+    """How an op is launched on rows of `columns` elements: the tile, and the grid of one program a tile."""
 
     def launch(elements: int, num_warps: int) -> Launch:
         width = min(next_power_of_2(max(columns, 1)), elements)
         return Launch({"ROWS": elements // width, "COLUMNS": width}, num_warps)
 
-    if generation == 0:  # the interpreter: small, so that small tests have several tiles, whole ones and cut ones
-        chosen = launch(64 if x.numel() <= 4096 else 4096, num_warps=1)
+    size, itemsize = rows * columns, dtype.itemsize
+    if generation(device) == 0:  # the interpreter: small, so that small tests have several tiles, some cut
+        chosen = launch(64 if size <= 4096 else 4096, num_warps=1)
     else:
         # Each warp reads 1,024 bytes of an operand: two 16-byte loads a thread, both in flight.
-        default = launch(4 * 1024 // x.element_size(), num_warps=4)
-        others = [launch(warps * n // x.element_size(), warps) for warps in (2, 4, 8) for n in (512, 1024, 2048)]
-        chosen = tuned(op, f"{x.dtype} {next_power_of_2(max(x.numel(), 1))}", default, others, x.device)
+        default = launch(4 * 1024 // itemsize, num_warps=4)
+        others = [launch(warps * n // itemsize, warps) for warps in (2, 4, 8) for n in (512, 1024, 2048)]
+        chosen = tuned(op, f"{dtype} {next_power_of_2(max(size, 1))}", default, others, device)
     return chosen, (cdiv(rows, chosen.blocks["ROWS"]) * cdiv(columns, chosen.blocks["COLUMNS"]),)

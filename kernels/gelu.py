@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.elementwise import as_rows, tile_of, tiles_launch
-from kernels.launch import custom_op, generation, jit, require, tl
+from kernels.launch import custom_op, jit, once_per_signature, require, tl
 
 if TYPE_CHECKING:
     from kernels.lab import Spec
@@ -85,18 +85,18 @@ def gelu_backward_kernel(
 @custom_op("kernels::gelu_forward")
 def gelu_forward(x: Tensor, approximate: str) -> Tensor:
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    (x,) = as_rows(x)
-    launch, grid = tiles_launch("gelu_forward", x, generation(x.device))
-    gelu_forward_kernel[grid](x, y, x.stride(0), *x.shape, approximate == "tanh", **launch.options)
+    (x,), strides, size = as_rows(x)
+    launch, grid = tiles_launch("gelu_forward", *size, x.dtype, x.device)
+    gelu_forward_kernel[grid](x, y, *strides, *size, approximate == "tanh", **launch.options)
     return y
 
 
 @custom_op("kernels::gelu_backward")
 def gelu_backward(dy: Tensor, x: Tensor, approximate: str) -> Tensor:
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-    dy, x = as_rows(dy, x)
-    launch, grid = tiles_launch("gelu_backward", x, generation(x.device))
-    gelu_backward_kernel[grid](dy, x, dx, dy.stride(0), x.stride(0), *x.shape, approximate == "tanh", **launch.options)
+    (dy, x), strides, size = as_rows(dy, x)
+    launch, grid = tiles_launch("gelu_backward", *size, x.dtype, x.device)
+    gelu_backward_kernel[grid](dy, x, dx, *strides, *size, approximate == "tanh", **launch.options)
     return dx
 
 
@@ -128,10 +128,15 @@ def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     `approximate`: "tanh", or "none" for the exact form. Errors: TypeError for a dtype, ValueError for a device or an
     unknown form.
     """
+    check(x, approximate)
+    return gelu_forward(x, approximate)
+
+
+@once_per_signature
+def check(x: Tensor, approximate: str) -> None:
     require("gelu", {"x": x})
     if approximate not in FORMS:
         raise ValueError(f'gelu: approximate is "{approximate}"; it must be "tanh" or "none"')
-    return gelu_forward(x, approximate)
 
 
 def spec() -> Spec:
@@ -178,7 +183,7 @@ def spec() -> Spec:
             Mutant("dy read as if contiguous", "dy + row * dy_stride", "dy + row * columns"),
             Mutant("y stored without its mask", "_probability(value, TANH), mask=exists", "_probability(value, TANH)"),
             Mutant(
-                "one form for both", 'y, x.stride(0), *x.shape, approximate == "tanh"', "y, x.stride(0), *x.shape, True"
+                "one form for both", '(x, y, *strides, *size, approximate == "tanh"', "(x, y, *strides, *size, True"
             ),
         ),
     )

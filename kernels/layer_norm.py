@@ -24,17 +24,7 @@ import torch
 from torch import Tensor
 
 from kernels.launch import cdiv, custom_op, jit, tl
-from kernels.rows import (
-    backward_launch,
-    fits_backward,
-    forward_launch,
-    long_launch,
-    longest_block,
-    persistent_programs,
-    require_rows,
-    results_like,
-    rows_of,
-)
+from kernels.rows import norm_backward_launch, norm_forward_launch, require_rows, results_like, rows_of
 
 if TYPE_CHECKING:
     from kernels.lab.spec import Spec
@@ -204,19 +194,18 @@ def layer_norm_forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, the sum (empty without a residual), μ and r."""
-    N, weight, bias = x.shape[-1], weight.contiguous(), None if bias is None else bias.contiguous()
     rows, added = rows_of(x), None if residual is None else rows_of(residual)  # (R, N)
+    R, N = rows.shape
+    weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
     y, total = results_like(x, residual)
-    mean, r = (x.new_empty(len(rows), dtype=torch.float32) for _ in range(2))
+    mean, r = x.new_empty(R, dtype=torch.float32), x.new_empty(R, dtype=torch.float32)
     operands = (rows, added, weight, bias, y, None if residual is None else total, mean, r)
     strides = (rows.stride(0), 0 if added is None else added.stride(0))
-    if N <= longest_block(x.device):
-        launch = forward_launch(N, x.device)
-        grid = (cdiv(len(rows), launch.blocks["ROWS"]),)
-        layer_norm_forward_kernel[grid](*operands, len(rows), N, eps, *strides, **launch.options)
+    launch, grid, fits = norm_forward_launch(R, N, x.device)
+    if fits:
+        layer_norm_forward_kernel[grid](*operands, R, N, eps, *strides, **launch.options)
     else:
-        launch = long_launch(x.device)
-        layer_norm_long_forward_kernel[(len(rows),)](*operands, N, eps, *strides, **launch.options)
+        layer_norm_long_forward_kernel[grid](*operands, N, eps, *strides, **launch.options)
     return y, total, mean, r
 
 
@@ -225,21 +214,21 @@ def layer_norm_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor, r: Tensor, dtotal: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dw and db (empty without a bias); `dtotal` is added to dx."""
-    N, device = x.shape[-1], x.device
     rows, grads, added = rows_of(x), rows_of(dy), None if dtotal is None else rows_of(dtotal)
+    R, N = rows.shape
     strides = (grads.stride(0), rows.stride(0), 0 if added is None else added.stride(0))
-    fits, operands = fits_backward(x, weight), 2 if added is None else 3
-    launch = backward_launch(N, operands * x.element_size(), device) if fits else long_launch(device)
-    programs = persistent_programs(device, cdiv(len(rows), launch.blocks["ROWS"]) if fits else len(rows))
-    dx, weight_sums = x.new_empty(x.shape), x.new_empty((programs, N), dtype=torch.float32)
+    loaded = 2 if added is None else 3
+    launch, programs, fits = norm_backward_launch(R, N, x.dtype, weight.dtype, loaded, x.device)
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    weight_sums = x.new_empty((programs, N), dtype=torch.float32)
     bias_sums = None if bias is None else torch.empty_like(weight_sums)
-    outputs = (added, dx, weight_sums, bias_sums, len(rows), N)
+    outputs = (added, dx, weight_sums, bias_sums, R, N)
     saved = (grads, rows, weight.contiguous(), mean, r)
     if fits:
         layer_norm_backward_kernel[(programs,)](*saved, *outputs, *strides, **launch.options)
     else:
-        means = r.new_empty((2, len(rows)))
-        layer_norm_long_means_kernel[(len(rows),)](*saved, means, len(rows), N, *strides[:2], **launch.options)
+        means = r.new_empty((2, R))
+        layer_norm_long_means_kernel[(R,)](*saved, means, R, N, *strides[:2], **launch.options)
         grid = (cdiv(N, launch.blocks["BLOCK"]), programs)
         layer_norm_long_backward_kernel[grid](*saved, means, *outputs, *strides, **launch.options)
     db = weight.new_empty(0) if bias is None or bias_sums is None else bias_sums.sum(0).to(bias.dtype)
@@ -285,7 +274,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
     x may be strided as long as its rows are whole and at one distance from each other; otherwise it is copied first.
     Errors: ValueError for a shape or device, TypeError for a dtype.
     """
-    require_rows("layer_norm", x, weight=weight, bias=bias)
+    require_rows("layer_norm", x, None, weight, bias)
     return layer_norm_forward(x, None, weight, bias, eps)[0]
 
 
@@ -297,7 +286,7 @@ def add_layer_norm(
     Both have the shape of x, and the dtype that torch gives x + residual; the norm is that of the rounded sum, as if
     the two operations were done one after the other. Strides and errors as in `layer_norm`.
     """
-    require_rows("add_layer_norm", x, residual, weight=weight, bias=bias)
+    require_rows("add_layer_norm", x, residual, weight, bias)
     return layer_norm_forward(x, residual, weight, bias, eps)[:2]
 
 

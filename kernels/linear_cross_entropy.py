@@ -16,7 +16,7 @@ keeping them takes 6. Cut Cross-Entropy adds dh and dW up with atomics, in an or
 kernel writes dx of some rows, in the inputs' dtype, and two matrix products read it, always in the same order:
 deterministic, at the speed of the vendor's products, and never more than `_CHUNK` rows, or a quarter of all, in memory.
 
-On Hopper the forward's tiles of 128 × 256 logits spill up to 296 bytes a thread, with the entropy up to 624, once a
+On Hopper the forward's tiles of 128 × 256 logits spill up to 232 bytes a thread, with the entropy up to 272, once a
 tile: the product's loop has none. Smaller tiles spill nothing, but read h and W half again as often.
 """
 
@@ -28,7 +28,18 @@ import torch
 from torch import Tensor
 
 from kernels.checks import require_targets
-from kernels.launch import Launch, cdiv, custom_op, generation, jit, require, tl, tuned
+from kernels.launch import (
+    Launch,
+    cdiv,
+    chosen_once,
+    custom_op,
+    generation,
+    jit,
+    once_per_signature,
+    require,
+    tl,
+    tuned,
+)
 from kernels.linear_cross_entropy_chunked import (
     linear_cross_entropy_reference,
     linear_logprobs_reference,
@@ -83,6 +94,7 @@ def _forward_kernel(
     part = tl.program_id(0) // row_tiles
     row = (tl.program_id(0) % row_tiles) * ROWS + tl.arange(0, ROWS)
     t = tl.load(targets + row, mask=row < N, other=-1)
+    t = tl.where((t >= 0) & (t < V), t, -1).to(tl.int32)  # half the registers; one that is unknown stands nowhere
     highest = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)  # Σ exp(x - highest)
     weighted = tl.zeros((ROWS,), tl.float32)  # Σ exp(x - highest) · (x - highest)
@@ -104,8 +116,7 @@ def _forward_kernel(
     if WITH_ENTROPY:
         # Both terms are at least 0. lse - Σ p x would be the difference of two numbers as large as the logits.
         tl.store(entropy + place, tl.log(total) - weighted / total, mask=row < N)
-    # What stands past the vocabulary in the last tile is no token.
-    is_here = (t >= part * tiles * COLUMNS) & (t < tl.minimum((part + 1) * tiles * COLUMNS, V))
+    is_here = (t >= part * tiles * COLUMNS) & (t < (part + 1) * tiles * COLUMNS)
     tl.store(target + row, at_target, mask=(row < N) & is_here)
 
 
@@ -135,18 +146,19 @@ def _tile(rows: int, columns: int, depth: int, num_warps: int, num_stages: int) 
     return Launch({"ROWS": rows, "COLUMNS": columns, "DEPTH": depth}, num_warps, num_stages)
 
 
-def _launch(kernel: str, hidden: Tensor) -> Launch:
+@chosen_once
+def _launch(kernel: str, width: int, dtype: torch.dtype, device: torch.device) -> Launch:
     """Tiles of logits: 8 warps hold 128 × 256 of them, which is what feeds Hopper's tensor cores."""
-    target = generation(hidden.device)
+    target = generation(device)
     if target == 0:  # the interpreter: small tiles, so that small inputs have several
         return _tile(16, 32, 32, 4, 2)
-    if hidden.dtype == torch.float32:  # twice the bytes, and no tensor cores
+    if dtype == torch.float32:  # twice the bytes, and no tensor cores
         default, others = _tile(64, 64, 32, 4, 2), [_tile(128, 64, 32, 8, 2)]
     elif target in (90, 100):
         default, others = _tile(128, 256, 64, 8, 3), [_tile(128, 128, 64, 8, 4), _tile(256, 128, 64, 8, 3)]
     else:
         default, others = _tile(128, 128, 32, 8, 4), [_tile(128, 128, 64, 8, 3), _tile(128, 256, 32, 8, 3)]
-    return tuned(kernel, f"{hidden.dtype} {hidden.size(1)}", default, others, hidden.device)
+    return tuned(kernel, f"{dtype} {width}", default, others, device)
 
 
 def _tiles_a_program(row_tiles: int, column_tiles: int, device: torch.device) -> int:
@@ -161,7 +173,7 @@ def _fused(hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool) 
     """As `_chunked`; the logits stay in the registers of the program that computes them."""
     hidden, weight, targets = _rows(hidden), _rows(weight), targets.contiguous()
     (N, C), V = hidden.shape, weight.size(0)
-    launch = _launch("head_statistics", hidden)
+    launch = _launch("head_statistics", C, hidden.dtype, hidden.device)
     row_tiles, column_tiles = cdiv(N, launch.blocks["ROWS"]), cdiv(V, launch.blocks["COLUMNS"])
     tiles = _tiles_a_program(row_tiles, column_tiles, hidden.device)
     parts = cdiv(column_tiles, tiles)
@@ -190,7 +202,7 @@ def _fused_backward(
     dhidden, dweight = hidden.new_empty(N, C), weight.new_zeros(V, C, dtype=torch.float32)
     step = _chunk(N, hidden.device)
     dlogits = hidden.new_empty(step, 64 * cdiv(V, 64))  # rows that begin at whole cache lines
-    launch = _launch("head_statistics_backward", hidden)
+    launch = _launch("head_statistics_backward", C, hidden.dtype, hidden.device)
     row_numbers = [t.contiguous() for t in (targets, lse, entropy, dlse, dtarget, dentropy)]
     for start in range(0, N, step):
         some = hidden[start : start + step]
@@ -227,7 +239,8 @@ def linear_cross_entropy(
     raises ValueError instead. Autocast changes nothing: hidden and weight come in the dtype to multiply in. Errors:
     TypeError for dtypes, ValueError for shapes and devices.
     """
-    _check("linear_cross_entropy", hidden, weight, targets, ignore_index)
+    _check("linear_cross_entropy", hidden, weight, targets)
+    require_targets("linear_cross_entropy", targets, len(weight), ignore_index)
     return losses_of(_fused, hidden, weight, targets, label_smoothing, z_loss, ignore_index)
 
 
@@ -237,10 +250,12 @@ def linear_logprobs(
     """hidden (N, C), weight (V, C), targets (N,) int64 -> (N,) log-probability of each target, float32; with the
     entropy (N,) of each row's distribution, in nats, if asked for. Otherwise as `linear_cross_entropy`."""
     _check("linear_logprobs", hidden, weight, targets)
+    require_targets("linear_logprobs", targets, len(weight))
     return logprobs_of(_fused, hidden, weight, targets, with_entropy)
 
 
-def _check(op: str, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int | None = None) -> None:
+@once_per_signature
+def _check(op: str, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
     require(op, {"hidden": hidden, "weight": weight})
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.size(1) != weight.size(1) or hidden.size(1) == 0:
         raise ValueError(f"{op}: hidden is {tuple(hidden.shape)}, weight {tuple(weight.shape)}; not (N, C) and (V, C)")
@@ -249,7 +264,6 @@ def _check(op: str, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_inde
     if targets.shape != hidden.shape[:1] or targets.device != hidden.device or targets.dtype != torch.int64:
         given = f"{targets.dtype} {tuple(targets.shape)} on {targets.device}"
         raise ValueError(f"{op}: targets are {given}; there must be int64 ({hidden.size(0)},) on {hidden.device}")
-    require_targets(op, targets, len(weight), ignore_index)
 
 
 def linear_cross_entropy_spec() -> Spec:

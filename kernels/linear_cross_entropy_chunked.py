@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kernels.checks import is_unknown, known_targets, require_targets
 from kernels.cross_entropy import cross_entropy_reference
-from kernels.launch import cdiv
+from kernels.launch import cdiv, custom_op
 
 # ---- the references
 
@@ -79,7 +79,7 @@ def _logits(hidden: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield rows, logits.to(torch.promote_types(hidden.dtype, torch.float32))
 
 
-@torch.library.custom_op("kernels::head_statistics_chunked", mutates_args=())
+@custom_op("kernels::head_statistics_chunked")
 def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
     """lse, the target's logit (NaN outside of the vocabulary) and, if asked for, the entropy of each row, (N,) each, at
     least float32."""
@@ -95,7 +95,7 @@ def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool
     return lse, target, entropy
 
 
-@torch.library.custom_op("kernels::head_statistics_chunked_backward", mutates_args=())
+@custom_op("kernels::head_statistics_chunked_backward")
 def _chunked_backward(
     hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, entropy: Tensor,
     dlse: Tensor, dtarget: Tensor, dentropy: Tensor, with_entropy: bool,

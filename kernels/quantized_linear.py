@@ -22,7 +22,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.launch import Launch, cdiv, custom_op, generation, jit, next_power_of_2, require, tl, tuned
+from kernels.launch import (
+    Launch,
+    cdiv,
+    chosen_once,
+    custom_op,
+    generation,
+    jit,
+    next_power_of_2,
+    once_per_signature,
+    require,
+    tl,
+    tuned,
+)
 
 if TYPE_CHECKING:
     from kernels.lab import Inputs, Spec
@@ -100,21 +112,22 @@ def _kernel(
     tl.store(place, total, mask=is_row & (column[None, :] < M))
 
 
-def _launch(x: Tensor, rows: int, bits: int, group: int) -> Launch:
+@chosen_once
+def _launch(rows: int, bits: int, group: int, dtype: torch.dtype, device: torch.device) -> Launch:
     """Few rows: narrow tiles, so that many programs wait for memory at once. Many: tiles that read x less often; but
     the tiles of long groups must fit into the shared memory of any device, and into registers in float32."""
 
     def tile(rows: int, columns: int, num_warps: int, num_stages: int) -> Launch:
         return Launch({"ROWS": rows, "COLUMNS": columns}, num_warps, num_stages)
 
-    if generation(x.device) == 0:  # the interpreter
+    if generation(device) == 0:  # the interpreter
         return tile(16, 32, 4, 2)
-    if group * x.element_size() > 256:
+    if group * dtype.itemsize > 256:
         return tile(16, 16, 4, 2)
     default, others = tile(64, 64, 4, 3), [tile(64, 128, 8, 3), tile(128, 128, 8, 3)]
     if rows <= 16:
         default, others = tile(16, 16, 4, 4), [tile(16, 32, 4, 4), tile(16, 32, 2, 5), tile(16, 64, 4, 4)]
-    return tuned("quantized_linear", f"{x.dtype} {bits} {next_power_of_2(rows)}", default, others, x.device)
+    return tuned("quantized_linear", f"{dtype} {bits} {next_power_of_2(rows)}", default, others, device)
 
 
 @custom_op("kernels::quantized_linear")
@@ -125,7 +138,7 @@ def _quantized_linear(x: Tensor, packed: Tensor, scales: Tensor, bits: int) -> T
     N, K = rows.shape
     y = x.new_empty(*x.shape[:-1], M)
     group = packed.size(1) * 8 // bits // groups
-    launch = _launch(x, N, bits, group)
+    launch = _launch(N, bits, group, x.dtype, x.device)
     grid = (cdiv(M, launch.blocks["COLUMNS"]), cdiv(N, launch.blocks["ROWS"]))
     if N:
         _kernel[grid](
@@ -162,6 +175,12 @@ def quantized_linear(x: Tensor, packed: Tensor, scales: Tensor, bits: int) -> Te
 
     Only x has a gradient. Errors: TypeError for dtypes, ValueError for shapes and devices.
     """
+    check(x, packed, scales, bits)
+    return _quantized_linear(x, packed, scales, bits)
+
+
+@once_per_signature
+def check(x: Tensor, packed: Tensor, scales: Tensor, bits: int) -> None:
     require("quantized_linear", {"x": x, "scales": scales})
     if bits not in BITS or packed.dtype != (torch.int8 if bits == 8 else torch.uint8):
         raise TypeError(f"quantized_linear: packed is {packed.dtype} for {bits} bits; int8 holds 8 bits, uint8 holds 4")
@@ -172,7 +191,6 @@ def quantized_linear(x: Tensor, packed: Tensor, scales: Tensor, bits: int) -> Te
             f"quantized_linear: x is {tuple(x.shape)}, packed {tuple(packed.shape)}, scales {tuple(scales.shape)}; "
             f"a row of packed must hold x's last dimension in whole groups of {GROUPS}, with a scale each"
         )
-    return _quantized_linear(x, packed, scales, bits)
 
 
 def spec() -> Spec:

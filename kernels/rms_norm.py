@@ -24,17 +24,7 @@ import torch
 from torch import Tensor
 
 from kernels.launch import cdiv, custom_op, jit, tl
-from kernels.rows import (
-    backward_launch,
-    fits_backward,
-    forward_launch,
-    long_launch,
-    longest_block,
-    persistent_programs,
-    require_rows,
-    results_like,
-    rows_of,
-)
+from kernels.rows import norm_backward_launch, norm_forward_launch, require_rows, results_like, rows_of
 
 if TYPE_CHECKING:
     from kernels.lab.spec import Spec
@@ -165,38 +155,36 @@ def rms_norm_long_backward_kernel(
 @custom_op("kernels::rms_norm_forward")
 def rms_norm_forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """y, the sum (empty without a residual) and r."""
-    N = x.shape[-1]
     rows, added = rows_of(x), None if residual is None else rows_of(residual)  # (R, N)
+    R, N = rows.shape
     y, total = results_like(x, residual)
-    r = x.new_empty(len(rows), dtype=torch.float32)
+    r = x.new_empty(R, dtype=torch.float32)
     operands = (rows, added, weight.contiguous(), y, None if residual is None else total, r)
     strides = (rows.stride(0), 0 if added is None else added.stride(0))
-    if N <= longest_block(x.device):
-        launch = forward_launch(N, x.device)
-        grid = (cdiv(len(rows), launch.blocks["ROWS"]),)
-        rms_norm_forward_kernel[grid](*operands, len(rows), N, eps, *strides, **launch.options)
+    launch, grid, fits = norm_forward_launch(R, N, x.device)
+    if fits:
+        rms_norm_forward_kernel[grid](*operands, R, N, eps, *strides, **launch.options)
     else:
-        launch = long_launch(x.device)
-        rms_norm_long_forward_kernel[(len(rows),)](*operands, N, eps, *strides, **launch.options)
+        rms_norm_long_forward_kernel[grid](*operands, N, eps, *strides, **launch.options)
     return y, total, r
 
 
 @custom_op("kernels::rms_norm_backward")
 def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, r: Tensor, dtotal: Tensor | None) -> tuple[Tensor, Tensor]:
     """dx and dw; `dtotal` is added to dx."""
-    N, device = x.shape[-1], x.device
     rows, grads, added = rows_of(x), rows_of(dy), None if dtotal is None else rows_of(dtotal)
+    R, N = rows.shape
     strides = (grads.stride(0), rows.stride(0), 0 if added is None else added.stride(0))
-    fits, operands = fits_backward(x, weight), 2 if added is None else 3
-    launch = backward_launch(N, operands * x.element_size(), device) if fits else long_launch(device)
-    programs = persistent_programs(device, cdiv(len(rows), launch.blocks["ROWS"]) if fits else len(rows))
-    dx, partials = x.new_empty(x.shape), x.new_empty((programs, N), dtype=torch.float32)
-    saved, outputs = (grads, rows, weight.contiguous(), r), (added, dx, partials, len(rows), N)
+    loaded = 2 if added is None else 3
+    launch, programs, fits = norm_backward_launch(R, N, x.dtype, weight.dtype, loaded, x.device)
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    partials = x.new_empty((programs, N), dtype=torch.float32)
+    saved, outputs = (grads, rows, weight.contiguous(), r), (added, dx, partials, R, N)
     if fits:
         rms_norm_backward_kernel[(programs,)](*saved, *outputs, *strides, **launch.options)
     else:
         means = torch.empty_like(r)
-        rms_norm_long_mean_kernel[(len(rows),)](*saved, means, N, *strides[:2], **launch.options)
+        rms_norm_long_mean_kernel[(R,)](*saved, means, N, *strides[:2], **launch.options)
         grid = (cdiv(N, launch.blocks["BLOCK"]), programs)
         rms_norm_long_backward_kernel[grid](*saved, means, *outputs, *strides, **launch.options)
     return dx, partials.sum(0).to(weight.dtype)
@@ -236,7 +224,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x may be strided as long as its rows are whole and at one distance from each other; otherwise it is copied first.
     Errors: ValueError for a shape or device, TypeError for a dtype.
     """
-    require_rows("rms_norm", x, weight=weight)
+    require_rows("rms_norm", x, None, weight)
     return rms_norm_forward(x, None, weight, eps)[0]
 
 
@@ -246,7 +234,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     Both have the shape of x, and the dtype that torch gives x + residual; the norm is that of the rounded sum, as if
     the two operations were done one after the other. Strides and errors as in `rms_norm`.
     """
-    require_rows("add_rms_norm", x, residual, weight=weight)
+    require_rows("add_rms_norm", x, residual, weight)
     return rms_norm_forward(x, residual, weight, eps)[:2]
 
 

@@ -25,7 +25,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kernels.launch import Launch, cdiv, custom_op, generation, jit, next_power_of_2, require, tl
+from kernels.launch import (
+    Launch,
+    cdiv,
+    chosen_once,
+    custom_op,
+    generation,
+    jit,
+    next_power_of_2,
+    once_per_signature,
+    require,
+    tl,
+)
 
 if TYPE_CHECKING:
     from kernels.lab.spec import Spec
@@ -110,25 +121,31 @@ def rope_interleaved_kernel(
     tl.store(y + target + column, tl.reshape(turned, (HEADS, BLOCK, 2 * HALF)), inside)
 
 
-def rope_launch(heads: int, half: int, device: torch.device) -> Launch:
-    """About 2,048 elements a program, 16 a thread: up to 4 heads, which share the table, and as many positions."""
+@chosen_once
+def rope_launch(
+    batch: int, heads: int, length: int, half: int, device: torch.device
+) -> tuple[Launch, tuple[int, int, int]]:
+    """The launch and its grid: about 2,048 elements a program, 16 a thread: up to 4 heads, which share the table, and
+    as many positions."""
     width = next_power_of_2(half)
     if generation(device) == 0:
-        return Launch({"HEADS": 2, "BLOCK": 4, "HALF": width})
-    heads = min(4, next_power_of_2(heads), max(1, 1024 // width))
-    tile = {"HEADS": heads, "BLOCK": max(1, 1024 // (heads * width)), "HALF": width}
-    return Launch(tile, num_warps=max(4, width // 256))
+        launch = Launch({"HEADS": 2, "BLOCK": 4, "HALF": width})
+    else:
+        share = min(4, next_power_of_2(heads), max(1, 1024 // width))
+        tile = {"HEADS": share, "BLOCK": max(1, 1024 // (share * width)), "HALF": width}
+        launch = Launch(tile, num_warps=max(4, width // 256))
+    return launch, (cdiv(length, launch.blocks["BLOCK"]), cdiv(heads, launch.blocks["HEADS"]), batch)
 
 
 def turn(x: Tensor, y: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sign: float) -> None:
     """x turned by sign·φ is written to y; the last stride of both is 1."""
-    if x.numel() == 0:
+    B, H, T, D = x.shape
+    if B * H * T == 0:
         return
-    B, H, T, half = *x.shape[:3], x.shape[-1] // 2
-    launch = rope_launch(H, half, x.device)
-    grid = (cdiv(T, launch.blocks["BLOCK"]), cdiv(H, launch.blocks["HEADS"]), B)
+    half = D // 2
+    launch, grid = rope_launch(B, H, T, half, x.device)
     kernel = rope_interleaved_kernel if interleaved else rope_half_split_kernel
-    table_stride = 0 if len(cos) == 1 else T * half
+    table_stride = 0 if cos.shape[0] == 1 else T * half
     strides = (*x.stride()[:3], *y.stride()[:3])
     kernel[grid](
         x, y, cos.contiguous(), sin.contiguous(), sign, H, T, half, table_stride, *strides, **launch.options
@@ -205,6 +222,7 @@ def overlaps_itself(x: Tensor) -> bool:
     return False
 
 
+@once_per_signature
 def check(op: str, x: Tensor, cos: Tensor, sin: Tensor) -> None:
     require(op, {"x": x, "cos": cos, "sin": sin})
     if x.dim() != 4 or x.shape[-1] not in range(2, LONGEST + 1, 2):

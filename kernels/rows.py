@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.launch import Launch, generation, next_power_of_2, require
+from kernels.launch import Launch, cdiv, chosen_once, generation, next_power_of_2, once_per_signature, require
 
 SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}
 """Bytes that a program may have, by generation. Others have at least 65,536 (Turing)."""
@@ -19,13 +19,16 @@ SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}
 
 def rows_of(x: Tensor) -> Tensor:
     """x (..., N) as (rows, N) with a last stride of 1: a view if its rows lie at one distance, else a copy."""
-    flat = x.reshape(-1, x.shape[-1])
-    return flat if flat.stride(-1) == 1 else flat.contiguous()
+    flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    return flat if flat.stride(1) == 1 else flat.contiguous()
 
 
-def require_rows(op: str, x: Tensor, residual: Tensor | None = None, **parameters: Tensor | None) -> None:
+@once_per_signature
+def require_rows(
+    op: str, x: Tensor, residual: Tensor | None, weight: Tensor | None = None, bias: Tensor | None = None
+) -> None:
     """Refuses what a norm does not take: ValueError for a shape or device, TypeError for a dtype."""
-    given = {"x": x, "residual": residual, **parameters}
+    given = {"x": x, "residual": residual, "weight": weight, "bias": bias}
     require(op, {name: tensor for name, tensor in given.items() if tensor is not None})
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"{op}: x is {tuple(x.shape)}; it must be (..., N) with N at least 1")
@@ -38,7 +41,7 @@ def require_rows(op: str, x: Tensor, residual: Tensor | None = None, **parameter
 def results_like(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
     """Room for a norm's result and for x + residual, which is empty if nothing is added."""
     if residual is None:
-        return x.new_empty(x.shape), x.new_empty(0)
+        return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(0)
     y = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype))
     return y, torch.empty_like(y)
 
@@ -53,13 +56,6 @@ def longest_block(device: torch.device) -> int:
     if generation(device) == 0:
         return 64
     return 16_384 if generation(device) in SHARED_MEMORY else 8_192
-
-
-def fits_backward(x: Tensor, weight: Tensor) -> bool:
-    """Whether a program of the backward holds whole rows of x. A weight in float32 beside narrower rows, as under
-    autocast, takes registers that the longest rows leave to nobody."""
-    longest = longest_block(x.device)
-    return x.shape[-1] <= (longest if weight.dtype == x.dtype else min(longest, 8_192))
 
 
 def forward_launch(n: int, device: torch.device) -> Launch:
@@ -84,6 +80,31 @@ def backward_launch(n: int, bytes_loaded: int, device: torch.device) -> Launch:
     rows = max(1, 8192 // block)
     ahead = (SHARED_MEMORY.get(generation(device), 65_536) - 4096) // (rows * (block * bytes_loaded + 8))
     return Launch({"ROWS": rows, "BLOCK": block, "STAGES": 1 + min(2, ahead)}, num_warps=max(8, block // 512))
+
+
+@chosen_once
+def norm_forward_launch(rows: int, n: int, device: torch.device) -> tuple[Launch, tuple[int], bool]:
+    """For a norm of rows of n: the launch, its grid, and whether a row fits a block."""
+    if n > longest_block(device):
+        return long_launch(device), (rows,), False
+    launch = forward_launch(n, device)
+    return launch, (cdiv(rows, launch.blocks["ROWS"]),), True
+
+
+@chosen_once
+def norm_backward_launch(
+    rows: int, n: int, x: torch.dtype, weight: torch.dtype, loaded: int, device: torch.device
+) -> tuple[Launch, int, bool]:
+    """For the backward of a norm of rows of n, of which a program loads `loaded` tensors like x: the launch, its
+    persistent programs, and whether each holds whole rows.
+
+    A weight in float32 beside narrower rows, as under autocast, takes registers that the longest rows leave to nobody.
+    """
+    longest = longest_block(device)
+    if n > (longest if weight == x else min(longest, 8_192)):
+        return long_launch(device), persistent_programs(device, rows), False
+    launch = backward_launch(n, loaded * x.itemsize, device)
+    return launch, persistent_programs(device, cdiv(rows, launch.blocks["ROWS"])), True
 
 
 def long_launch(device: torch.device) -> Launch:

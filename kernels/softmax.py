@@ -23,7 +23,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kernels.launch import Launch, cdiv, custom_op, generation, jit, next_power_of_2, require, tl, tuned
+from kernels.launch import (
+    Launch,
+    cdiv,
+    chosen_once,
+    custom_op,
+    generation,
+    jit,
+    next_power_of_2,
+    once_per_signature,
+    require,
+    tl,
+    tuned,
+)
 from kernels.rows import rows_of
 
 if TYPE_CHECKING:
@@ -137,25 +149,29 @@ def softmax_backward_online_kernel(
         tl.store(dx + row * columns + column, dscores.to(dx.dtype.element_ty), mask=inside)
 
 
-def softmax_launch(kernel: str, x: Tensor, generation: int) -> tuple[Launch, bool]:
-    """How the rows of x (rows, columns) are cut into blocks, and whether a row is one block."""
-    rows, columns = x.shape
+@chosen_once
+def softmax_launch(
+    kernel: str, rows: int, columns: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Launch, tuple[int], bool]:
+    """How rows are cut into blocks, one program each, and whether a row is one block."""
     block = next_power_of_2(columns)
-    if generation == 0:  # the interpreter: small, so that small tests have several programs, and rows of several blocks
+    if generation(device) == 0:  # the interpreter: small, so that small tests have several programs, and several blocks
         is_one_block = block <= 64
         tile = {"ROWS": max(1, min(128 // block, next_power_of_2(rows))), "COLUMNS": block}
-        return Launch(tile if is_one_block else {"ROWS": 4, "COLUMNS": 64}), is_one_block
-    # At most 32 elements a thread: all of a row's 16-byte loads in flight at once, and no registers spilled.
-    is_one_block = block <= 16384
-    if is_one_block:
-        tile = {"ROWS": max(1, min(4096 // block, next_power_of_2(rows))), "COLUMNS": block}
-        default = Launch(tile, num_warps=max(4, block // 1024))
+        launch = Launch(tile if is_one_block else {"ROWS": 4, "COLUMNS": 64})
     else:
-        tile = {"ROWS": 1, "COLUMNS": 4096}
-        default = Launch(tile, num_warps=8)
-    others = [Launch(tile, num_warps) for num_warps in (4, 8, 16) if num_warps != default.num_warps]
-    key = f"{x.dtype} {tile['ROWS']}x{tile['COLUMNS']} {is_one_block}"
-    return tuned(kernel, key, default, others, x.device), is_one_block
+        # At most 32 elements a thread: all of a row's 16-byte loads in flight at once, and no registers spilled.
+        is_one_block = block <= 16384
+        if is_one_block:
+            tile = {"ROWS": max(1, min(4096 // block, next_power_of_2(rows))), "COLUMNS": block}
+            default = Launch(tile, num_warps=max(4, block // 1024))
+        else:
+            tile = {"ROWS": 1, "COLUMNS": 4096}
+            default = Launch(tile, num_warps=8)
+        others = [Launch(tile, num_warps) for num_warps in (4, 8, 16) if num_warps != default.num_warps]
+        key = f"{dtype} {tile['ROWS']}x{tile['COLUMNS']} {is_one_block}"
+        launch = tuned(kernel, key, default, others, device)
+    return launch, (cdiv(rows, launch.blocks["ROWS"]),), is_one_block
 
 
 def matrix_arguments(x: Tensor, causal: bool) -> tuple[int, int, int, int]:
@@ -167,36 +183,34 @@ def matrix_arguments(x: Tensor, causal: bool) -> tuple[int, int, int, int]:
 
 @custom_op("kernels::softmax_forward")
 def softmax_forward(x: Tensor, scale: float, causal: bool) -> Tensor:
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
     if x.numel():
         source, matrix = rows_of(x), matrix_arguments(x, causal)
-        launch, is_one_block = softmax_launch("softmax_forward", source, generation(x.device))
+        launch, grid, is_one_block = softmax_launch("softmax_forward", matrix[0], matrix[3], x.dtype, x.device)
         kernel = softmax_forward_kernel if is_one_block else softmax_forward_online_kernel
-        grid = (cdiv(matrix[0], launch.blocks["ROWS"]),)
         kernel[grid](source, y, source.stride(0), *matrix, scale, **launch.options)
     return y
 
 
 @custom_op("kernels::softmax_backward")
 def softmax_backward(dy: Tensor, y: Tensor, scale: float, causal: bool) -> Tensor:
-    dx = torch.empty(y.shape, dtype=y.dtype, device=y.device)
+    dx = torch.empty_like(y, memory_format=torch.contiguous_format)
     if y.numel():
         source, matrix = rows_of(dy), matrix_arguments(y, causal)
-        launch, is_one_block = softmax_launch("softmax_backward", source, generation(y.device))
+        launch, grid, is_one_block = softmax_launch("softmax_backward", matrix[0], matrix[3], y.dtype, y.device)
         kernel = softmax_backward_kernel if is_one_block else softmax_backward_online_kernel
-        grid = (cdiv(matrix[0], launch.blocks["ROWS"]),)
         kernel[grid](source, y.contiguous(), dx, source.stride(0), *matrix, scale, **launch.options)
     return dx
 
 
 @softmax_forward.register_fake
 def _(x: Tensor, scale: float, causal: bool) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @softmax_backward.register_fake
 def _(dy: Tensor, y: Tensor, scale: float, causal: bool) -> Tensor:
-    return torch.empty(y.shape, dtype=y.dtype, device=y.device)
+    return torch.empty_like(y, memory_format=torch.contiguous_format)
 
 
 def save_output(ctx: Any, inputs: tuple[Tensor, float, bool], output: Tensor) -> None:
@@ -220,11 +234,16 @@ def softmax(x: Tensor, scale: float = 1.0, causal: bool = False) -> Tensor:
     or rows at uneven distances, cost a copy. Computed in float32 and rounded once.
     Raises TypeError for another dtype, ValueError for a device without Triton or a shape that has no such rows.
     """
+    check(x, causal)
+    return softmax_forward(x, float(scale), causal)
+
+
+@once_per_signature
+def check(x: Tensor, causal: bool) -> None:
     require("softmax", {"x": x})
     if x.dim() < 1 + causal:
         needed = "(..., queries, keys)" if causal else "(..., N)"
         raise ValueError(f"softmax: x has shape {tuple(x.shape)}; it must be {needed}")
-    return softmax_forward(x, float(scale), causal)
 
 
 def spec() -> Spec:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.elementwise import as_rows, tile_of, tiles_launch
-from kernels.launch import custom_op, generation, jit, require, tl
+from kernels.launch import custom_op, jit, once_per_signature, require, tl
 
 if TYPE_CHECKING:
     from kernels.lab import Spec
@@ -57,9 +57,9 @@ def swiglu_backward_kernel(
 @custom_op("kernels::swiglu_forward")
 def swiglu_forward(gate: Tensor, up: Tensor) -> Tensor:
     y = torch.empty_like(gate, memory_format=torch.contiguous_format)
-    gate, up = as_rows(gate, up)
-    launch, grid = tiles_launch("swiglu_forward", gate, generation(gate.device))
-    swiglu_forward_kernel[grid](gate, up, y, gate.stride(0), up.stride(0), *gate.shape, **launch.options)
+    (gate, up), strides, size = as_rows(gate, up)
+    launch, grid = tiles_launch("swiglu_forward", *size, gate.dtype, gate.device)
+    swiglu_forward_kernel[grid](gate, up, y, *strides, *size, **launch.options)
     return y
 
 
@@ -67,10 +67,9 @@ def swiglu_forward(gate: Tensor, up: Tensor) -> Tensor:
 def swiglu_backward(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     dgate = torch.empty_like(gate, memory_format=torch.contiguous_format)
     dup = torch.empty_like(dgate)
-    dy, gate, up = as_rows(dy, gate, up)
-    launch, grid = tiles_launch("swiglu_backward", gate, generation(gate.device))
-    strides = dy.stride(0), gate.stride(0), up.stride(0)
-    swiglu_backward_kernel[grid](dy, gate, up, dgate, dup, *strides, *gate.shape, **launch.options)
+    (dy, gate, up), strides, size = as_rows(dy, gate, up)
+    launch, grid = tiles_launch("swiglu_backward", *size, gate.dtype, gate.device)
+    swiglu_backward_kernel[grid](dy, gate, up, dgate, dup, *strides, *size, **launch.options)
     return dgate, dup
 
 
@@ -102,12 +101,17 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     The halves of one tensor, `x.chunk(2, dim=-1)`, are read where they lie. Gradients come contiguous. Errors:
     TypeError for dtypes, ValueError for shapes and devices.
     """
+    check(gate, up)
+    return swiglu_forward(gate, up)
+
+
+@once_per_signature
+def check(gate: Tensor, up: Tensor) -> None:
     require("swiglu", {"gate": gate, "up": up})
     if gate.shape != up.shape:
         raise ValueError(f"swiglu: gate is {tuple(gate.shape)} and up {tuple(up.shape)}; they must be of one shape")
     if gate.dtype != up.dtype:
         raise TypeError(f"swiglu: gate is {gate.dtype} and up {up.dtype}; they must be of one dtype")
-    return swiglu_forward(gate, up)
 
 
 def spec() -> Spec:
@@ -154,11 +158,11 @@ def spec() -> Spec:
             Mutant("no factor a in silu", "a * tl.sigmoid(a) * b", "tl.sigmoid(a) * b"),
             Mutant(
                 "up read with the gate's stride",
-                "up, y, gate.stride(0), up.stride",
-                "up, y, gate.stride(0), gate.stride",
+                "(gate, up, y, *strides",
+                "(gate, up, y, strides[0], strides[0]",
             ),
             Mutant("dy read as if contiguous", "dy + row * dy_stride", "dy + row * columns"),
-            Mutant("strides exchanged", "dy.stride(0), gate.stride(0)", "gate.stride(0), dy.stride(0)"),
+            Mutant("strides exchanged", "dup, *strides", "dup, strides[1], strides[0], strides[2]"),
             Mutant("wrong sign in dgate", "1 + a * (1 - sigma)", "1 - a * (1 - sigma)"),
             Mutant("dgate without a", "1 + a * (1 - sigma)", "1 + (1 - sigma)"),
             Mutant("dup without a", "g * a * sigma", "g * sigma"),

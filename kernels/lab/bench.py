@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch._functorch import config as functorch
 
+from kernels.lab import ladder
 from kernels.lab.calls import Call, cotangents_for, describe, dtype_of, prepare
+from kernels.lab.check import parsed, require_fitting
 from kernels.lab.compile import launches
 from kernels.lab.find import UsageError, add_kernel_argument, find
 from kernels.lab.instruments import Ceilings, Instruments, cuda_instruments, in_turn, measure_ceilings, versions
@@ -230,12 +232,20 @@ def _role(case: dict[str, Any], name: str) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_kernel_argument(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements")
+    parser.add_argument(
+        "--calls", action="store_true", help="what one call costs, and its Python alone: the only one without a GPU"
+    )
+    parser.add_argument("--case", metavar="JSON", help="with --calls: there, not at the smallest of the builds")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them; needs matplotlib")
 
 
 def run(options: argparse.Namespace) -> int:
     specs = [kernel.spec for kernel in find(options.kernel)]
     instruments = cuda_instruments()
+    if options.calls:
+        return run_calls(specs, instruments, options)
+    if options.case is not None:
+        raise UsageError("--case is for --calls; without it all cases of the spec are measured")
     if instruments is None:
         print("no CUDA device here: nothing measured, nothing written")
         return 0
@@ -245,4 +255,19 @@ def run(options: argparse.Namespace) -> int:
         write_json(options.json, measured)
     if options.plot is not None:
         plot(measured, options.plot)
+    return 0
+
+
+def run_calls(specs: Sequence[Spec], instruments: Instruments | None, options: argparse.Namespace) -> int:
+    if options.plot is not None:
+        raise UsageError("--plot draws the roofline, which --calls does not measure")
+    case = None
+    if options.case is not None:
+        case = parsed(options.case)
+        for spec in specs:
+            require_fitting(spec, case)
+    measured = ladder.measure(specs, instruments, case)
+    print(ladder.report(measured))
+    if options.json is not None:
+        write_json(options.json, measured)
     return 0

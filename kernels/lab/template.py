@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kernels.launch import Launch, cdiv, custom_op, generation, jit, require, tl
+from kernels.launch import Launch, cdiv, chosen_once, custom_op, generation, jit, once_per_signature, require, tl
 
 if TYPE_CHECKING:
     from kernels.lab import Spec
@@ -45,17 +45,18 @@ def squared_relu_backward_kernel(dy, x, dx, size, BLOCK: tl.constexpr):
     tl.store(dx + index, result.to(dx.dtype.element_ty), mask=index < size)
 
 
-def squared_relu_launch(generation: int) -> Launch:
-    """Block sizes for a compute capability; 0 is the interpreter, where small tests should have several programs."""
-    return Launch({"BLOCK": 32 if generation == 0 else 2048}, num_warps=4)
+@chosen_once
+def squared_relu_launch(size: int, device: torch.device) -> tuple[Launch, tuple[int]]:
+    """The launch and its grid. `generation` is 0 in the interpreter, where small tests should have several programs."""
+    launch = Launch({"BLOCK": 32 if generation(device) == 0 else 2048}, num_warps=4)
+    return launch, (cdiv(size, launch.blocks["BLOCK"]),)
 
 
 @custom_op("my_kernels::squared_relu_forward")
 def squared_relu_forward(x: Tensor) -> Tensor:
     x = x.contiguous()
     y = torch.empty_like(x)
-    launch = squared_relu_launch(generation(x.device))
-    grid = (cdiv(x.numel(), launch.blocks["BLOCK"]),)
+    launch, grid = squared_relu_launch(x.numel(), x.device)
     squared_relu_forward_kernel[grid](x, y, x.numel(), **launch.options)
     return y
 
@@ -64,8 +65,7 @@ def squared_relu_forward(x: Tensor) -> Tensor:
 def squared_relu_backward(dy: Tensor, x: Tensor) -> Tensor:
     dy, x = dy.contiguous(), x.contiguous()
     dx = torch.empty_like(x)
-    launch = squared_relu_launch(generation(x.device))
-    grid = (cdiv(x.numel(), launch.blocks["BLOCK"]),)
+    launch, grid = squared_relu_launch(x.numel(), x.device)
     squared_relu_backward_kernel[grid](dy, x, dx, x.numel(), **launch.options)
     return dx
 
@@ -95,8 +95,14 @@ squared_relu_forward.register_autograd(differentiate, setup_context=save_input)
 
 def squared_relu(x: Tensor) -> Tensor:
     """x of any shape and strides, float32, float16 or bfloat16 -> the same shape and dtype, contiguous."""
-    require("squared_relu", {"x": x})
+    check(x)
     return squared_relu_forward(x)
+
+
+@once_per_signature
+def check(x: Tensor) -> None:
+    """Once for each dtype, shape, layout and device: a call should cost no more than its launch."""
+    require("squared_relu", {"x": x})
 
 
 def spec() -> Spec:

@@ -13,16 +13,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._library.custom_ops import CustomOpDef
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import kernels
 from kernels import launch
-from kernels.launch import Launch, custom_op, on_device_of_tensors, tuned
+from kernels.launch import Launch, Operator, custom_op, on_device_of_tensors, tuned
 
 MODULES = [importlib.import_module(f"kernels.{m.name}") for m in pkgutil.iter_modules(kernels.__path__) if not m.ispkg]
-OPS = {op._qualname: op for module in MODULES for op in vars(module).values() if isinstance(op, CustomOpDef)}
-IN_PLAIN_PYTORCH = {"kernels::head_statistics_chunked", "kernels::head_statistics_chunked_backward"}
+OPS = {op._qualname: op for module in MODULES for op in vars(module).values() if isinstance(op, Operator)}
 
 
 @pytest.fixture
@@ -84,9 +82,10 @@ def test_it_is_current_again_after_an_error(gpus: list[int]) -> None:
     assert gpus == [1] and torch.cuda.current_device() == 0
 
 
-@pytest.mark.parametrize("name", sorted(OPS.keys() - IN_PLAIN_PYTORCH))
+@pytest.mark.parametrize("name", sorted(OPS))
 def test_every_op_is_guarded(name: str) -> None:
-    assert OPS[name]._init_fn.__code__ is on_device_of_tensors(seen).__code__
+    assert OPS[name].function.__code__ is on_device_of_tensors(seen).__code__
+    assert OPS[name]._init_fn is OPS[name].function
 
 
 def test_a_custom_op_is_guarded_and_keeps_its_schema(gpus: list[int]) -> None:

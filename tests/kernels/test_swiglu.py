@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels import elementwise, swiglu_reference
-from kernels.launch import INTERPRETED, building_for, generation
+from kernels.launch import INTERPRETED, building_for
 from kernels.swiglu import swiglu
 
 needs_kernels = pytest.mark.skipif(
@@ -40,20 +40,20 @@ def test_gradient_of_the_docstring() -> None:
 def test_halves_of_a_tensor_are_read_where_they_lie() -> None:
     both = torch.randn(2, 3, 2 * 8)
     gate, up = both.chunk(2, dim=-1)
-    rows = elementwise.as_rows(gate, up)
+    rows, strides, size = elementwise.as_rows(gate, up)
     assert [row.data_ptr() for row in rows] == [gate.data_ptr(), up.data_ptr()]
-    assert [(row.shape, row.stride()) for row in rows] == [((6, 8), (16, 1))] * 2
-    assert [row.shape for row in elementwise.as_rows(both, both)] == [(1, 96)] * 2
+    assert (strides, size) == ((16, 16), (6, 8)) and [row.stride() for row in rows] == [(16, 1)] * 2
+    whole, strides, size = elementwise.as_rows(both, both)
+    assert all(x is both for x in whole) and (strides, size) == ((96, 96), (1, 96))
     # Rows at uneven distances are copied.
-    (copied,) = elementwise.as_rows(both[:, :2, :8])
-    assert torch.equal(copied, both[:, :2, :8].reshape(4, 8))
+    (copied,), strides, size = elementwise.as_rows(both[:, :2, :8])
+    assert torch.equal(copied, both[:, :2, :8].reshape(4, 8)) and (strides, size) == ((8,), (4, 8))
 
 
 def test_tiles_cover_all_and_their_loads_are_wide() -> None:
     for rows, columns in ((1, 1), (1, 10**7), (64, 11008), (1000, 70), (7, 4097)):
-        x = torch.empty(rows, columns, device="meta", dtype=torch.bfloat16)
         with building_for(90):
-            launch, (programs,) = elementwise.tiles_launch("swiglu", x, generation(torch.device("cuda")))
+            launch, (programs,) = elementwise.tiles_launch("swiglu", rows, columns, torch.bfloat16, torch.device("cpu"))
         tile = launch.blocks["ROWS"] * launch.blocks["COLUMNS"]
         assert rows * columns <= programs * tile
         assert tile * 2 == 4 * 32 * 32  # two 16-byte loads for each of 4 warps' threads
