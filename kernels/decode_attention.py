@@ -204,7 +204,6 @@ def _combine_kernel(
     tl.store(o + query * D + channel, mean, mask=is_channel)
 
 
-@chosen_once
 def _launch(head_dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Launch, int, int]:
     """The launch, the most query heads of a program, and the programs that keep the device busy."""
     target, width = generation(device), padded_head_dim(head_dim)
@@ -217,6 +216,22 @@ def _launch(head_dim: int, dtype: torch.dtype, device: torch.device) -> tuple[La
     return tuned("decode_attention", f"{dtype} {width}", default, others, device), heads, programs
 
 
+@chosen_once
+def _plan(
+    batch: int, heads: int, kv_heads: int, capacity: int, head_dim: int, soft_cap: float,
+    dtype: torch.dtype, device: torch.device,
+) -> tuple[tuple[int, int, int], dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """The grid of the kernel over splits, its keyword arguments, and those of the one that puts them together."""
+    launch, most, programs = _launch(head_dim, dtype, device)
+    group = heads // kv_heads
+    together = min(most, max(16, next_power_of_2(group)))  # query heads of a program
+    columns = kv_heads * cdiv(group, together)
+    splits = min(cdiv(programs, batch * columns), max(1, cdiv(capacity, launch.blocks["BLOCK_K"])), MAX_SPLITS)
+    shape = {"D": head_dim, "BLOCK_D": padded_head_dim(head_dim)}
+    options = {"SOFT_CAP": soft_cap, **shape, "HEADS": together, **launch.options}
+    return (splits, columns, batch), options, {**shape, "SPLITS": next_power_of_2(splits)}
+
+
 @custom_op("kernels::decode_attention")
 def _decode_attention(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor, starts: Tensor, ends: Tensor, scale: float, soft_cap: float
@@ -227,21 +242,16 @@ def _decode_attention(
     o = q.new_empty((B, H, D))
     if o.numel() == 0:
         return o
-    launch, heads, programs = _launch(D, q.dtype, q.device)
-    group, capacity = H // kv_heads, table.size(1) * page
-    heads = min(heads, max(16, next_power_of_2(group)))
-    columns = kv_heads * cdiv(group, heads)
-    splits = min(cdiv(programs, B * columns), max(1, cdiv(capacity, launch.blocks["BLOCK_K"])), MAX_SPLITS)
+    capacity = table.shape[1] * page
+    grid, options, combining = _plan(B, H, kv_heads, capacity, D, soft_cap, q.dtype, q.device)
+    splits = grid[0]
     partial = q.new_empty((B, H, splits, D), dtype=torch.float32)
     lse = q.new_empty((B, H, splits), dtype=torch.float32)
-    shape = {"D": D, "BLOCK_D": padded_head_dim(D)}
-    _split_kernel[splits, columns, B](
+    _split_kernel[grid](
         q, k, v, table, starts, ends, partial, lse, q.stride(), k.stride(), v.stride(), table.stride(0),
-        k.size(0), page, capacity, group, scale, SOFT_CAP=soft_cap, **shape, HEADS=heads, **launch.options,
+        k.size(0), page, capacity, H // kv_heads, scale, **options,
     )  # fmt: skip
-    _combine_kernel[(B * H,)](
-        partial, lse, o, starts, ends, capacity, H, splits, **shape, SPLITS=next_power_of_2(splits)
-    )
+    _combine_kernel[(B * H,)](partial, lse, o, starts, ends, capacity, H, splits, **combining)
     return o
 
 

@@ -146,7 +146,6 @@ def _tile(rows: int, columns: int, depth: int, num_warps: int, num_stages: int) 
     return Launch({"ROWS": rows, "COLUMNS": columns, "DEPTH": depth}, num_warps, num_stages)
 
 
-@chosen_once
 def _launch(kernel: str, width: int, dtype: torch.dtype, device: torch.device) -> Launch:
     """Tiles of logits: 8 warps hold 128 × 256 of them, which is what feeds Hopper's tensor cores."""
     target = generation(device)
@@ -168,19 +167,34 @@ def _tiles_a_program(row_tiles: int, column_tiles: int, device: torch.device) ->
     return max(1, row_tiles * column_tiles // programs)
 
 
+@chosen_once
+def _forward_plan(
+    rows: int, vocabulary: int, width: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Launch, tuple[int], int, int]:
+    """The launch, its grid, the tiles of columns of one program, and the parts of the vocabulary."""
+    launch = _launch("head_statistics", width, dtype, device)
+    row_tiles, column_tiles = cdiv(rows, launch.blocks["ROWS"]), cdiv(vocabulary, launch.blocks["COLUMNS"])
+    tiles = _tiles_a_program(row_tiles, column_tiles, device)
+    parts = cdiv(column_tiles, tiles)
+    return launch, (row_tiles * parts,), tiles, parts
+
+
+@chosen_once
+def _backward_plan(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> tuple[Launch, int]:
+    """The launch, and the rows of dx at a time."""
+    return _launch("head_statistics_backward", width, dtype, device), _chunk(rows, device)
+
+
 @custom_op("kernels::head_statistics")
 def _fused(hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
     """As `_chunked`; the logits stay in the registers of the program that computes them."""
     hidden, weight, targets = _rows(hidden), _rows(weight), targets.contiguous()
     (N, C), V = hidden.shape, weight.size(0)
-    launch = _launch("head_statistics", C, hidden.dtype, hidden.device)
-    row_tiles, column_tiles = cdiv(N, launch.blocks["ROWS"]), cdiv(V, launch.blocks["COLUMNS"])
-    tiles = _tiles_a_program(row_tiles, column_tiles, hidden.device)
-    parts = cdiv(column_tiles, tiles)
+    launch, grid, tiles, parts = _forward_plan(N, V, C, hidden.dtype, hidden.device)
     lse, entropy = hidden.new_empty((2, parts, N), dtype=torch.float32)
     target = hidden.new_empty(N, dtype=torch.float32).fill_(float("nan"))  # unknown targets stand in no part
     if N:
-        _forward_kernel[(row_tiles * parts,)](
+        _forward_kernel[grid](
             hidden, weight, targets, lse, target, entropy, N, V, C, tiles, hidden.stride(0), weight.stride(0),
             with_entropy, **launch.options,
         )  # fmt: skip
@@ -200,9 +214,8 @@ def _fused_backward(
     hidden, weight, targets = _rows(hidden), _rows(weight), targets.contiguous()
     (N, C), V = hidden.shape, weight.size(0)
     dhidden, dweight = hidden.new_empty(N, C), weight.new_zeros(V, C, dtype=torch.float32)
-    step = _chunk(N, hidden.device)
+    launch, step = _backward_plan(N, C, hidden.dtype, hidden.device)
     dlogits = hidden.new_empty(step, 64 * cdiv(V, 64))  # rows that begin at whole cache lines
-    launch = _launch("head_statistics_backward", C, hidden.dtype, hidden.device)
     row_numbers = [t.contiguous() for t in (targets, lse, entropy, dlse, dtarget, dentropy)]
     for start in range(0, N, step):
         some = hidden[start : start + step]

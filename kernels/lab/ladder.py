@@ -127,9 +127,16 @@ def captured(call: Callable[[], Any]) -> Callable[[], Any]:
 @contextmanager
 def no_launches() -> Iterator[None]:
     """Inside, kernels are launched for a GPU that is not there: all is done but the launch."""
+    from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
 
-    with building_for(GENERATION), mock.patch.object(JITFunction, "run", lambda self, *args, **options: None):
+    def run(*_: Any, **__: Any) -> None: ...
+
+    with (
+        building_for(GENERATION),
+        mock.patch.object(JITFunction, "run", run),
+        mock.patch.object(InterpretedFunction, "run", run),
+    ):
         yield
 
 
