@@ -242,9 +242,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     specs = [kernel.spec for kernel in find(options.kernel)]
     instruments = cuda_instruments()
-    if options.calls:
+    case = vars(options).get("case")
+    if vars(options).get("calls"):
         return run_calls(specs, instruments, options)
-    if options.case is not None:
+    if case is not None:
         raise UsageError("--case is for --calls; without it all cases of the spec are measured")
     if instruments is None:
         print("no CUDA device here: nothing measured, nothing written")
