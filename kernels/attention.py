@@ -173,24 +173,25 @@ def key_intervals(
     """
     if documents is not None:
         _check_documents(documents, documents.size(0), queries, keys)
-    position = torch.arange(keys - queries, keys, device=device)[None]  # (1, Tq)
-    first, end = torch.zeros_like(position), torch.full_like(position, keys)
+    position = torch.arange(keys - queries, keys, dtype=torch.int32, device=device)[None]  # (1, Tq)
+    first = torch.zeros_like(position)
+    end = position + 1 if causal else torch.full_like(position, keys)
     if documents is not None:
         number = _sorted_number(documents).contiguous()
-        first = torch.searchsorted(number, number)[:, keys - queries :]
-        end = torch.searchsorted(number, number, right=True)[:, keys - queries :]
-        end = torch.where(documents[:, keys - queries :] < 0, first, end)  # nothing, which begins where padding does
+        first = torch.searchsorted(number, number, out_int32=True)[:, keys - queries :]
+        its_end = torch.searchsorted(number, number, right=True, out_int32=True)[:, keys - queries :]
+        # In the padding nothing, which begins where the padding does.
+        end = end.minimum(torch.where(documents[:, keys - queries :] < 0, first, its_end))
     if window:
+        window = min(window, queries + keys)  # it may be far above 31 bits
         first, end = first.maximum(position - window + 1), end.minimum(position + window)
-    if causal:
-        end = end.minimum(position + 1)
     if queries > keys or documents is not None:  # elsewhere each query sees itself
         end = end.clamp(min=0)  # queries before the first key have none
         first = first.minimum(end)
     intervals = torch.stack((first, end), dim=-1)
     if documents is not None:
         intervals = intervals.masked_fill(_falls(documents).any(1)[:, None, None], -1)
-    return intervals.to(torch.int32)
+    return intervals
 
 
 @custom_op("kernels::attention")

@@ -165,7 +165,7 @@ def _mutants() -> tuple[Mutant, ...]:
     return (
         Mutant("no mask at the end of the keys", " & (keys[None, :] < end[:, None])", "", forward),
         Mutant("the same in dq", " & (keys[None, :] < end[:, None])", "", backward),
-        Mutant("the diagonal forbidden", "end.minimum(position + 1)", "end.minimum(position)"),
+        Mutant("the diagonal forbidden", "position + 1 if causal", "position if causal"),
         Mutant(
             "the middle one block too long",
             "tl.min(end, 0) - middle, 0)",
@@ -174,8 +174,8 @@ def _mutants() -> tuple[Mutant, ...]:
         ),
         Mutant(
             "a document begins early",
-            "first = torch.searchsorted(number, number)",
-            "first = (torch.searchsorted(number, number) - 1).clamp(0)",
+            "first = torch.searchsorted(number, number, out_int32=True)",
+            "first = (torch.searchsorted(number, number, out_int32=True) - 1).clamp(0)",
         ),
         Mutant("the window one too wide", "position - window + 1", "position - window"),
         Mutant("dk not scaled", "dk_sum * scale", "dk_sum", backward),

@@ -40,10 +40,9 @@ def require_rows(
 
 def results_like(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
     """Room for a norm's result and for x + residual, which is empty if nothing is added."""
-    if residual is None:
-        return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(0)
-    y = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype))
-    return y, torch.empty_like(y)
+    dtype = None if residual is None or residual.dtype == x.dtype else torch.promote_types(x.dtype, residual.dtype)
+    y = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+    return y, y.new_empty(0) if residual is None else torch.empty_like(y)
 
 
 def longest_block(device: torch.device) -> int:
