@@ -222,11 +222,17 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, intervals, ctx.scale, ctx.soft_cap = inputs
     ctx.save_for_backward(q, k, v, *output, intervals)
+    ctx.set_materialize_grads(False)
 
 
-def _gradient(ctx: Any, do: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
-    dq, dk, dv = _attention_backward(*ctx.saved_tensors, do, dlse, ctx.scale, ctx.soft_cap)
-    return dq, dk, dv, None, None, None
+def _gradient(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+    if do is None and dlse is None:
+        return None, None, None, None, None, None
+    q, k, v, o, lse, intervals = ctx.saved_tensors
+    given = (torch.zeros_like(o) if do is None else do, torch.zeros_like(lse) if dlse is None else dlse)
+    dq, dk, dv = _attention_backward(q, k, v, o, lse, intervals, *given, ctx.scale, ctx.soft_cap)
+    # lse does not depend on v: where it alone is used, 0 times a weight that is NaN would be wrong.
+    return dq, dk, None if do is None else dv, None, None, None
 
 
 _attention.register_autograd(_gradient, setup_context=_save)

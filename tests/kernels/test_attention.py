@@ -351,3 +351,13 @@ def test_realistic_sizes_are_right_and_the_same_each_time(head_dim: int) -> None
         assert (ours - truth).norm() <= 2 * (theirs - truth).norm() + 0.01 * truth.norm()
     for _ in range(20):
         assert all(torch.equal(a, b) for a, b in zip(first, run(attention, q, k, v)))
+
+
+def test_where_lse_alone_is_used_v_has_no_gradient() -> None:
+    """Not even 0 times weights that are NaN."""
+    q, k, v = (torch.ones(1, 1, 3, 16, device=DEVICE, requires_grad=True) for _ in range(3))
+    with torch.no_grad():
+        q[..., 1, 0] = math.nan
+    _, lse = attention(q, k, v, return_lse=True)
+    dq, dv = torch.autograd.grad(lse.sum(), (q, v), allow_unused=True)
+    assert dv is None and dq[:, :, [0, 2]].isfinite().all()
