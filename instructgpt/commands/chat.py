@@ -24,7 +24,7 @@ class ChatConfig(ModelChoice):
 
 def chat(config: ChatConfig) -> int:
     """Talks until /quit or the end of the input."""
-    model, tokenizer, precision = config.load(batched=False)
+    model, tokenizer, precision = config.load()
     context = model.config.context
     room = min(config.sampling.max_new_tokens, context // 4)  # what an answer should at least be able to take
 

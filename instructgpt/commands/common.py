@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from instructgpt.errors import UserError
+from instructgpt.model.quantize import quantize
 from instructgpt.model.transformer import Transformer
 from instructgpt.runtime import resolve_device, resolve_precision
 from instructgpt.settings import FilePath, Settings
@@ -27,18 +28,19 @@ class ModelChoice(Settings):
     backend: str = "auto"
     """naive, sdpa, triton (our kernels, on CUDA) or auto."""
     quantize: Literal["none", "int8", "int4"] = "none"
-    """Bits of the blocks' weights: int8 costs next to no quality, int4 some; both make a token cheaper on a GPU."""
+    """Bits of the blocks' weights: int8 costs next to no quality, int4 some; both make a token cheaper."""
 
-    def load(self, batched: bool) -> tuple[Transformer, Tokenizer, AbstractContextManager[Any]]:
+    def load(self) -> tuple[Transformer, Tokenizer, AbstractContextManager[Any]]:
         """The model, its tokenizer, and the context to compute in."""
         if not self.model:
             raise UserError("--model is missing: name a run directory, such as runs/tiny/sft")
         device = resolve_device(self.device)
-        # For one token at a time on a CPU, casting the weights costs more than the faster products save.
-        slow_to_cast = self.dtype == "auto" and device.type == "cpu" and not batched
-        precision = resolve_precision("float32" if slow_to_cast else self.dtype, device)
-        model, tokenizer = load(self.model, device, self.backend, "" if self.quantize == "none" else self.quantize)
-        return model.to(precision.parameters), tokenizer, precision.context(device)
+        precision = resolve_precision(self.dtype, device)
+        model, tokenizer = load(self.model, device, self.backend)
+        model = model.to(precision.parameters)
+        if self.quantize != "none":
+            quantize(model, self.quantize)
+        return model, tokenizer, precision.context(device)
 
 
 def write(text: str) -> None:

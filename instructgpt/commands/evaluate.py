@@ -79,7 +79,7 @@ def evaluate(config: EvalConfig) -> int:
     All that can be wrong is found out before anything is generated, and what does not fit is said. An error or an
     interruption keeps what was answered until then, and its scores.
     """
-    model, tokenizer, precision = config.load(batched=True)
+    model, tokenizer, precision = config.load()
     names = config.data or (() if config.text else ("world",))
     _require_uses(config, names)
     files = {file.path: file for file in config.reading.files(names)}

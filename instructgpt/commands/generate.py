@@ -36,7 +36,7 @@ def generate(config: GenerateConfig) -> int:
         raise UserError("the prompt is empty; give --prompt TEXT, or a text on standard input")
     if config.raw and config.system:
         raise UserError("--system belongs to a conversation; --raw continues a text as it stands")
-    model, tokenizer, precision = config.load(batched=False)
+    model, tokenizer, precision = config.load()
     messages: list[Message] = []
     if system := as_typed(config.system):
         messages.append({"role": "system", "content": system})

@@ -11,7 +11,7 @@ import torch
 from instructgpt.data.batch import Batch
 from instructgpt.errors import UserError
 from instructgpt.figures import tidy
-from instructgpt.generation.engine import inference
+from instructgpt.generation.decoding import inference
 from instructgpt.model.transformer import Transformer
 from instructgpt.text.tokenizer import Tokenizer
 

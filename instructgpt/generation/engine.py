@@ -1,17 +1,14 @@
 """Generation: prompts in, answers out; batched over unequal prompts, with the key/value cache, or streamed.
 
-    prefill      all prompts at once, padded on the left, fill the cache and give the first logits
-    sample       a token a row (sampling.py)
-    decode_step  one token a row through the model gives the next logits
-
-A row that is finished leaves the batch. Rows do not see each other and draw from generators of their own, so a batch
-gives what each prompt gives alone, up to the rounding of the machine's matrix products.
+The model's part, from a state to the next, is in `decoding.py`; here are the rows, each an answer in the making, and
+what others call. A row that is finished leaves the batch. Rows do not see each other and draw from numbers of their
+own, so a batch gives what each prompt gives alone, up to the rounding of the machine's matrix products.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,9 +16,10 @@ import torch
 from torch import Tensor
 
 from instructgpt.errors import UserError
-from instructgpt.generation.sampling import SamplingConfig, sample
+from instructgpt.generation.decoding import Decoder, Fetched, computed_dtype, inference
+from instructgpt.generation.graphs import GraphedDecoder
+from instructgpt.generation.sampling import NOT_A_NUMBER, SamplingConfig
 from instructgpt.generation.stopping import StoppingText
-from instructgpt.model.cache import KVCache
 from instructgpt.model.transformer import Transformer
 from instructgpt.text.chat import Message, as_messages, render_prompt
 from instructgpt.text.tokenizer import Tokenizer
@@ -46,44 +44,6 @@ class Completion:
     finish: Finish
 
 
-# ---- the model's part
-
-
-@contextmanager
-def inference(model: Transformer) -> Iterator[None]:
-    """No gradients and no dropout inside; the model is left as it was found."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(was_training)
-
-
-def computed_dtype(model: Transformer) -> torch.dtype:
-    """What the model computes keys and values in, under the caller's autocast if there is one."""
-    device = model.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.embedding.weight.dtype
-
-
-def prefill(model: Transformer, prompts: Sequence[Sequence[int]], capacity: int, pad: int) -> tuple[KVCache, Tensor]:
-    """A cache for `capacity` tokens a row, filled with the prompts, and the logits (B, V) of the token after each."""
-    longest = max(map(len, prompts))
-    pad_lengths = [longest - len(prompt) for prompt in prompts]
-    ids = torch.tensor([[pad] * padding + list(prompt) for padding, prompt in zip(pad_lengths, prompts)])  # (B, T)
-    cache = KVCache(model.config, len(prompts), capacity, model.device, computed_dtype(model), pad_lengths)
-    hidden = model.hidden(ids.to(model.device), cache=cache)  # (B, T, C)
-    return cache, model.head(hidden[:, -1])
-
-
-def decode_step(model: Transformer, tokens: Tensor, cache: KVCache) -> Tensor:
-    """Logits (B, V) of the token after `tokens` (B,), which are appended to the cache."""
-    # A finished row may still be in the batch and run past the context; nobody reads it, but it must not crash.
-    positions = cache.positions(1).clamp(max=model.config.context - 1)  # (B, 1)
-    return model.head(model.hidden(tokens[:, None], positions, cache=cache)[:, -1])
-
-
 # ---- rows of a batch
 
 
@@ -92,10 +52,14 @@ class _Row:
 
     def __init__(self, prompt_number: int, prompt: list[int], limit: int, seed: int, text: StoppingText):
         self.prompt_number, self.prompt, self.limit, self.text = prompt_number, prompt, limit, text
-        self.generator = torch.Generator().manual_seed(seed)
+        self._seed = seed
         self.ids: list[int] = []
         self.pieces: list[str] = []
         self.finish: Finish | None = None
+
+    def numbers(self, count: int) -> Tensor:
+        """(count,) random numbers of its own, one a token."""
+        return torch.rand(count, generator=torch.Generator().manual_seed(self._seed))
 
     def add(self, token: int, closing: frozenset[int], max_new_tokens: int) -> None:
         self.ids.append(token)
@@ -118,60 +82,48 @@ class _Row:
 class Decoding:
     """A batch of rows on the way: prefilled when made, each `step` gives every row a token."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, rows: list[_Row], config: SamplingConfig):
-        self._model, self._config, self.rows = model, config, rows
-        self._closing = frozenset((tokenizer.end, tokenizer.eos))
-        self._is_forbidden = forbidden_tokens(tokenizer, model.config.vocab_size).to(model.device)  # (V,)
-        self._tokens: Tensor | None = None
-        # Samples of one prompt share its prefill.
+    def __init__(self, decoder: Decoder, rows: list[_Row], closing: frozenset[int]):
+        """closing: the tokens that end an answer."""
+        self._decoder, self.rows, self._closing = decoder, rows, closing
+        self._config = config = decoder.config
         prompts = {row.prompt_number: row.prompt for row in rows}
-        self._cache, self._logits = prefill(model, list(prompts.values()), _capacity(rows), tokenizer.pad)
-        if len(prompts) < len(rows):
-            place = {number: i for i, number in enumerate(prompts)}
-            branches = torch.tensor([place[row.prompt_number] for row in rows], device=model.device)
-            self._cache.select(branches)
-            self._logits = self._logits[branches]
-        self._is_generated = (  # (B, V); only the repetition penalty asks
-            torch.zeros_like(self._logits, dtype=torch.bool) if config.repetition_penalty != 1 else None
-        )
+        place = {number: i for i, number in enumerate(prompts)}
+        numbers = torch.stack([row.numbers(0 if config.greedy else config.max_new_tokens) for row in rows])
+        branches = [place[row.prompt_number] for row in rows]
+        self._most = max(row.limit for row in rows)
+        """Tokens of the longest answer there can be; a cache has room for no more."""
+        self._state = decoder.start(list(prompts.values()), branches, numbers, _capacity(rows))
+        self._state = decoder.hold(self._state, self._most - 1)
+        self._launched = 1
+        self._under_way = deque([(rows, Fetched(self._state.tokens))])
+        # A GPU works on the next token while the host looks at this one.
+        self._ahead = 1 if decoder.device.type == "cuda" else 0
 
     @property
     def running(self) -> bool:
         return any(row.finish is None for row in self.rows)
 
     def step(self) -> None:
-        """Chooses the next token of every row that is not finished."""
-        if self._tokens is not None:
-            self._drop_finished()
-            self._logits = decode_step(self._model, self._tokens, self._cache)
-        logits = self._logits.masked_fill(self._is_forbidden, -torch.inf)
-        generators = [] if self._config.greedy else [row.generator for row in self.rows]
-        tokens = sample(logits, self._config, generators, self._is_generated).to(self._model.device)  # (B,)
-        if self._is_generated is not None:
-            self._is_generated.scatter_(1, tokens[:, None], True)
-        for row, token in zip(self.rows, tokens.tolist()):
+        """Chooses the next token of every row that is not finished. Raises UserError where the model gives NaN."""
+        while len(self._under_way) <= self._ahead and self._launched < self._most:
+            self._decoder.advance(self._state)
+            self._launched += 1
+            self._under_way.append((self.rows, Fetched(self._state.tokens)))
+        rows, fetched = self._under_way.popleft()
+        for row, token in zip(rows, fetched.read()):
             if row.finish is None:
+                if token == NOT_A_NUMBER:
+                    raise UserError("the model's output is NaN: its training diverged or its weights are damaged")
                 row.add(token, self._closing, self._config.max_new_tokens)
-        self._tokens = tokens
+        self._drop_finished()
 
     def _drop_finished(self) -> None:
         kept = [i for i, row in enumerate(self.rows) if row.finish is None]
-        if len(kept) > 0.75 * len(self.rows):
+        if not kept or self._decoder.rows_for(len(kept)) > 0.75 * self._state.rows:
             return  # moving the whole cache costs more than a few idle rows
         self.rows = [self.rows[i] for i in kept]
-        indices = torch.tensor(kept, device=self._model.device)
-        self._cache.select(indices)
-        self._tokens = self._tokens[indices] if self._tokens is not None else None
-        self._is_generated = self._is_generated[indices] if self._is_generated is not None else None
-
-
-def forbidden_tokens(tokenizer: Tokenizer, vocab_size: int) -> Tensor:
-    """(V,) bool, True for what an answer may not contain: control tokens other than `end` and `eos`, and embeddings
-    that belong to no token."""
-    forbidden = torch.ones(vocab_size, dtype=torch.bool)
-    forbidden[: tokenizer.vocab_size] = torch.from_numpy(tokenizer.byte_lengths == 0)
-    forbidden[[tokenizer.end, tokenizer.eos]] = False
-    return forbidden
+        state = self._state.select(torch.tensor(kept, device=self._decoder.device))
+        self._state = self._decoder.hold(state, self._most - self._launched)
 
 
 def _capacity(rows: Sequence[_Row]) -> int:
@@ -194,6 +146,16 @@ def _batches(rows: Sequence[_Row], batch_size: int, bytes_per_token: int) -> Ite
 
 
 # ---- what others call
+
+
+def decoder_of(model: Transformer, tokenizer: Tokenizer, config: SamplingConfig) -> Decoder:
+    """The way to decode on the model's device."""
+    kind = GraphedDecoder if model.device.type == "cuda" else Decoder
+    return kind(model, tokenizer, config)
+
+
+def closing_tokens(tokenizer: Tokenizer) -> frozenset[int]:
+    return frozenset((tokenizer.end, tokenizer.eos))
 
 
 def generate_ids(
@@ -238,9 +200,12 @@ def completions(
     shape = model.config
     bytes_per_token = 2 * shape.layers * shape.kv_heads * shape.head_dim * computed_dtype(model).itemsize
     place = {id(row): i for i, row in enumerate(rows)}
+    closing = closing_tokens(tokenizer)
+    with inference(model):
+        decoder = decoder_of(model, tokenizer, config)
     for batch in _batches(rows, batch_size, bytes_per_token):
         with inference(model):
-            decoding = Decoding(model, tokenizer, batch, config)
+            decoding = Decoding(decoder, batch, closing)
         waiting = batch
         while waiting:
             # Inference mode is not left open while the caller has the word, as in `stream`.
@@ -332,7 +297,7 @@ def stream(
     def pieces() -> Iterator[str]:
         # Inference mode is entered for each step alone: left open, it would hold for the caller between two pieces.
         with inference(model):
-            decoding = Decoding(model, tokenizer, [row], config)
+            decoding = Decoding(decoder_of(model, tokenizer, config), [row], closing_tokens(tokenizer))
         while decoding.running:
             with inference(model):
                 decoding.step()

@@ -1,12 +1,12 @@
 """From logits to a token: pure functions on logits (B, V), in which -inf means "never".
 
-Rows do not see each other and each has its own generator, so a row's tokens are the same in any batch.
+Rows do not see each other and each has random numbers of its own, so a row's tokens are the same in any batch. Nothing
+here waits for a device: what is found is a tensor, and so is what went wrong.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -87,40 +87,42 @@ def min_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(p), -math.inf) if p > 0 else logits
 
 
-def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """A token (B,) of each row's distribution softmax(logits), from one number of the row's own generator (on the CPU).
+def draw(logits: Tensor, u: Tensor) -> Tensor:
+    """A token (B,) of each row's distribution softmax(logits), from one number a row, u (B,), uniform in [0, 1).
 
     Inverts the cumulative distribution: the token is the first whose cumulative mass exceeds u.
     """
     # float32 numbers in [0, 1) times the float64 total are always below the total, so a token is always found, and a
     # token of no probability never is.
-    u = torch.cat([torch.rand(1, generator=generator) for generator in generators])  # (B,)
     mass = logits.softmax(-1).cumsum(-1)  # (B, V)
     threshold = u.to(mass.device, mass.dtype)[:, None] * mass[:, -1:]
     return torch.searchsorted(mass, threshold, right=True).squeeze(-1)
 
 
+NOT_A_NUMBER = -1
+"""What `sample` gives for a row whose logits are not numbers."""
+
+
 def sample(
-    logits: Tensor,
-    config: SamplingConfig,
-    generators: Sequence[torch.Generator] = (),
-    is_generated: Tensor | None = None,
+    logits: Tensor, config: SamplingConfig, u: Tensor | None = None, is_generated: Tensor | None = None
 ) -> Tensor:
     """The next token (B,) int64 of each row of logits (B, V); -inf marks tokens that may not be chosen.
 
-    generators: one a row, on the CPU; not needed when greedy. is_generated (B, V): tokens generated so far, needed for
-    the repetition penalty. Order: penalty, temperature, top-k, top-p of what is left, min-p.
-    Raises UserError when the model's output is not a number.
+    u: (B,) uniform in [0, 1); not needed when greedy. is_generated (B, V): tokens generated so far, needed for the
+    repetition penalty. Order: penalty, temperature, top-k, top-p of what is left, min-p.
     """
     if logits.device.type == "mps":
         logits = logits.cpu()  # Apple's GPUs have no float64
-    logits = logits.double()  # so that the cumulative sum over a large vocabulary is exact enough to invert
-    if logits.isnan().any():
-        raise UserError("the model's output is NaN: its training diverged or its weights are damaged")
+    is_number = ~logits.amax(-1).isnan()  # of all of them: NaN is larger than any number
+    if not config.greedy or config.repetition_penalty != 1:
+        logits = logits.double()  # so that the cumulative sum over a large vocabulary is exact enough to invert
     if config.repetition_penalty != 1 and is_generated is not None:
         logits = repetition_penalty(logits, is_generated.to(logits.device), config.repetition_penalty)
     if config.greedy:
-        return logits.argmax(-1)
-    logits = apply_temperature(logits, config.temperature)
-    logits = min_p(top_p(top_k(logits, config.top_k), config.top_p), config.min_p)
-    return draw(logits, generators)
+        tokens = logits.argmax(-1)
+    else:
+        assert u is not None
+        logits = apply_temperature(logits, config.temperature)
+        logits = min_p(top_p(top_k(logits, config.top_k), config.top_p), config.min_p)
+        tokens = draw(logits, u)
+    return torch.where(is_number, tokens, NOT_A_NUMBER)

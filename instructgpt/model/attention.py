@@ -18,13 +18,15 @@ class Scope:
     """What every block's attention needs besides its input: computed once a forward, the same in all layers."""
 
     visibility: Any
-    """Which keys each query may attend to, as the backend's attention takes it."""
+    """Which keys each query may attend to, as the backend's attention takes it, or its decode_attention."""
     rotation: tuple[Tensor, Tensor] | None
     """RoPE's cos and sin, each (B, T, head_dim/2); None with learned positions."""
     positions: Tensor
     """(1 or B, T), how many tokens stand before each in its document."""
     cache: KVCache | None
     """Keys and values of earlier tokens."""
+    is_decoding: bool = False
+    """One new token a row, without gradient."""
 
 
 class Attention(nn.Module):
@@ -58,5 +60,6 @@ class Attention(nn.Module):
             q, k = self.backend.rope(q, *scope.rotation), self.backend.rope(k, *scope.rotation)
         if scope.cache is not None:
             k, v = scope.cache.append(self.layer, k, v)  # (B, K, keys, D)
-        y = self.backend.attention(q, k, v, scope.visibility)  # (B, H, T, D)
+        attention = self.backend.decode_attention if scope.is_decoding else self.backend.attention
+        y = attention(q, k, v, scope.visibility)  # (B, H, T, D)
         return self.output(y.transpose(1, 2).reshape(B, T, H * D))

@@ -42,6 +42,11 @@ class Backend:
     never falls along a row. Numbers below 0 are padding at a row's end, whose results nobody reads."""
     attention: Callable[[Tensor, Tensor, Tensor, Any], Tensor]
     """(q (B, H, queries, D), k and v (B, K, keys, D), visibility) -> (B, H, queries, D)"""
+    reach: Callable[[Tensor | None, Tensor | None, int, torch.device], Any]
+    """(starts (B,) or None, ends (B,) or None, slots, device) -> which slots of a cache the next token of each row
+    attends to, start ≤ slot < end, in the form that `decode_attention` takes. None stands for 0, and for `slots`."""
+    decode_attention: Callable[[Tensor, Tensor, Tensor, Any], Tensor]
+    """(q (B, H, 1, D), k and v (B, K, slots, D), reach) -> (B, H, 1, D), without gradient"""
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     layer_norm: Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
     rope: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -53,6 +58,8 @@ class Backend:
     """(hidden, weight, targets, label_smoothing=0.0): head and loss in one"""
     linear_logprobs: Callable[..., Any]
     """(hidden, weight, targets, with_entropy=False): log-probabilities, or a pair of them and the entropy"""
+    quantize: Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
+    """(weight (M, K), bits, group) -> integers and scales, as this backend's `quantized_linear` takes them"""
     quantized_linear: Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
@@ -93,6 +100,8 @@ def naive() -> Backend:
         name="naive",
         visibility=_naive_visibility,
         attention=_naive_attention,
+        reach=_bounds,
+        decode_attention=_naive_decode_attention,
         rms_norm=kernels.rms_norm_reference,
         layer_norm=kernels.layer_norm_reference,
         rope=kernels.rope_reference,
@@ -101,6 +110,7 @@ def naive() -> Backend:
         cross_entropy=kernels.cross_entropy_reference,
         linear_cross_entropy=kernels.linear_cross_entropy_reference,
         linear_logprobs=kernels.linear_logprobs_reference,
+        quantize=kernels.quantize,
         quantized_linear=kernels.quantized_linear_reference,
     )
 
@@ -113,12 +123,22 @@ def _naive_attention(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) 
     return kernels.attention_reference(q, k, v, causal=True, documents=documents)
 
 
+def _bounds(starts: Tensor | None, ends: Tensor | None, slots: int, device: torch.device) -> Any:
+    return starts, ends
+
+
+def _naive_decode_attention(q: Tensor, k: Tensor, v: Tensor, bounds: tuple[Tensor | None, Tensor | None]) -> Tensor:
+    return kernels.decode_attention_reference(q[:, :, 0], k, v, *bounds)[:, :, None]
+
+
 def triton() -> Backend:
     """Our kernels."""
     return Backend(
         name="triton",
         visibility=_triton_visibility,
         attention=_triton_attention,
+        reach=_bounds,
+        decode_attention=_triton_decode_attention,
         rms_norm=kernels.rms_norm,
         layer_norm=kernels.layer_norm,
         rope=kernels.rope,
@@ -127,6 +147,7 @@ def triton() -> Backend:
         cross_entropy=kernels.cross_entropy,
         linear_cross_entropy=_triton_linear_cross_entropy,
         linear_logprobs=_triton_linear_logprobs,
+        quantize=kernels.quantize,
         quantized_linear=kernels.quantized_linear,
     )
 
@@ -146,11 +167,12 @@ def _triton_linear_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, wit
 
 
 def _triton_attention(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor) -> Tensor:
-    if q.size(2) > 1 or torch.is_grad_enabled():
-        return kernels.attention(q, k, v, intervals=intervals)
-    # The next token of a sequence: one query is too few to keep a GPU busy, so this kernel splits the keys.
-    starts, ends = intervals[:, 0].expand(q.size(0), -1).unbind(-1)  # (B,) each
-    return kernels.decode_attention(q[:, :, 0], k, v, starts, ends)[:, :, None]
+    return kernels.attention(q, k, v, intervals=intervals)
+
+
+def _triton_decode_attention(q: Tensor, k: Tensor, v: Tensor, bounds: tuple[Tensor | None, Tensor | None]) -> Tensor:
+    # One query is too few to keep a GPU busy, so this kernel splits the keys.
+    return kernels.decode_attention(q[:, :, 0], k, v, *bounds)[:, :, None]
 
 
 def sdpa() -> Backend:
@@ -159,6 +181,8 @@ def sdpa() -> Backend:
         name="sdpa",
         visibility=_sdpa_visibility,
         attention=_sdpa_attention,
+        reach=_sdpa_reach,
+        decode_attention=_sdpa_decode_attention,
         rms_norm=_rms_norm,
         layer_norm=_layer_norm,
         rope=_rope,
@@ -167,7 +191,8 @@ def sdpa() -> Backend:
         cross_entropy=_cross_entropy,
         linear_cross_entropy=_linear_cross_entropy,
         linear_logprobs=_linear_logprobs,
-        quantized_linear=kernels.quantized_linear_reference,
+        quantize=_sdpa_quantize,
+        quantized_linear=_sdpa_quantized_linear,
     )
 
 
@@ -189,6 +214,33 @@ def _sdpa_attention(q: Tensor, k: Tensor, v: Tensor, may_attend: Tensor | None) 
         return cpu_ops.attention(q, k, v, may_attend, is_causal)
     grouped = q.size(1) != k.size(1)
     return F.scaled_dot_product_attention(q, k, v, may_attend, is_causal=is_causal, enable_gqa=grouped)
+
+
+def _sdpa_reach(starts: Tensor | None, ends: Tensor | None, slots: int, device: torch.device) -> Tensor | None:
+    """(B, 1, 1, slots) bool, True where the token attends; None where it attends to all."""
+    if starts is None and ends is None:
+        return None
+    slot = torch.arange(slots, device=device)
+    may_attend = slot >= (0 if starts is None else starts[:, None])
+    if ends is not None:
+        may_attend = may_attend & (slot < ends[:, None])
+    return may_attend[:, None, None]
+
+
+def _sdpa_decode_attention(q: Tensor, k: Tensor, v: Tensor, may_attend: Tensor | None) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, may_attend, enable_gqa=q.size(1) != k.size(1))
+
+
+def _sdpa_quantize(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
+    if cpu_ops.can_multiply_packed(weight, bits, group):
+        return cpu_ops.quantize(weight, bits, group)
+    return kernels.quantize(weight, bits, group)
+
+
+def _sdpa_quantized_linear(x: Tensor, packed: Tensor, scales: Tensor, bits: int) -> Tensor:
+    if cpu_ops.is_packed(scales):
+        return cpu_ops.quantized_linear(x, packed, scales, bits)
+    return kernels.quantized_linear_reference(x, packed, scales, bits)
 
 
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-import kernels
 from instructgpt.errors import UserError, suggestion
 from instructgpt.model.backend import Backend, under_autocast
 from instructgpt.model.transformer import Transformer
@@ -26,7 +25,7 @@ class QuantizedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, backend: Backend, bits: int, group: int):
         super().__init__()
         self.backend, self.bits = backend, bits
-        packed, scales = kernels.quantize(linear.weight, bits, group)
+        packed, scales = backend.quantize(linear.weight, bits, group)
         self.register_buffer("packed", packed)
         self.register_buffer("scales", scales)
         self.bias = linear.bias
@@ -39,7 +38,7 @@ class QuantizedLinear(nn.Module):
 def quantize(model: Transformer, to: str, group: int = 64) -> Transformer:
     """The same model with the blocks' weights in `to` (int8 or int4), changed in place, for inference alone.
 
-    group: weights that share a scale. Raises UserError for another format.
+    group: weights that share a scale; 8 bits on a CPU have one for each row. Raises UserError for another format.
     """
     if to not in FORMATS:
         raise UserError(f"--quantize {to} is unknown{suggestion(to, FORMATS)}")

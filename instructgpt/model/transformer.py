@@ -116,6 +116,7 @@ class Transformer(nn.Module):
         self.final_norm = Norm(config, self.backend)
         self.head_weight = None if config.tie_embeddings else nn.Parameter(torch.empty(config.vocab_size, config.width))
         self.compiled = Compiled()
+        self.packed_head: nn.Module | None = None  # what computes the head where weights are packed (`inference.py`)
         self.reset()
 
     @torch.no_grad()
@@ -200,14 +201,17 @@ class Transformer(nn.Module):
     def _scope(self, x: Tensor, positions: Tensor, documents: Tensor | None, cache: KVCache | None) -> Scope:
         """Visibility and rotations are the same in every layer: made here, once."""
         queries = keys = x.size(1)
-        if cache is not None:
-            if documents is not None:
-                raise ValueError("a cache holds one document a row: give documents or a cache, not both")
-            keys, documents = cache.length + queries, cache.documents(queries)
+        if cache is not None and documents is not None:
+            raise ValueError("a cache holds one document a row: give documents or a cache, not both")
         rotation = None
         if self.config.position == "rope":
             rotation = rope_table(positions, self.config.head_dim, self.config.rope_theta)
-        return Scope(self.backend.visibility(queries, keys, documents, x.device), rotation, positions, cache)
+        if cache is not None and queries == 1 and not torch.is_grad_enabled():
+            return Scope(self.backend.reach(*cache.span(), x.device), rotation, positions, cache, is_decoding=True)
+        if cache is not None:
+            keys, documents = cache.length + queries, cache.documents(queries)
+        visibility = self.backend.visibility(queries, keys, documents, x.device)
+        return Scope(visibility, rotation, positions, cache)
 
     @property
     def output_weight(self) -> Tensor:
@@ -216,7 +220,7 @@ class Transformer(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., C)."""
-        return F.linear(hidden, self.output_weight)
+        return F.linear(hidden, self.output_weight) if self.packed_head is None else self.packed_head(hidden)
 
     # Where head and loss meet: the logits of a large vocabulary would be the largest tensor of a training step, and a
     # backend need not hold them all.

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from instructgpt.config import ModelConfig
 from instructgpt.errors import UserError
-from instructgpt.generation import engine
-from instructgpt.generation.engine import Completion, generate, generate_ids, prefill, prompt_ids, stream
+from instructgpt.generation import decoding, engine
+from instructgpt.generation.decoding import prefill
+from instructgpt.generation.engine import Completion, generate, generate_ids, prompt_ids, stream
 from instructgpt.generation.sampling import SamplingConfig
 from instructgpt.model.transformer import Transformer
 from instructgpt.text.chat import render_prompt
@@ -201,9 +202,9 @@ def test_a_small_limit_on_the_cache_changes_nothing(model: Transformer, tokenize
     sizes: list[int] = []
 
     class Counted(engine.Decoding):
-        def __init__(self, model, tokenizer, rows, config):
-            super().__init__(model, tokenizer, rows, config)
-            sizes.append(self._cache.bytes)
+        def __init__(self, decoder, rows, closing):
+            super().__init__(decoder, rows, closing)
+            sizes.append(self._state.cache.bytes)
 
     monkeypatch.setattr(engine, "Decoding", Counted)
     monkeypatch.setattr(engine, "_CACHE_BYTES", 60_000)
@@ -224,13 +225,13 @@ def test_the_cache_has_the_format_that_the_model_computes_in(model: Transformer,
 
 def test_finished_rows_leave_the_batch(model: Transformer, tokenizer: Tokenizer, monkeypatch):
     rows: list[int] = []
-    step = engine.decode_step
+    step = decoding.decode_step
 
     def counted(model, tokens, cache):
         rows.append(cache.batch)
         return step(model, tokens, cache)
 
-    monkeypatch.setattr(engine, "decode_step", counted)
+    monkeypatch.setattr(decoding, "decode_step", counted)
     config = SamplingConfig(max_new_tokens=40, temperature=1.0)
     generate_ids(model, tokenizer, [[tokenizer.bos]], config, n=32)
     assert rows[0] > rows[-1]

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructgpt.config import ModelConfig
-from instructgpt.generation.engine import forbidden_tokens, generate, generate_ids, stream
+from instructgpt.generation.decoding import forbidden_tokens
+from instructgpt.generation.engine import generate, generate_ids, stream
 from instructgpt.generation.sampling import SamplingConfig, sample
 from instructgpt.model.transformer import Transformer
 from instructgpt.text.tokenizer import Tokenizer
@@ -66,7 +67,7 @@ def without_cache(model: Transformer, tokenizer: Tokenizer, prompt: list[int], c
     while len(ids) - len(prompt) < config.max_new_tokens and len(ids) <= model.config.context:
         with torch.no_grad():
             logits = model(torch.tensor([ids]))[:, -1].masked_fill(forbidden, -torch.inf)
-        token = int(sample(logits, config, [generator], is_generated))
+        token = int(sample(logits, config, torch.rand(1, generator=generator), is_generated))
         is_generated[0, token] = True
         ids.append(token)
         text = tokenizer.decode(ids[len(prompt) :])

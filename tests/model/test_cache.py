@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -83,3 +84,55 @@ def test_dtype() -> None:
     cache = KVCache(CONFIG, batch=1, capacity=4, dtype=torch.bfloat16)
     keys, _ = cache.append(0, torch.ones(1, 2, 1, 6), torch.ones(1, 2, 1, 6))
     assert keys.dtype == torch.bfloat16
+
+
+def fixed_step(cache: KVCache, number: float) -> None:
+    for layer in range(3):
+        k = torch.full((cache.batch, 2, 1, 6), number + layer)
+        keys, values = cache.append(layer, k, -k)
+        assert keys.data_ptr() == cache.keys[layer].data_ptr() and keys.shape == values.shape == (cache.batch, 2, 8, 6)
+    cache.advance(1)
+
+
+def test_a_fixed_cache_steps_on_the_same_addresses() -> None:
+    cache = KVCache(CONFIG, batch=2, capacity=8, pad_lengths=[0, 2], fixed=True)
+    filled(cache, 3)
+    addresses = [cache.keys.data_ptr(), cache.values.data_ptr(), cache.slot.data_ptr()]  # type: ignore[union-attr]
+    for step in range(2):
+        starts, ends, slots = cache.span()
+        assert starts is not None and ends is not None and slots == 8
+        assert starts.tolist() == [0, 2] and ends.tolist() == [4 + step] * 2
+        assert cache.positions(1).tolist() == [[3 + step], [1 + step]]
+        fixed_step(cache, 1000.0 * (step + 1))
+    assert cache.length == 5 and cache.slot is not None and cache.slot.tolist() == [5]
+    assert cache.keys[1, 0, 0, :, 0].tolist() == [100, 101, 102, 1001, 2001, 0, 0, 0]
+    assert addresses == [cache.keys.data_ptr(), cache.values.data_ptr(), cache.slot.data_ptr()]
+    fixed_step(cache, 0.0)
+    fixed_step(cache, 0.0)
+    fixed_step(cache, 0.0)
+    with pytest.raises(ValueError, match="holds 8 tokens a row and 9 were given"):
+        fixed_step(cache, 0.0)
+
+
+@pytest.mark.parametrize("pads", [None, [2, 0]])
+def test_a_cache_loads_a_smaller_one(pads: list[int] | None) -> None:
+    small, large = KVCache(CONFIG, 2, 5, pad_lengths=pads), KVCache(CONFIG, 4, 8, pad_lengths=[1, 1, 1, 1], fixed=True)
+    filled(small, 4)
+    filled(large, 6)
+    large.load(small)
+    assert large.length == 4 and large.slot is not None and large.slot.tolist() == [4]
+    assert large.pad_lengths is not None and large.pad_lengths.tolist() == [*(pads or [0, 0]), 0, 0]
+    assert torch.equal(large.keys[:, :2, :, :4], small.keys[:, :, :, :4])
+    assert torch.equal(large.values[:, :2, :, :4], small.values[:, :, :, :4])
+    with pytest.raises(ValueError, match="4 rows of 4 tokens do not fit in 2 of 5"):
+        small.load(large)
+
+
+def test_a_cache_that_selects_shares_nothing() -> None:
+    cache = KVCache(CONFIG, batch=2, capacity=8, fixed=True)
+    filled(cache, 2)
+    part = copy.copy(cache)
+    part.select(torch.tensor([1]))
+    fixed_step(part, 5.0)
+    assert cache.length == 2 and cache.slot is not None and cache.slot.tolist() == [2] and cache.batch == 2
+    assert not cache.keys[:, :, :, 2].any()

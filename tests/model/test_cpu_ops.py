@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from instructgpt.model import cpu_ops
+from instructgpt.model.backend import sdpa
 from kernels import attention_reference, rms_norm_reference, rope_reference, rope_table
 
 
@@ -77,3 +78,91 @@ def test_bfloat16_norm_and_rope_are_about_as_accurate_as_their_references() -> N
         lambda x, w: cpu_ops.rms_norm(x, w, 1e-5), lambda x, w: rms_norm_reference(x, w, 1e-5), [x, weight]
     )
     assert_as_accurate(lambda x: cpu_ops.rope(x, *table), lambda x: rope_reference(x, *table), [x])
+
+
+# ---- packed weights
+
+
+def dequantized(packed: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """ŵ (M, K) of what `cpu_ops.quantize` made, found without its product where PyTorch says how it lies."""
+    if bits == 8:
+        return packed.float() * scales.float()[:, None]
+    K = 2 * packed.size(1)
+    return cpu_ops.quantized_linear(torch.eye(K), packed, scales, 4).T  # column by column
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 16, 40])
+@pytest.mark.parametrize(("bits", "error"), [(8, 0.009), (4, 0.12)])
+@pytest.mark.parametrize("shape", [(16, 32), (48, 64), (1152, 384), (96, 352)])
+def test_packed_integers_multiply_as_the_naive_product(rows: int, bits: int, error: float, shape: tuple[int, int]):
+    weight, x = torch.randn(shape), torch.randn(rows, shape[1])
+    assert cpu_ops.can_multiply_packed(weight, bits, 32)
+    packed, scales = cpu_ops.quantize(weight, bits, 32)
+    assert packed.numel() * packed.element_size() == weight.numel() * bits // 8
+    restored = dequantized(packed, scales, bits)
+    assert (restored - weight).square().mean().sqrt() < error * weight.square().mean().sqrt()
+    y = cpu_ops.quantized_linear(x, packed, scales, bits)
+    right = x @ restored.T
+    assert (y - right).abs().max() < 0.012 * right.square().mean().sqrt() * 4  # x and y are rounded to 8 bits
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_packed_integers_are_those_of_the_kernels_to_the_last(bits: int):
+    """Whole numbers times powers of two have nothing to round."""
+    step = 2.0 ** torch.randint(-3, 3, (32, 2)).repeat_interleave(32, 1) if bits == 4 else 0.5
+    highest = 2 ** (bits - 1) - 1
+    weight = torch.randint(-highest, highest + 1, (32, 64)).float()
+    weight[:, ::32] = highest
+    weight = weight * step
+    x = torch.randint(-3, 4, (3, 64)).float()
+    y = cpu_ops.quantized_linear(x, *cpu_ops.quantize(weight, bits, 32), bits)
+    torch.testing.assert_close(y, (x @ weight.T).bfloat16().float(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(5, 32), (16, 7), (33, 70), (64, 33), (20, 64), (8, 96)])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_shapes_that_the_packed_products_would_read_beyond_take_another_way(shape: tuple[int, int], bits: int):
+    """On such, PyTorch's own products end the process."""
+    backend, weight, x = sdpa(), torch.randn(shape), torch.randn(2, shape[1])
+    packed, scales = backend.quantize(weight, bits, 32)
+    assert not cpu_ops.is_packed(scales)
+    y = backend.quantized_linear(x, packed, scales, bits)
+    assert (y - x @ weight.T).norm() < (0.02 if bits == 8 else 0.3) * y.norm()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_torch_without_the_packed_products_falls_back(bits: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.ops, "aten", object())
+    assert not cpu_ops.can_multiply_packed(torch.randn(16, 64), bits, 32)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_of_a_packed_product_does_not_depend_on_the_others(bits: int, dtype: torch.dtype):
+    packed, scales = cpu_ops.quantize(torch.randn(64, 96), bits, 32)
+    x = torch.randn(9, 96).to(dtype) * torch.logspace(-3, 3, 9)[:, None].to(dtype)
+    y = cpu_ops.quantized_linear(x, packed, scales, bits)
+    assert y.dtype == dtype
+    for i in range(9):
+        torch.testing.assert_close(cpu_ops.quantized_linear(x[i : i + 1], packed, scales, bits)[0], y[i])
+
+
+def test_zero_weights_stay_zero():
+    for bits in (8, 4):
+        packed, scales = cpu_ops.quantize(torch.zeros(16, 64), bits, 32)
+        assert not cpu_ops.quantized_linear(torch.randn(2, 64), packed, scales, bits).any()
+
+
+@pytest.mark.skipif(not cpu_ops.can_pack(), reason="this CPU has no bfloat16")
+@pytest.mark.parametrize(("shape", "has_bias"), [((48, 32), True), ((7, 5), False), ((1, 33), True)])
+@pytest.mark.parametrize("leading", [(1,), (2, 3), (40, 1)])
+def test_a_packed_linear_is_what_autocast_computes(shape, has_bias: bool, leading: tuple[int, ...]):
+    linear = nn.Linear(shape[1], shape[0], bias=has_bias)
+    x = torch.randn(*leading, shape[1])
+    packed = cpu_ops.PackedLinear(linear.weight, linear.bias)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = linear(x)
+    y = packed(x)
+    assert y.dtype == torch.bfloat16 and y.shape == expected.shape
+    torch.testing.assert_close(y, expected, rtol=0.01, atol=0.01)
+    torch.testing.assert_close(packed(x.bfloat16()), y, rtol=0, atol=0)

@@ -76,6 +76,17 @@ def test_weights_are_no_longer_parameters(trained: Transformer) -> None:
     assert names and not any(name.endswith("weight") and "norm" not in name for name in names)
 
 
+@pytest.mark.parametrize("to", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_quantized_model_may_be_cast(trained: Transformer, to: str, dtype: torch.dtype) -> None:
+    quantized = quantize(copy_of(trained), to)
+    with torch.no_grad():
+        before = quantized(text(2, 0))
+        after = quantized.to(dtype)(text(2, 0))
+    assert after.dtype == dtype
+    torch.testing.assert_close(after.float(), before, rtol=0.1, atol=0.1)
+
+
 def test_unknown_format_suggests_the_near_one(trained: Transformer) -> None:
     with pytest.raises(UserError, match="--quantize int7 is unknown"):
         quantize(copy_of(trained), "int7")
