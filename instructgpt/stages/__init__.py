@@ -64,7 +64,7 @@ STAGES: dict[str, Stage] = {
 }
 
 
-_OF_THE_BACKWARD = ("--checkpointing", "--compile")
+_OF_THE_BACKWARD = ("--checkpointing", "--compile", "--optimizer-state")
 """Flags that say how gradients are computed and used."""
 
 

@@ -52,6 +52,8 @@ def _flags(config: Any) -> list[str]:
     if getattr(config, "checkpointing", "") in ("none", "selective"):
         flags.append("--checkpointing blocks")
     fit = getattr(config, "fit", None)
+    if getattr(fit or config, "optimizer_state", "") in ("float32", "bfloat16"):
+        flags.append("--optimizer-state int8")
     for name in ("minibatches", "rows", "prompts"):  # the first that the stage has is what a step's size follows
         if fit is not None and hasattr(config, name):
             value, micro = getattr(config, name), fit.micro_batches

@@ -33,6 +33,7 @@ from instructgpt.text.chat import Message
 from instructgpt.training.checkpoint import RunDirectory, load
 from instructgpt.training.compiling import CompileFlag
 from instructgpt.training.metrics import Tracker
+from instructgpt.training.moments import StateFormat
 from instructgpt.training.plot import plot_curves
 from instructgpt.world.composition import HELD_OUT_PAIRS
 
@@ -66,6 +67,8 @@ class PipelineConfig(Settings):
     """naive, sdpa, triton or auto."""
     checkpointing: Checkpointing = "none"
     """none, blocks or selective: what a backward computes again, for memory, as in each stage."""
+    optimizer_state: StateFormat = "float32"
+    """float32, bfloat16 or int8: how optimizers keep their moments."""
     compile: CompileFlag = "auto"
     """auto, off, blocks or step: how training steps are compiled, as in each stage."""
     resume: bool = False
@@ -118,9 +121,10 @@ def _is_done(directory: Path, config: PipelineConfig) -> bool:
 
 
 def _limited(fit: Any, config: PipelineConfig, share: float) -> Any:
-    """The stage's schedule under the pipeline's own limits."""
+    """The stage's schedule under the pipeline's own limits, and its optimizer's state as asked for."""
     steps = min(fit.max_steps, config.max_steps) if config.max_steps else fit.max_steps
-    return replace(fit, max_steps=steps, max_minutes=config.max_minutes * share or fit.max_minutes)
+    minutes = config.max_minutes * share or fit.max_minutes
+    return replace(fit, max_steps=steps, max_minutes=minutes, optimizer_state=config.optimizer_state)
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ def _table(plan: Plan, found: StepMemory) -> str:
     parts = {
         "parameters": (found.parameters, "float32 masters included" if plan.precision.parameters.itemsize < 4 else ""),
         "gradients": (found.gradients, ""),
-        "optimizer": (found.optimizer, plan.optimizer.optimizer),
+        "optimizer": (found.optimizer, f"{plan.optimizer.optimizer}, {plan.optimizer.optimizer_state}"),
         "activations": (found.activations, "kept by the forward for the backward"),
         "logits": (
             found.logits,
@@ -197,6 +197,7 @@ def _advice(plan: Plan) -> str:
     others = {
         "--checkpointing selective": replace(plan, checkpointing="selective"),
         "--checkpointing blocks": replace(plan, checkpointing="blocks"),
+        "--optimizer-state int8": replace(plan, optimizer=replace(plan.optimizer, optimizer_state="int8")),
     }
     tried = {flag: step_memory(other).peak for flag, other in others.items() if other != plan}
     told = [f"{flag} needs {size_text(peak)}" for flag, peak in tried.items()]

@@ -32,6 +32,7 @@ from instructgpt.stages.overoptimisation import OverOptimisation
 from instructgpt.stages.presets import recipe
 from instructgpt.stages.processes import Job, cores, run_jobs
 from instructgpt.training.checkpoint import RunDirectory
+from instructgpt.training.moments import StateFormat
 
 # In the order in which they are begun: what others wait for first, what is short last. DPO waits for SFT alone.
 _STAGES: dict[str, Callable[[Any], Any]] = {"reward": reward.run, "ppo": ppo.run, "grpo": grpo.run, "dpo": dpo.run}
@@ -77,6 +78,8 @@ class RLHFConfig(Settings):
     """naive, sdpa, triton or auto."""
     checkpointing: Checkpointing = "none"
     """none, blocks or selective: what a backward computes again, for memory, as in each stage."""
+    optimizer_state: StateFormat = "float32"
+    """float32, bfloat16 or int8: how optimizers keep their moments."""
     compile: Literal["auto", "off", "blocks"] = "auto"
     """auto, off or blocks: how training steps are compiled, as in each stage."""
     resume: bool = False
@@ -127,8 +130,9 @@ def plan(config: RLHFConfig, base: Path, context: int) -> list[Job]:
 
     def job(name: str, function: Callable[[Any], Any], stage: Any, needs: tuple[str, ...] = (), **settings: Any) -> Job:
         given = replace(stage, out=str(out / name), **settings)
-        if config.max_steps and hasattr(given, "fit"):
-            given = replace(given, fit=replace(given.fit, max_steps=min(given.fit.max_steps, config.max_steps)))
+        if hasattr(given, "fit"):
+            steps = min(given.fit.max_steps, config.max_steps or given.fit.max_steps)
+            given = replace(given, fit=replace(given.fit, max_steps=steps, optimizer_state=config.optimizer_state))
         return Job(name, function, (given,), out / "logs" / f"{name}.txt", needs)
 
     jobs: list[Job] = []

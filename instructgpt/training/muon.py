@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from instructgpt.training.moments import Moments, StateFormat
+
 _lists: Any = torch
 """PyTorch's operators on lists of tensors, a launch for all of them: the types of their arguments are not public."""
 _SAFETY = 1.01
@@ -46,7 +48,7 @@ class _Stack:
     """Parameters of one shape, and what they share."""
 
     parameters: dict[str, nn.Parameter]
-    momentum: Tensor
+    momentum: Moments
     """(N, rows, cols), in the order of the parameters."""
 
 
@@ -65,15 +67,16 @@ class Muon:
         weight_decay: float,
         compute_dtype: torch.dtype,
         iterations: int = len(_POLYNOMIALS),
+        state_format: StateFormat = "float32",
     ):
-        """rate: the peak learning rate."""
+        """rate: the peak learning rate. state_format: of the momentum."""
         self.rate, self.momentum, self.weight_decay = rate, momentum, weight_decay
         self.compute_dtype, self.iterations = compute_dtype, iterations
         by_shape: dict[torch.Size, dict[str, nn.Parameter]] = {}
         for name, parameter in parameters.items():
             by_shape.setdefault(parameter.shape, {})[name] = parameter
         self.stacks = [
-            _Stack(named, torch.stack([torch.zeros_like(p) for p in named.values()]).detach())
+            _Stack(named, Moments(next(iter(named.values())).detach().expand(len(named), -1, -1), state_format))
             for named in by_shape.values()
         ]
 
@@ -84,7 +87,9 @@ class Muon:
             parameters = list(stack.parameters.values())
             if any(p.grad is not None for p in parameters):
                 gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-                self._update(parameters, torch.stack(gradients), stack.momentum, self.rate * factor * is_good, is_good)
+                momentum = stack.momentum.read()
+                self._update(parameters, torch.stack(gradients), momentum, self.rate * factor * is_good, is_good)
+                stack.momentum.write(momentum, is_good, None)
 
     def _update(
         self, parameters: list[nn.Parameter], gradients: Tensor, momentum: Tensor, rate: Tensor, is_good: Tensor
@@ -103,7 +108,8 @@ class Muon:
     def state(self) -> dict[str, Tensor]:
         """By `KIND/PARAMETER`; the tensors themselves, which `restore` writes into."""
         return {
-            f"momentum/{name}": momentum
+            f"{kind}/{name}": tensor
             for stack in self.stacks
-            for name, momentum in zip(stack.parameters, stack.momentum)
+            for kind, stacked in stack.momentum.state("momentum").items()
+            for name, tensor in zip(stack.parameters, stacked)
         }

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from instructgpt.settings import NonNegative, Positive, Settings, ShareBelow1
 from instructgpt.training.adamw import AdamW
+from instructgpt.training.moments import StateFormat
 from instructgpt.training.muon import Muon
 
 _lists: Any = torch
@@ -35,6 +36,8 @@ class OptimizerConfig(Settings):
     """Muon's momentum."""
     muon_iterations: Literal[1, 2, 3, 4, 5] = 5
     """Iterations of Muon's orthogonalisation: fewer are cheaper, and leave singular values further from 1."""
+    optimizer_state: StateFormat = "float32"
+    """How moments are kept: float32; bfloat16, in half of the memory; int8, in a quarter, blocks sharing a scale."""
     weight_decay: NonNegative = 0.1
     """Decoupled decay (Loshchilov & Hutter 2019) of matrices; vectors (norms, biases) never decay."""
 
@@ -60,7 +63,7 @@ class Optimizer:
         muon = {n: p for n, p in self.masters.items() if config.optimizer == "muon" and is_hidden_matrix(n, p)}
         others = {n: p for n, p in self.masters.items() if n not in muon}
         self.parts: list[AdamW | Muon] = [
-            AdamW(part, config.learning_rate, (config.beta1, config.beta2), weight_decay)
+            AdamW(part, config.learning_rate, (config.beta1, config.beta2), weight_decay, config.optimizer_state)
             for part, weight_decay in (
                 ({n: p for n, p in others.items() if p.ndim >= 2}, config.weight_decay),
                 ({n: p for n, p in others.items() if p.ndim < 2}, 0.0),
@@ -70,7 +73,7 @@ class Optimizer:
             self.parts.append(
                 Muon(
                     muon, config.muon_learning_rate, config.momentum, config.weight_decay, compute_dtype,
-                    config.muon_iterations,
+                    config.muon_iterations, config.optimizer_state,
                 )
             )  # fmt: skip
 

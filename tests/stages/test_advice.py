@@ -66,7 +66,7 @@ def test_a_run_that_ran_out_goes_on_from_its_checkpoint(
         patch.setattr(pretrain, "next_token_loss", greedy)
         told = refused(*small(runs, tmp_path / "cut"))
     assert "error: out of memory in main memory: 4.61 EB more were asked for, " in told
-    assert "(at 2 rows, 64 tokens a row); try --checkpointing blocks or --rows 1 --micro-batches 2 or " in told
+    assert "(at 2 rows, 64 tokens a row); try --checkpointing blocks or --optimizer-state int8 or --rows 1 " in told
     assert f"the last checkpoint in {tmp_path / 'cut'} is kept: --resume goes on" in told
     assert main(small(runs, tmp_path / "cut", "--resume", "--checkpointing", "blocks")) == 0
     cut, whole = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("cut", "whole"))

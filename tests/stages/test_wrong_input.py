@@ -197,7 +197,7 @@ def test_weights_that_do_not_fit_the_data(refused: Refused, runs: Path, tmp_path
     assert "--weights has 2 values for 1 source" in refused("sft", *arguments)
 
 
-@pytest.mark.parametrize("given", ["--checkpointing blocks", "--checkpointing=none"])
+@pytest.mark.parametrize("given", ["--checkpointing blocks", "--checkpointing=none", "--optimizer-state int8"])
 def test_flags_of_the_backward_where_there_is_none(refused: Refused, runs: Path, tmp_path: Path, given: str) -> None:
     message = refused("tokenizer", "--text", runs / "text.txt", "--out", tmp_path / "o", *given.split())
     flag = given.partition(" ")[0].partition("=")[0]
