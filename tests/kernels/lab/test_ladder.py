@@ -14,7 +14,8 @@ from torch import Tensor
 
 import kernels
 from kernels.lab import Inputs, Spec, bench, ladder
-from kernels.lab.find import UsageError
+from kernels.lab.find import UsageError, find
+from kernels.lab.instruments import Instruments, cuda_instruments
 from kernels.lab.launches import watched_launches
 from kernels.launch import Operator, once_per_signature
 
@@ -66,6 +67,43 @@ def test_a_way_that_fails_says_why_and_stops_no_other(monkeypatch: pytest.Monkey
     measured = ladder.measure([declare(lambda x: x * 2)], None, CASE)
     assert measured["ladders"][0]["rungs"]["ours, compiled"]["forward"] == {"failed": "RuntimeError: no compiler here"}
     assert "RuntimeError: no compiler here" in ladder.report(measured)
+
+
+@pytest.mark.parametrize("can_be_captured", [True, False])
+def test_on_a_device_its_own_time_and_the_replay_of_a_graph_stand_beside(
+    can_be_captured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def captured(call: Callable[[], Any]) -> Callable[[], Any]:
+        if not can_be_captured:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return call
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(ladder, "captured", captured)
+    device = torch.device("cpu")
+    measured = ladder.measure(
+        [declare(lambda x: x * 2)], Instruments(device, "stand-in", lambda _: 0.004, lambda _: 0, lambda _: 0, 0), CASE
+    )
+    rungs = measured["ladders"][0]["rungs"]
+    assert all(rungs["ours"][phase]["device_us"] == 4.0 for phase in ("forward", "both"))
+    replayed = rungs["graph replay"]["both"]
+    assert ("host_us" in replayed, "failed" in replayed) == (can_be_captured, not can_be_captured)
+    text = ladder.report(measured)
+    assert text.startswith("stand-in") and "forward µs on device" in text
+    assert ("not permitted" in text) is not can_be_captured
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["rms_norm", "gelu", "cross_entropy", "attention"])
+def test_calls_natively(name: str) -> None:
+    """Each way of calling an op has its time on the host, the replay of its graph too."""
+    instruments = cuda_instruments()
+    assert instruments is not None
+    measured = ladder.measure([find(name)[0].spec], instruments)
+    for rung in measured["ladders"][0]["rungs"].values():
+        assert rung["forward"]["host_us"] > 0 and rung["both"]["host_us"] > 0, rung
+    assert measured["ladders"][0]["rungs"]["ours"]["both"]["device_us"] > 0
 
 
 def test_bare_is_the_function_alone() -> None:
