@@ -1,0 +1,330 @@
+"""Generated tokens a second by batch size and number format, beside `transformers`. `python -m benchmarks.decode`.
+
+GPT-2's 124M parameters on CUDA, with and without graphs, the same form at 12.3M on a CPU: random weights, the same in
+all. A measurement is a whole call: prompts of unequal length are read, then each row gets as many greedy tokens. The
+cases take turns in one process, and medians are shown. A step must read every weight and what the cache holds; `limit`
+is the share of its time that this takes at the rate of a large copy, measured in the same run.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.machine import copy_rate, describe, precision, results_file, synchronize
+from benchmarks.steps import shape_named
+from instructgpt.config import ModelConfig
+from instructgpt.flags import parse, run_main
+from instructgpt.generation import engine
+from instructgpt.generation.decoding import Decoder
+from instructgpt.generation.sampling import SamplingConfig
+from instructgpt.model.backend import resolve_backend
+from instructgpt.model.quantize import FORMATS, quantize
+from instructgpt.model.transformer import Transformer
+from instructgpt.runtime import resolve_device
+from instructgpt.settings import FilePath, NonNegative, NonNegativeInt, PositiveInt, Settings
+from instructgpt.strict_json import to_json, write_json
+
+
+@dataclass(frozen=True)
+class DecodeConfig(Settings):
+    """Measures generation in every number format, and that of `transformers`."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    shape: str = ""
+    """The model: 12m (GPT-2's form at 12.3M) or gpt2; gpt2 on CUDA and 12m elsewhere by default."""
+    batches: tuple[PositiveInt, ...] = ()
+    """Rows of a batch; 1, 16 and 64 on CUDA, 1 and 16 elsewhere by default."""
+    new_tokens: PositiveInt = 128
+    """Tokens generated for each row."""
+    rounds: PositiveInt = 5
+    """Measurements of each case, which take turns."""
+    seconds: NonNegative = 240.0
+    """After so many no round is begun but the first."""
+    seed: NonNegativeInt = 0
+    """Of weights and prompts."""
+    only: tuple[str, ...] = ()
+    """Names of the cases to measure, without the batch; all by default."""
+    compiled: bool = False
+    """Also `transformers` with its static cache, which it compiles: half a minute and more for each batch size."""
+    quick: bool = False
+    """A tiny model, a few tokens, one round: whether it runs."""
+    json: FilePath = "auto"
+    """The file to write; auto is benchmarks/results/DEVICE-decode.json, empty is none."""
+
+
+def filled_in(config: DecodeConfig) -> DecodeConfig:
+    """With the defaults of the device."""
+    device = resolve_device(config.device)
+    is_gpu = device.type == "cuda"
+    if config.quick:
+        config = replace(config, shape="minute", batches=config.batches or (1, 3), new_tokens=6, rounds=1)
+    return replace(
+        config,
+        device=str(device),
+        shape=config.shape or ("gpt2" if is_gpu else "12m"),
+        batches=config.batches or ((1, 16, 64) if is_gpu else (1, 16)),
+        json=results_file(config.json, device, "decode"),
+    )
+
+
+# ---- what is measured
+
+Generate = Callable[[int], list[list[int]]]
+"""Most new tokens -> the tokens of each row."""
+
+
+class Ids:
+    """In a tokenizer's place: every token may be chosen and none has a text, as `transformers` has it here."""
+
+    pad, bos = 0, 0
+
+    def __init__(self, vocab_size: int):
+        self.vocab_size, self.byte_lengths = vocab_size, np.ones(vocab_size, dtype=np.int64)
+        self.end = self.eos = vocab_size - 1  # `random_model` never says it
+
+    def stream(self) -> Ids:
+        return self
+
+    def push(self, token: int) -> str:
+        return ""
+
+    def flush(self) -> str:
+        return ""
+
+
+def random_model(shape: ModelConfig, device: torch.device, seed: int) -> Transformer:
+    model = Transformer(replace(shape, dropout=0.0), resolve_backend("auto", device))
+    model.reset(torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        for parameter in model.blocks.parameters():
+            if parameter.ndim > 1:
+                parameter *= 3  # small weights would say the same whatever the prompt
+        model.embedding.weight[-1] = 0  # its logit is 0, never the largest of thousands
+    return model.to(device).eval()
+
+
+def random_prompts(shape: ModelConfig, rows: int, new_tokens: int, seed: int) -> list[list[int]]:
+    """16 to 64 tokens each, or fewer where the context is short."""
+    longest = min(64, shape.context - new_tokens)
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(min(16, longest), longest + 1, (rows,), generator=generator).tolist()
+    return [torch.randint(1, shape.vocab_size - 1, (length,), generator=generator).tolist() for length in lengths]
+
+
+def ours(model: Transformer, dtype: str, prompts: list[list[int]], graphs: bool = True) -> Generate:
+    def call(new_tokens: int) -> list[list[int]]:
+        with precision(model.device, dtype).context(model.device), _decoding_by(graphs):
+            done = engine.generate_ids(
+                model, Ids(model.config.vocab_size), prompts, SamplingConfig(max_new_tokens=new_tokens)  # type: ignore[arg-type]
+            )  # fmt: skip
+        return [completion.ids for completion in done]
+
+    return call
+
+
+@contextmanager
+def _decoding_by(graphs: bool) -> Iterator[None]:
+    """The product has no switch for being slow; it is put in here from outside."""
+    usual = engine.decoder_of
+    if not graphs:
+        engine.decoder_of = Decoder
+    try:
+        yield
+    finally:
+        engine.decoder_of = usual
+
+
+def as_transformers(model: Transformer) -> nn.Module:
+    """`transformers`' GPT-2 with the same weights. Errors: ImportError where it is not installed."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shape = model.config
+    theirs = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=shape.vocab_size, n_positions=shape.context, n_embd=shape.width, n_layer=shape.layers,
+            n_head=shape.heads, layer_norm_epsilon=shape.norm_eps, bos_token_id=None, eos_token_id=None,
+        )
+    )  # fmt: skip
+    weights: dict[str, Tensor] = {"wte.weight": model.embedding.weight, "wpe.weight": model.position_embedding.weight}
+    pairs = {"ln_1": "attention_norm", "attn.c_attn": "attention.qkv", "attn.c_proj": "attention.output",
+             "ln_2": "mlp_norm", "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down"}  # fmt: skip
+    modules = {f"h.{i}.{a}": block.get_submodule(b) for i, block in enumerate(model.blocks) for a, b in pairs.items()}
+    for name, module in {**modules, "ln_f": model.final_norm}.items():
+        is_product = isinstance(module, nn.Linear)
+        weights[f"{name}.weight"] = module.weight.T if is_product else module.weight  # type: ignore[assignment]
+        weights[f"{name}.bias"] = module.bias  # type: ignore[assignment]
+    theirs.transformer.load_state_dict(weights)
+    return theirs.to(model.device).eval()  # type: ignore[arg-type]
+
+
+def by_transformers(theirs: Any, prompts: list[list[int]], **options: Any) -> Generate:
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=theirs.device)
+    lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=theirs.device)
+    is_token = (torch.arange(longest, device=theirs.device) >= longest - lengths).long()
+
+    def call(new_tokens: int) -> list[list[int]]:
+        made = theirs.generate(
+            ids, attention_mask=is_token, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0, **options
+        )
+        return made[:, longest:].tolist()
+
+    return call
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table."""
+
+    generate: Generate
+    batch: int
+    format: str
+    """Of the blocks' weights."""
+    is_ours: bool
+    step_bytes: float
+    """What a step must read, on average."""
+
+
+def step_bytes(model: Transformer, prompts: list[list[int]], new_tokens: int, format: str) -> float:
+    """Weights that are multiplied by, and keys and values in the middle of the answer."""
+    shape, is_gpu = model.config, model.device.type == "cuda"
+    parts = {"float32": (4.0, 4), "bfloat16": (2.0, 2), "int8": (1.0, 2), "int4": (0.5 + 2 / 64, 2)}
+    block_bytes, head_bytes = parts[format]
+    cache_bytes = 4 if format == "float32" or (format in FORMATS and not is_gpu) else 2
+    products = sum(layer.weight.numel() for layer in model.blocks.modules() if isinstance(layer, nn.Linear))
+    tokens = sum(map(len, prompts)) + len(prompts) * new_tokens / 2
+    cached = 2 * shape.layers * shape.kv_heads * shape.head_dim * tokens
+    return products * block_bytes + model.output_weight.numel() * head_bytes + cached * cache_bytes
+
+
+def cases(config: DecodeConfig) -> dict[str, Case]:
+    device, shape = torch.device(config.device), shape_named(config.shape)
+    model = random_model(shape, device, config.seed)
+    # Integers are multiplied in bfloat16 on a GPU; on a CPU they are what makes float32 faster.
+    formats = {"float32": "float32", "bfloat16": "bfloat16", **dict.fromkeys(FORMATS, "auto")}
+    if device.type == "cpu":
+        formats |= dict.fromkeys(FORMATS, "float32")
+    models = dict.fromkeys(formats, model)
+    for name in FORMATS:
+        models[name] = quantize(random_model(shape, device, config.seed), name)
+    try:
+        peers = {"float32": as_transformers(model), "bfloat16": as_transformers(model).bfloat16()}
+    except ImportError:
+        print("transformers: left out, it is not installed", flush=True)
+        peers = {}
+    found: dict[str, Case] = {}
+    for batch in config.batches:
+        prompts = random_prompts(shape, batch, config.new_tokens, config.seed + batch)
+        reads = {format: step_bytes(model, prompts, config.new_tokens, format) for format in formats}
+        for format, dtype in formats.items():
+            found[f"{batch:>3}  {format}"] = Case(
+                ours(models[format], dtype, prompts), batch, format, True, reads[format]
+            )
+            if device.type == "cuda":
+                found[f"{batch:>3}  {format}, no graphs"] = Case(
+                    ours(models[format], dtype, prompts, graphs=False), batch, format, True, reads[format]
+                )
+        for format, peer in peers.items():
+            name = f"{batch:>3}  transformers, {format}"
+            found[name] = Case(by_transformers(peer, prompts), batch, format, False, reads[format])
+            if config.compiled:
+                call = by_transformers(peer, prompts, cache_implementation="static")
+                found[name + ", static cache"] = Case(call, batch, format, False, reads[format])
+    return {name: case for name, case in found.items() if not config.only or name[5:] in config.only}
+
+
+# ---- the measurement
+
+
+def timed(case: Case, new_tokens: int, device: torch.device) -> tuple[float, list[list[int]]]:
+    synchronize(device)
+    started = time.perf_counter()
+    tokens = case.generate(new_tokens)
+    synchronize(device)
+    return time.perf_counter() - started, tokens
+
+
+def summary(name: str, works: dict[str, Case], times: dict[str, list[tuple[float, float]]], config: DecodeConfig,
+            rate: float) -> dict[str, Any]:  # fmt: skip
+    """The figures of one case: medians, and medians of the ratios within a round."""
+    case, n = works[name], config.new_tokens
+    whole = [seconds for _, seconds in times[name]]
+    activations = case.format if case.format not in FORMATS else "float32" if config.device == "cpu" else "bfloat16"
+    step = median(max(seconds - first, 1e-9) / max(n - 1, 1) for first, seconds in times[name])
+
+    def times_faster_than(other: str) -> float | None:
+        found = times.get(f"{case.batch:>3}  {other}")
+        return median(theirs / ours for (_, theirs), ours in zip(found, whole)) if found else None
+
+    return {
+        "tokens_per_second": case.batch * n / median(whole),
+        "step_milliseconds": 1e3 * step,
+        "step_megabytes": case.step_bytes / 1e6,
+        "share_of_limit": case.step_bytes / rate / step,
+        "times_float32": times_faster_than("float32"),
+        "times_transformers": times_faster_than(f"transformers, {activations}") if case.is_ours else None,
+        "each": [case.batch * n / seconds for seconds in whole],
+    }
+
+
+def equality(works: dict[str, Case], tokens: dict[str, list[list[int]]]) -> dict[str, Any]:
+    """How many rows of ours are token for token those of `transformers`, where the number format is the same; and to
+    those without graphs."""
+    found: dict[str, Any] = {}
+    for name, case in works.items():
+        others = {"transformers": f"{case.batch:>3}  transformers, {case.format}", "no graphs": f"{name}, no graphs"}
+        for said, other in others.items():
+            if case.is_ours and other in tokens and not name.endswith("no graphs"):
+                same = sum(a == b for a, b in zip(tokens[name], tokens[other]))
+                found.setdefault(name.strip(), {})[said] = f"{same} of {case.batch}"
+    return found
+
+
+def measure(config: DecodeConfig) -> int:
+    config = filled_in(config)
+    device, began = torch.device(config.device), time.monotonic()
+    works = cases(config)
+    rate = copy_rate(device, 1 << (22 if config.quick else 28))
+    print(f"a large copy reads and writes {rate / 1e9:,.3g} GB/s", flush=True)
+    tokens = {name: timed(case, config.new_tokens, device)[1] for name, case in works.items()}  # to warm up, too
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    document: dict[str, Any] = {}
+    for round_number in range(config.rounds):
+        if round_number and time.monotonic() - began > config.seconds:
+            break
+        for name, case in works.items():
+            times[name].append((timed(case, 1, device)[0], timed(case, config.new_tokens, device)[0]))
+        document = {
+            **describe(device), "shape": config.shape, "new_tokens": config.new_tokens, "seed": config.seed,
+            "rounds": round_number + 1, "copy_bytes_per_second": rate, "equal_rows": equality(works, tokens),
+            "results": {name.strip(): summary(name, works, times, config, rate) for name in works},
+        }  # fmt: skip
+        if config.json:
+            write_json(config.json, document)
+    for name, found in document["results"].items():
+        ratios = "  ".join(
+            f"{found[key]:.2f} × {key[6:]}" for key in ("times_float32", "times_transformers") if found[key]
+        )
+        print(
+            f"{name:<36} {found['tokens_per_second']:>10,.0f} tokens/s  step {found['step_milliseconds']:>7.2f} ms  "
+            f"limit {found['share_of_limit']:>4.0%}  {ratios}"
+        )
+    for name, found in document["equal_rows"].items():
+        print(f"{name}: equal rows: {', '.join(f'{count} to {said}' for said, count in found.items())}")
+    print(to_json(document))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(lambda: measure(parse(DecodeConfig, sys.argv[1:], "benchmarks.decode"))))
