@@ -24,6 +24,8 @@ from instructgpt.model.transformer import Transformer
 from instructgpt.objectives.lm import Loss, next_token_loss
 from instructgpt.runtime import peak_memory, seed_everything
 from instructgpt.text.tokenizer import Tokenizer
+from instructgpt.training import compiling
+from instructgpt.training.compiling import CompileMode, Workload
 from instructgpt.training.loop import FitConfig, Hooks, fit
 
 _GPT2: dict[str, Any] = dict(mlp="gelu", norm="layernorm", position="learned", bias=True, tie_embeddings=True)
@@ -60,7 +62,7 @@ class StepCase:
     dtype: str
     of: Literal["ours", "plain", "transformers"] = "ours"
     backend: str = "auto"
-    compile: str = "off"
+    compile: CompileMode = "off"
     """Ours: as --compile. Peers: off, or step for all of the model."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     steps: int = 3
@@ -77,8 +79,8 @@ def prepare(case: StepCase) -> Measure:
     seed_everything(0)
     shape = shape_named(case.shape)
     batch = batch_of(case, shape)
-    step = (_our_steps if case.of == "ours" else _peer_steps)(case, shape, batch, device)
     started = time.perf_counter()
+    step = (_our_steps if case.of == "ours" else _peer_steps)(case, shape, batch, device)
     step(3)
     warm_up = time.perf_counter() - started
     if device.type == "cuda":
@@ -89,7 +91,7 @@ def prepare(case: StepCase) -> Measure:
             torch.cuda.reset_peak_memory_stats()
         seconds, loss = step(case.steps)
         return {
-            "seconds": seconds, "tokens_per_second": batch.tokens / seconds,
+            "seconds": seconds, "tokens_per_second": int(batch.tokens) / seconds,
             "peak_megabytes": peak_memory(device) / 1e6, "loss": loss, "warm_up_seconds": warm_up,
         }  # fmt: skip
 
@@ -122,6 +124,9 @@ def _our_steps(case: StepCase, shape: ModelConfig, batch: Batch, device: torch.d
     """step(n) -> seconds a step, and the last loss: `fit` itself, one update more than is counted."""
     numbers = precision(device, case.dtype)
     model = Transformer(shape, resolve_backend(case.backend, device)).to(device, numbers.parameters)
+    compiled = compiling.prepare(model, case.compile, Workload(case.rows, shape.context, 0.0), device, numbers)
+    if compiled.failure:
+        raise RuntimeError(compiled.failure)
     loss_of = next_token_loss if case.head == "targets" else loss_of_all_positions
     losses: list[float] = []
 

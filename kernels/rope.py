@@ -329,8 +329,9 @@ def rope_in_place_spec() -> Spec:
     rope_of = rope_spec()
 
     def in_place(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-        copy = torch.empty_strided(x.shape, x.stride() if x.stride(-1) == 1 else x.contiguous().stride(), dtype=x.dtype)
-        return rope_(copy.to(x.device).copy_(x), cos, sin, interleaved)
+        strides = x.stride() if x.stride(-1) == 1 else x.contiguous().stride()
+        copy = torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device)
+        return rope_(copy.copy_(x), cos, sin, interleaved)
 
     def inputs(generator: torch.Generator, **case: Any) -> Any:
         return replace(rope_of.inputs(generator, **case), gradients=())
