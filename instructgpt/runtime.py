@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -85,6 +86,30 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
         "float16": Precision(torch.float32, torch.float16, True),
         "bfloat16-master": Precision(torch.bfloat16, None, False),
     }[name]
+
+
+def cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Processor cores that this process may use: those it is bound to, or what its container is given, if less."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = map(int, quota_file.read_text().split())  # microseconds; without a limit, "max 100000"
+    except (OSError, ValueError):
+        return bound
+    return max(1, min(bound, -(-quota // period)))
+
+
+def choose_threads() -> None:
+    """No more threads than cores: PyTorch counts the machine's, of which a container may be given two, and threads
+    without a core of their own wait for one another. OMP_NUM_THREADS says otherwise."""
+    if not os.environ.get("OMP_NUM_THREADS") and torch.get_num_threads() > cores():
+        torch.set_num_threads(cores())
+
+
+def threads_told() -> str:
+    """How many threads compute, and what those do that wait."""
+    waiting = "sleep" if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE" else "spin"
+    threads = torch.get_num_threads()
+    return "1 thread" if threads == 1 else f"{threads} threads that {waiting} while they wait"
 
 
 def seed_everything(seed: int) -> None:

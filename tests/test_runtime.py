@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from instructgpt.errors import UserError
-from instructgpt.runtime import Ranks, join_ranks, peak_memory, resolve_device, resolve_precision, seed_everything
+from instructgpt.runtime import (
+    Ranks,
+    choose_threads,
+    cores,
+    join_ranks,
+    peak_memory,
+    resolve_device,
+    resolve_precision,
+    seed_everything,
+    threads_told,
+)  # fmt: skip
 
 CPU = torch.device("cpu")
 
@@ -114,3 +124,34 @@ def _announce(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("quota", "limit"),
+    [("200000 100000", 2), ("150000 100000", 2), ("20000 100000", 1), ("max 100000", None), ("", None), ("x y", None)],
+)
+def test_cores_are_those_that_a_container_is_given(tmp_path, quota, limit, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)), raising=False)
+    (tmp_path / "cpu.max").write_text(quota)
+    assert cores(tmp_path / "cpu.max") == (limit or 8) and cores(tmp_path / "none") == 8
+
+
+@pytest.mark.parametrize(("asked", "threads"), [("", 2), ("6", 6), (None, 2)])
+def test_threads_are_no_more_than_cores_unless_asked_for(asked, threads, monkeypatch):
+    chosen = [6]
+    monkeypatch.setattr("torch.get_num_threads", lambda: chosen[-1])
+    monkeypatch.setattr("torch.set_num_threads", chosen.append)
+    monkeypatch.setattr("instructgpt.runtime.cores", lambda: 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", asked) if asked is not None else monkeypatch.delenv("OMP_NUM_THREADS")
+    choose_threads()
+    assert chosen[-1] == threads and threads_told().startswith(f"{threads} threads")
+    chosen.append(1)
+    choose_threads()
+    assert chosen[-1] == 1, "fewer are somebody's choice"
+
+
+@pytest.mark.parametrize(("policy", "told"), [("PASSIVE", "sleep"), ("passive", "sleep"), ("", "spin")])
+def test_the_waiting_policy_is_told(policy, told, monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    assert told in threads_told()

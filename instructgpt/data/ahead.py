@@ -6,7 +6,6 @@ A source is a pure function of the index, so whoever computes it, and when, chan
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import weakref
 from collections import OrderedDict
@@ -16,6 +15,7 @@ import torch
 
 from instructgpt.data.sources import ExampleSource
 from instructgpt.data.tokens import Tokens
+from instructgpt.runtime import cores
 
 _BLOCK = 128
 """Examples that a process makes at a time: so many that handing them over is cheap."""
@@ -27,8 +27,7 @@ def ahead_for(source: ExampleSource, device: torch.device) -> ExampleSource:
     """The source for training on `device`: made ahead for a GPU, by half of the cores; a CPU has none to spare."""
     if device.type != "cuda":
         return source
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Ahead(source, workers=max(1, min(8, cores // 2)))
+    return Ahead(source, workers=max(1, min(8, cores() // 2)))
 
 
 class Ahead:

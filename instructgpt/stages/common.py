@@ -25,11 +25,13 @@ from instructgpt.objectives.lm import Loss
 from instructgpt.runtime import (
     Precision,
     Ranks,
+    choose_threads,
     join_ranks,
     peak_memory,
     resolve_device,
     resolve_precision,
     seed_everything,
+    threads_told,
 )
 from instructgpt.settings import FilePath, NonNegative, NonNegativeInt, PositiveInt, Settings, ShareBelow1
 from instructgpt.stages.resumption import inputs, resumable
@@ -107,6 +109,7 @@ class Machine:
     @classmethod
     def of(cls, config: StageConfig) -> Machine:
         device = resolve_device(config.device)
+        choose_threads()
         ranks = join_ranks(device)
         if ranks.size > 1 and device.type == "cuda":
             device = torch.device("cuda", ranks.rank % torch.cuda.device_count())
@@ -304,7 +307,7 @@ def _description(stage: str, machine: Machine, model: Transformer | RewardModel,
     """One line that says what is about to run."""
     parameters = sum(p.numel() for p in model.parameters())
     ranks = f" x {machine.ranks.size}" if machine.ranks.size > 1 else ""
-    threads = f" with {torch.get_num_threads()} thread(s)" if machine.device.type == "cpu" else ""
+    threads = f" with {threads_told()}" if machine.device.type == "cpu" else ""
     going_on = f", going on from step {first_step}" if first_step else ""
     return (
         f"{stage}: {parameters / 1e6:.2f}M parameters on {machine.device.type}{threads}{ranks}, "

@@ -7,7 +7,6 @@ process of its own also makes a job's peak memory its own.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import re
 import sys
 import time
@@ -22,6 +21,7 @@ import torch
 
 from instructgpt.errors import UserError
 from instructgpt.flags import run_main
+from instructgpt.runtime import cores
 from instructgpt.stages.advice import advising
 
 
@@ -37,11 +37,6 @@ class Job:
     """Where its output goes."""
     needs: tuple[str, ...] = ()
     """Names of jobs; those that are not among the jobs count as done."""
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threads_of(job: Job, jobs: Sequence[Job], workers: int) -> int:

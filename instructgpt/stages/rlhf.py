@@ -24,13 +24,14 @@ from instructgpt.errors import UserError
 from instructgpt.evaluation.ledger import Entry
 from instructgpt.figures import write_json
 from instructgpt.model.checkpointing import Checkpointing
+from instructgpt.runtime import cores
 from instructgpt.settings import FilePath, NonNegativeInt, PositiveInt, Settings, Share
 from instructgpt.stages import assess, dpo, grpo, overoptimisation, ppo, pretrain, reward, sft, tokenizer
 from instructgpt.stages.assess import LedgerConfig, Task, measure
 from instructgpt.stages.common import require
 from instructgpt.stages.overoptimisation import OverOptimisation
 from instructgpt.stages.presets import recipe
-from instructgpt.stages.processes import Job, cores, run_jobs
+from instructgpt.stages.processes import Job, run_jobs
 from instructgpt.training.checkpoint import RunDirectory
 from instructgpt.training.moments import StateFormat
 
