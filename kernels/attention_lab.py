@@ -66,7 +66,8 @@ def _cases(draw: Any) -> dict[str, Any]:
 
 def _floor(quantity: str, inputs: Inputs, results: Mapping[str, Tensor], eps: float) -> float:
     """P is exp of a difference of scores and lse: what float32 loses of them, exp makes an error relative to P, also
-    where the reference's softmax of few keys is exact. dq and dk start from δ, made of an O that has been rounded."""
+    where the reference's softmax of few keys is exact. dq and dk start from δ, made of an O that has been rounded, and
+    are products with a dS that has been rounded, which lse's gradient is part of."""
     q, k, v = (inputs.tensors[name] for name in "qkv")
     scale, soft_cap = inputs.options.get("scale", 1 / math.sqrt(q.size(-1))), inputs.options.get("soft_cap", 0.0)
     # tanh as the kernel computes it has the error of its limit, so a cap counts as the largest score.
@@ -77,9 +78,13 @@ def _floor(quantity: str, inputs: Inputs, results: Mapping[str, Tensor], eps: fl
     sizes = {"o": v.norm(), "lse": math.sqrt(results["lse"].numel()), "dv": do, "dq": dscores * k.norm()}
     size = float(sizes.get(quantity, dscores * q.norm()))
     floor = 1.2e-7 * (1 + largest) * (float(results[quantity].norm()) + 0.5 * size)
-    if quantity in ("dq", "dk") and "do" in results:
-        delta = (results["o"] * results["do"]).abs().sum(-1)
-        floor += 0.5 * eps * scale * float(delta.norm()) * float((k if quantity == "dq" else q).norm(dim=-1).max())
+    if quantity in ("dq", "dk"):
+        slope = torch.zeros_like(results["o"][..., 0])  # of each row
+        if "do" in results:
+            slope = slope + (results["o"] * results["do"]).abs().sum(-1)
+        if "dlse" in results:
+            slope = slope + results["dlse"].abs()
+        floor += 0.5 * eps * scale * float(slope.norm()) * float((k if quantity == "dq" else q).norm(dim=-1).max())
     return floor
 
 
