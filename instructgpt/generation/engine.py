@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from instructgpt.errors import UserError
-from instructgpt.generation.decoding import Decoder, Fetched, computed_dtype, inference
+from instructgpt.generation.decoding import Decoder, Fetched, inference
 from instructgpt.generation.graphs import GraphedDecoder
 from instructgpt.generation.sampling import NOT_A_NUMBER, SamplingConfig
 from instructgpt.generation.stopping import StoppingText
+from instructgpt.model.counts import cache_memory
+from instructgpt.model.inference import computed_dtype
 from instructgpt.model.transformer import Transformer
 from instructgpt.text.chat import Message, as_messages, render_prompt
 from instructgpt.text.tokenizer import Tokenizer
@@ -197,12 +199,11 @@ def completions(
         row for number, prompt in enumerate(prompts)
         for row in _rows(model, tokenizer, number, prompt, config, n, config.seed if seeds is None else seeds[number])
     ]  # fmt: skip
-    shape = model.config
-    bytes_per_token = 2 * shape.layers * shape.kv_heads * shape.head_dim * computed_dtype(model).itemsize
     place = {id(row): i for i, row in enumerate(rows)}
     closing = closing_tokens(tokenizer)
     with inference(model):
         decoder = decoder_of(model, tokenizer, config)
+        bytes_per_token = cache_memory(model.config, 1, 1, computed_dtype(decoder.model))
     for batch in _batches(rows, batch_size, bytes_per_token):
         with inference(model):
             decoding = Decoding(decoder, batch, closing)

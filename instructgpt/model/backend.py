@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -42,9 +43,9 @@ class Backend:
     never falls along a row. Numbers below 0 are padding at a row's end, whose results nobody reads."""
     attention: Callable[[Tensor, Tensor, Tensor, Any], Tensor]
     """(q (B, H, queries, D), k and v (B, K, keys, D), visibility) -> (B, H, queries, D)"""
-    reach: Callable[[Tensor | None, Tensor | None, int, torch.device], Any]
-    """(starts (B,) or None, ends (B,) or None, slots, device) -> which slots of a cache the next token of each row
-    attends to, start ≤ slot < end, in the form that `decode_attention` takes. None stands for 0, and for `slots`."""
+    reach: Callable[[Tensor | None, Tensor | None, int, torch.device, torch.dtype], Any]
+    """(starts (B,) or None, ends (B,) or None, slots, device, dtype of the cache) -> which slots of a cache the next
+    token of each row attends to, start ≤ slot < end, as `decode_attention` takes it. None stands for 0, and for all."""
     decode_attention: Callable[[Tensor, Tensor, Tensor, Any], Tensor]
     """(q (B, H, 1, D), k and v (B, K, slots, D), reach) -> (B, H, 1, D), without gradient"""
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
@@ -123,7 +124,9 @@ def _naive_attention(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) 
     return kernels.attention_reference(q, k, v, causal=True, documents=documents)
 
 
-def _bounds(starts: Tensor | None, ends: Tensor | None, slots: int, device: torch.device) -> Any:
+def _bounds(
+    starts: Tensor | None, ends: Tensor | None, slots: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None]:
     return starts, ends
 
 
@@ -216,19 +219,22 @@ def _sdpa_attention(q: Tensor, k: Tensor, v: Tensor, may_attend: Tensor | None) 
     return F.scaled_dot_product_attention(q, k, v, may_attend, is_causal=is_causal, enable_gqa=grouped)
 
 
-def _sdpa_reach(starts: Tensor | None, ends: Tensor | None, slots: int, device: torch.device) -> Tensor | None:
-    """(B, 1, 1, slots) bool, True where the token attends; None where it attends to all."""
+def _sdpa_reach(
+    starts: Tensor | None, ends: Tensor | None, slots: int, device: torch.device, dtype: torch.dtype
+) -> Tensor | None:
+    """(B, 1, 1, slots), added to the scores: 0 where the token attends, else -inf; None where it attends to all."""
     if starts is None and ends is None:
         return None
     slot = torch.arange(slots, device=device)
     may_attend = slot >= (0 if starts is None else starts[:, None])
     if ends is not None:
         may_attend = may_attend & (slot < ends[:, None])
-    return may_attend[:, None, None]
+    # PyTorch would make numbers of truths in every layer.
+    return torch.zeros_like(may_attend, dtype=dtype).masked_fill_(~may_attend, -math.inf)[:, None, None]
 
 
-def _sdpa_decode_attention(q: Tensor, k: Tensor, v: Tensor, may_attend: Tensor | None) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, may_attend, enable_gqa=q.size(1) != k.size(1))
+def _sdpa_decode_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, bias, enable_gqa=q.size(1) != k.size(1))
 
 
 def _sdpa_quantize(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:

@@ -124,6 +124,19 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x.bfloat16(), self.weight, self.bias, "none", [], "")
 
 
+class PackedIntegers(nn.Module):
+    """The same from integers and scales of `quantize`."""
+
+    def __init__(self, packed: Tensor, scales: Tensor, bias: Tensor | None, bits: int):
+        super().__init__()
+        self.packed, self.scales, self.bits = packed, scales.bfloat16(), bits
+        self.bias = None if bias is None else bias.detach().bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = quantized_linear(x.bfloat16(), self.packed, self.scales, self.bits)
+        return y if self.bias is None else y.add_(self.bias)
+
+
 def can_pack() -> bool:
     """oneDNN is in this PyTorch, and this CPU multiplies bfloat16."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -164,7 +177,7 @@ def is_packed(scales: Tensor) -> bool:
 
 def quantized_linear(x: Tensor, packed: Tensor, scales: Tensor, bits: int) -> Tensor:
     """x (..., K), packed and scales from `quantize` -> (..., M) in the dtype of x. x is rounded to bfloat16 first."""
-    rows = x.reshape(-1, x.size(-1))
+    rows = x.flatten(0, -2)
     scales = scales.bfloat16()  # they are, unless the whole model was cast
     if bits == 8 and (rows.size(0) > _LARGEST_GATHERED or x.requires_grad):
         return F.linear(x, packed.to(x.dtype) * scales.to(x.dtype)[:, None])

@@ -36,18 +36,21 @@ class CastLinear(nn.Module):
 def computed_dtype(model: Transformer) -> torch.dtype:
     """What the model computes keys and values in, under the caller's autocast if there is one."""
     device = model.device.type
+    if isinstance(model.packed_head, cpu_ops.PackedLinear):
+        return torch.bfloat16
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.embedding.weight.dtype
 
 
 def for_inference(model: Transformer) -> Transformer:
     """`model` for a while of generation, without gradients: it shares what is not multiplied by, and holds copies of
     the weights as they are now, for the caller's autocast. Where nothing would be gained it is the model itself.
+
+    On a CPU, packed integers are multiplied in bfloat16 in any case; then the rest of the model is, too.
     """
     dtype = computed_dtype(model)
     on_cpu = model.device.type == "cpu"
-    # On a CPU, a quantized model multiplies in bfloat16 anyhow; its head then costs half of what it does in float32.
-    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
-    is_quantized = any(cpu_ops.is_packed(layer.scales) for layer in layers)
+    layers = [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]
+    is_quantized = bool(layers) and all(cpu_ops.is_packed(layer.scales) for layer in layers)
     if on_cpu and cpu_ops.can_pack() and (dtype == torch.bfloat16 or is_quantized):
         make: Make = cpu_ops.PackedLinear
     elif dtype != model.embedding.weight.dtype:
@@ -66,9 +69,14 @@ Module = TypeVar("Module", bound=nn.Module)
 
 def _exchanged(module: Module, make: Make) -> Module:
     """A copy of the tree of modules, not of what they hold, with its linear layers made anew."""
+
+    def exchanged(child: nn.Module) -> nn.Module:
+        if isinstance(child, nn.Linear):
+            return make(child.weight, child.bias)
+        if isinstance(child, QuantizedLinear) and make is cpu_ops.PackedLinear and cpu_ops.is_packed(child.scales):
+            return cpu_ops.PackedIntegers(child.packed, child.scales, child.bias, child.bits)
+        return _exchanged(child, make)
+
     twin = copy.copy(module)
-    twin.__dict__["_modules"] = {
-        name: child and (make(child.weight, child.bias) if isinstance(child, nn.Linear) else _exchanged(child, make))
-        for name, child in module._modules.items()
-    }
+    twin.__dict__["_modules"] = {name: child and exchanged(child) for name, child in module._modules.items()}
     return twin

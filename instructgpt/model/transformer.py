@@ -207,7 +207,8 @@ class Transformer(nn.Module):
         if self.config.position == "rope":
             rotation = rope_table(positions, self.config.head_dim, self.config.rope_theta)
         if cache is not None and queries == 1 and not torch.is_grad_enabled():
-            return Scope(self.backend.reach(*cache.span(), x.device), rotation, positions, cache, is_decoding=True)
+            reach = self.backend.reach(*cache.span(), x.device, cache.keys.dtype)
+            return Scope(reach, rotation, positions, cache, is_decoding=True)
         if cache is not None:
             keys, documents = cache.length + queries, cache.documents(queries)
         visibility = self.backend.visibility(queries, keys, documents, x.device)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from instructgpt.config import ModelConfig
 from instructgpt.errors import UserError
-from instructgpt.model import Transformer
+from instructgpt.model import KVCache, Transformer, cpu_ops
+from instructgpt.model.inference import computed_dtype, for_inference
 from instructgpt.model.quantize import QuantizedLinear, quantize
 
 CONFIG = ModelConfig(vocab_size=32, context=32, layers=2, width=64, heads=4, kv_heads=2, bias=True)
@@ -85,6 +86,31 @@ def test_a_quantized_model_may_be_cast(trained: Transformer, to: str, dtype: tor
         after = quantized.to(dtype)(text(2, 0))
     assert after.dtype == dtype
     torch.testing.assert_close(after.float(), before, rtol=0.1, atol=0.1)
+
+
+def test_integers_that_are_not_all_packed_stay_as_they_are(trained: Transformer) -> None:
+    """Groups of 128 do not divide a row of 64."""
+    quantized, ids = quantize(copy_of(trained), "int4", group=128), text(2, 1)
+    with torch.inference_mode():
+        assert for_inference(quantized) is quantized
+        with torch.autocast("cpu", torch.bfloat16):
+            cache = KVCache(CONFIG, 2, 16, dtype=torch.bfloat16)
+            assert for_inference(quantized)(ids, cache=cache).isfinite().all()
+
+
+@pytest.mark.skipif(not cpu_ops.can_pack(), reason="this CPU has no bfloat16")
+@pytest.mark.parametrize("to", ["int8", "int4"])
+def test_generation_from_integers_is_what_the_quantized_model_says(trained: Transformer, to: str) -> None:
+    """The twin that generates computes in bfloat16 throughout; float32 does not tell it from the model itself."""
+    quantized, ids = quantize(copy_of(trained), to, group=32), text(40, 1)
+    with torch.inference_mode():
+        twin, expected = for_inference(quantized), quantized(ids)
+        assert computed_dtype(twin) == torch.bfloat16 and computed_dtype(quantized) == torch.float32
+        cache = KVCache(CONFIG, 40, 16, dtype=torch.bfloat16, pad_lengths=[0, 3] * 20)
+        logits = torch.cat([twin(piece, cache=cache) for piece in ids.split((14, 1, 1), dim=1)], dim=1)
+        whole = twin(ids)
+    assert (whole.float() - expected).norm() < 0.02 * expected.norm()
+    assert (logits[::2].float() - expected[::2]).norm() < 0.02 * expected.norm()
 
 
 def test_unknown_format_suggests_the_near_one(trained: Transformer) -> None:
