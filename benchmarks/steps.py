@@ -83,19 +83,26 @@ def prepare(case: StepCase) -> Measure:
     step = (_our_steps if case.of == "ours" else _peer_steps)(case, shape, batch, device)
     step(3)
     warm_up = time.perf_counter() - started
-    if device.type == "cuda":
-        torch.cuda.empty_cache()  # others prepare beside this one
+    _leave_memory_to_others(device)
 
     def measure() -> Figures:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         seconds, loss = step(case.steps)
-        return {
+        found = {
             "seconds": seconds, "tokens_per_second": int(batch.tokens) / seconds,
             "peak_megabytes": peak_memory(device) / 1e6, "loss": loss, "warm_up_seconds": warm_up,
         }  # fmt: skip
+        _leave_memory_to_others(device)
+        return found
 
     return measure
+
+
+def _leave_memory_to_others(device: torch.device) -> None:
+    """What PyTorch keeps of a GPU's memory for later would be missing to the processes that measure in between."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 class _Timed:

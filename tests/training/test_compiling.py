@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from instructgpt.data.batch import Batch
 from instructgpt.data.queries import Query
 from instructgpt.errors import UserError
 from instructgpt.generation.engine import Completion
+from instructgpt.model.backend import triton
 from instructgpt.model.heads import RewardModel
 from instructgpt.model.transformer import Compiled, Transformer
 from instructgpt.objectives.lm import next_token_loss
@@ -265,3 +267,29 @@ def test_resuming_compiled_is_bit_identical(tmp_path):
     assert weights[0] == weights[1]
     other = pretrained(tmp_path, "resumed", 18, "--compile", "off", "--resume")
     assert other.returncode == 2 and "--compile" in other.stderr and len(other.stderr.strip().splitlines()) == 1
+
+
+def test_the_compiler_gets_of_our_kernels_those_that_it_cannot_make():
+    """What passes over memory once is left to it, to be fused with what stands around it."""
+    seen: set[str] = set()
+
+    def looking(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        seen.update(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    for shape in ({}, {"mlp": "gelu", "norm": "layernorm", "position": "learned", "qk_norm": False}):
+        torch.manual_seed(0)
+        model = new_model(**shape)
+        model = Transformer(model.config, triton())
+        done = prepare(model, "step", Workload(2, CONTEXT, 0.0), CPU, FLOAT32, backend=looking)  # pyright: ignore
+        assert not done.failure, done.failure
+    ours = {name for name in seen if name.startswith("kernels.")}
+    assert {name.split(".")[1] for name in ours} <= {"attention", "head_statistics"} and len(ours) == 2, ours
+
+
+@pytest.mark.parametrize(("rows", "name"), [(4, "logits_then_losses"), (10**9, "_triton_linear_cross_entropy")])
+def test_the_head_makes_all_logits_where_they_take_little_of_a_gpus_memory(rows, name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80e9))
+    model = Transformer(new_model().config, triton())
+    assert compiling._head_of(model, Workload(rows, CONTEXT, 0.0), CUDA).__name__ == name
+    assert compiling._head_of(model, Workload(rows, CONTEXT, 0.0), CPU) is model.backend.linear_cross_entropy
