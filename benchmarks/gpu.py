@@ -119,17 +119,39 @@ def kernels(order: Order) -> int:
     return _python("kernels.lab", "bench", "softmax" if order.is_stand_in else "all", "--json", order.json("kernels"))
 
 
+def profile(order: Order) -> int:
+    """Where the time of a step goes, for GPT-2 and for what `make train` trains here; is the GPU busy?"""
+    from benchmarks.profile import ProfileConfig, measure
+
+    if order.is_stand_in:
+        return measure(ProfileConfig(device="cpu", shape="minute", rows=2, steps=1, json=order.json("profile")))
+    code = 0
+    for shape, rows, optimizer in (("gpt2", 32, "adamw"), ("small", 64, "muon")):
+        json = order.json(f"profile-{shape}")
+        config = ProfileConfig(
+            device=order.device, shape=shape, rows=rows, compile="step", optimizer=optimizer, json=json
+        )
+        code |= measure(config)
+    return code
+
+
+def memory(order: Order) -> int:
+    """What checkpointing and narrow optimizer states save and cost, and whether the planner is right."""
+    from benchmarks.memory import MemoryConfig, measure
+
+    small: dict[str, Any] = dict(shapes=("minute:2",), steps=1, rounds=1) if order.is_stand_in else {}
+    return measure(MemoryConfig(device=order.device, json=order.json("memory"), **small))
+
+
 def train(order: Order) -> int:
-    """The road to a tuned model, as `make train` goes it on a GPU, as far as the time lets it."""
+    """The road to a tuned model, as `make train` goes it on a GPU; in less time than that takes, with fewer updates."""
     from instructgpt.stages import pipeline
 
-    preset, examples = ("tiny", 1) if order.is_stand_in else ("small", 100)
-    limits: dict[str, Any] = dict(max_steps=2) if order.is_stand_in else {}
+    preset, limits = "small", dict[str, Any](max_minutes=max(0.5, order.seconds / 60 - 2.0), examples=100)
+    if order.is_stand_in:
+        preset, limits = "tiny", dict[str, Any](max_steps=2, examples=1)
     out = order.out / "train"
-    config = pipeline.PipelineConfig(
-        out=str(out), preset=preset, device=order.device, overwrite=True, examples=examples, **limits
-    )
-    pipeline.run(config)
+    pipeline.run(pipeline.PipelineConfig(out=str(out), preset=preset, device=order.device, overwrite=True, **limits))
     models = json.loads((out / "eval.json").read_text())
     write_json(order.json("train"), {**describe(torch.device(order.device)), "preset": preset, "models": models})
     return 0
@@ -140,13 +162,15 @@ def _python(module: str, *arguments: str) -> int:
 
 
 PARTS: dict[str, Part] = {
-    "tests": Part(tests, 120, ("pytest", "hypothesis")),
+    "tests": Part(tests, 90, ("pytest", "hypothesis")),
+    "train_step": Part(train_step, 130),
+    "decode": Part(decode, 60),
+    "calls": Part(calls, 45),
+    "train": Part(train, 420, ("rich", "sentencepiece")),
+    "profile": Part(profile, 60),
+    "memory": Part(memory, 90),
+    "ladder": Part(ladder, 90),
     "check": Part(check, 90, ("hypothesis",)),
-    "train_step": Part(train_step, 180),
-    "calls": Part(calls, 60),
-    "decode": Part(decode, 90),
-    "train": Part(train, 480, ("rich", "sentencepiece")),
-    "ladder": Part(ladder, 120),
     "kernels": Part(kernels, 120),
 }
 

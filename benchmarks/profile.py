@@ -23,6 +23,7 @@ from instructgpt.flags import parse, run_main
 from instructgpt.runtime import resolve_device
 from instructgpt.settings import FilePath, NonNegativeInt, PositiveInt, Settings
 from instructgpt.strict_json import to_json, write_json
+from instructgpt.training.compiling import CompileMode
 
 _OURS = ("instructgpt/", "kernels/")
 _BACKWARD = "autograd::engine::evaluate_function: "
@@ -42,7 +43,7 @@ class ProfileConfig(Settings):
     """As in training."""
     backend: str = "auto"
     """As in training."""
-    compile: str = "off"
+    compile: CompileMode = "off"
     """As in training."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """As in training."""

@@ -22,6 +22,7 @@ from instructgpt.model.counts import training_flops_per_token
 from instructgpt.runtime import resolve_device, resolve_precision
 from instructgpt.settings import FilePath, NonNegativeInt, PositiveInt, Settings
 from instructgpt.strict_json import to_json, write_json
+from instructgpt.training.compiling import CompileMode
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class TrainStepConfig(Settings):
     """Names of the table's rows to measure; all by default."""
     json: FilePath = "auto"
     """The file to write; auto is benchmarks/results/DEVICE-train-step.json, empty is none."""
+
+
+_MODES: tuple[CompileMode, ...] = ("off", "blocks", "step")
 
 
 def filled_in(config: TrainStepConfig) -> TrainStepConfig:
@@ -73,7 +77,7 @@ def cases(config: TrainStepConfig) -> dict[str, StepCase]:
         named = {
             f"{backend}, {mode}": replace(base, backend=backend, compile=mode)
             for backend in (("triton", "sdpa") if is_gpu else ("sdpa",))
-            for mode in ("off", "blocks", "step")
+            for mode in _MODES
         }
         if has_peers(shape_named(config.shape)):
             named |= {

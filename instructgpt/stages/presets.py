@@ -113,10 +113,10 @@ def _small() -> Recipe:
     return Recipe(
         TokenizerConfig(preset="small", vocab_size=4096),
         PretrainConfig(
-            preset="small", model=model_preset("small"), rows=32, fit=replace(fit, max_steps=2_000, eval_every=250)
+            preset="small", model=model_preset("small"), rows=64, fit=replace(fit, max_steps=1_500, eval_every=500)
         ),
-        SFTConfig(preset="small", rows=32, fit=replace(fit, max_steps=3_000, cooldown=0.5, eval_every=500)),
-        SFTConfig(preset="small", rows=32, fit=replace(fit, max_steps=1_500, cooldown=0.5, eval_every=500)),
+        SFTConfig(preset="small", rows=64, fit=replace(fit, max_steps=2_500, cooldown=0.9, eval_every=500)),
+        SFTConfig(preset="small", rows=64, fit=replace(fit, max_steps=1_200, cooldown=0.9, eval_every=400)),
         RewardConfig(preset="small", prompts=64, fit=replace(_GENTLE_MUON, max_steps=1_000, eval_every=250)),
         DPOConfig(
             preset="small", prompts=64, chosen_weight=1.0, fit=replace(_GENTLE_MUON, max_steps=600, eval_every=200)

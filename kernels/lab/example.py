@@ -48,12 +48,20 @@ def example(spec: Spec, case: Case, dtype: torch.dtype, layout: str) -> Example:
         for name, t in drawn.tensors.items()
     }
     inputs = replace(drawn, tensors=tensors)
-    leaves = differentiable(inputs, tensors)
+    device = judging_device()
+    leaves = differentiable(inputs, {name: t.to(device) for name, t in tensors.items()})
     outputs = call(spec, spec.reference, leaves, inputs)
     cotangents = draw_cotangents(outputs, case, layout)
-    naive = {**outputs, **gradients_of(outputs, cotangents, leaves, inputs)}
+    on_device = {name: t.to(device) for name, t in cotangents.items()}
+    results = {**outputs, **gradients_of(outputs, on_device, leaves, inputs)}
+    naive = {name: t if t is None else t.cpu() for name, t in results.items()}
     limits = limits_of(spec, inputs, outputs, cotangents, dtype, case.get("seed", 0))
     return Example(spec, inputs, naive, cotangents, limits, layout)
+
+
+def judging_device() -> torch.device:
+    """Where references compute: beside kernels on a GPU, whose realistic sizes would take a CPU minutes."""
+    return torch.device("cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda")
 
 
 def judge(spec: Spec, case: Case, dtype: torch.dtype, layout: str) -> dict[str, float]:
@@ -95,8 +103,9 @@ def limits_of(
     spec: Spec, narrow: Inputs, stored: Tensors, cotangents: Tensors, dtype: torch.dtype, seed: int
 ) -> dict[str, Limit | None]:
     """By the results' names, None for a gradient that there is not; `stored` are outputs of the right dtype."""
-    wide = replace(narrow, tensors=in_float64(narrow.tensors))
-    cotangents = in_float64(cotangents)
+    device = judging_device()
+    wide = replace(narrow, tensors=in_float64(narrow.tensors, device))
+    cotangents = in_float64(cotangents, device)
 
     def as_stored(t: Tensor, name: str) -> Tensor:
         return AsStored.apply(t, stored[name].dtype)  # pyright: ignore[reportReturnType]
@@ -107,15 +116,16 @@ def limits_of(
         leaves = differentiable(wide, wide.tensors)
         outputs = call(spec, reference, leaves, wide)
         gradients = gradients_of(outputs, cotangents, leaves, wide)
-        return {name: t if t is None else t.detach() for name, t in {**outputs, **gradients}.items()}
+        return {name: t if t is None else t.detach().cpu() for name, t in {**outputs, **gradients}.items()}
 
     exact, runs = results(), []
     for run in range(RUNS):
-        with RandomRounding(seed + run, dtype):
+        with RandomRounding(seed + run, dtype, device):
             runs.append(results())
     known = {name: t for name, t in exact.items() if t is not None}
-    known = only_finite({**known, **{f"d{name}": t for name, t in cotangents.items()}})
-    finite, floor = replace(wide, tensors=only_finite(wide.tensors)), spec.tolerance.floor or (lambda *_: 0.0)
+    known = only_finite({**known, **{f"d{name}": t.cpu() for name, t in cotangents.items()}})
+    finite = replace(wide, tensors=only_finite({name: t.cpu() for name, t in wide.tensors.items()}))
+    floor = spec.tolerance.floor or (lambda *_: 0.0)
 
     def limit(name: str, t: Tensor) -> Limit:
         lost = scatter(t, [run[name] for run in runs])
@@ -137,8 +147,8 @@ class AsStored(torch.autograd.Function):
         return gradients[0], None
 
 
-def in_float64(tensors: Tensors) -> dict[str, Tensor]:
-    return {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
+def in_float64(tensors: Tensors, device: torch.device) -> dict[str, Tensor]:
+    return {name: t.to(device, torch.float64 if t.is_floating_point() else t.dtype) for name, t in tensors.items()}
 
 
 def only_finite(tensors: Tensors) -> dict[str, Tensor]:

@@ -67,9 +67,9 @@ class RandomRounding(TorchDispatchMode):
     """Inside, operations on float64 lose at random what the same ones lose in float32, and no more than `operand`, the
     dtype of the inputs, lets a matrix product's operands keep."""
 
-    def __init__(self, seed: int, operand: torch.dtype) -> None:
+    def __init__(self, seed: int, operand: torch.dtype, device: torch.device | None = None) -> None:
         super().__init__()
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator(device or "cpu").manual_seed(seed)
         self.operand = operand
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -109,14 +109,18 @@ class RandomRounding(TorchDispatchMode):
             return t
         # A kernel's operand is a multiple of the reference's, as weights that are not yet divided by their sum are: the
         # rounding's error is as random as where the number falls between two neighbours.
-        scale = 1 + torch.rand(t.shape, generator=self.generator, dtype=torch.float64)
+        scale = 1 + self.drawn_like(t)
         moved = (t * scale).to(self.operand).double() / scale
         return torch.where((t == t.to(self.operand)) | ~moved.isfinite(), t, moved)
+
+    def drawn_like(self, t: Tensor) -> Tensor:
+        """Uniform from 0 to 1, in float64."""
+        return torch.rand(t.shape, generator=self.generator, dtype=torch.float64, device=self.generator.device)
 
     def move(self, t: Tensor, most: Tensor, where: Tensor | bool = True) -> None:
         """Adds between half of `most` and all of it, of either sign, and leaves float32's digits, which less would not
         change; what is not finite stays."""
-        noise = torch.rand(t.shape, generator=self.generator, dtype=torch.float64) - 0.5
+        noise = self.drawn_like(t) - 0.5
         noise += torch.where(noise < 0, -0.5, 0.5)
         moved = to_float32s_digits(t + most * noise)
         t.copy_(torch.where(moved.isfinite() & where, moved, t))
