@@ -20,6 +20,7 @@ from instructgpt.data.packing import PackedStream, collate
 from instructgpt.data.sources import WorldInstructions
 from instructgpt.errors import UserError, suggestion
 from instructgpt.model.backend import resolve_backend
+from instructgpt.model.checkpointing import Checkpointing
 from instructgpt.model.transformer import Transformer
 from instructgpt.objectives.lm import Loss, next_token_loss
 from instructgpt.runtime import peak_memory, seed_everything
@@ -27,6 +28,7 @@ from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training import compiling
 from instructgpt.training.compiling import CompileMode, Workload
 from instructgpt.training.loop import FitConfig, Hooks, fit
+from instructgpt.training.moments import StateFormat
 
 _GPT2: dict[str, Any] = dict(mlp="gelu", norm="layernorm", position="learned", bias=True, tie_embeddings=True)
 SHAPES: dict[str, ModelConfig] = {
@@ -65,6 +67,8 @@ class StepCase:
     compile: CompileMode = "off"
     """Ours: as --compile. Peers: off, or step for all of the model."""
     optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer_state: StateFormat = "float32"
+    checkpointing: Checkpointing = "none"
     steps: int = 3
     """Steps of a measurement."""
     data: Literal["random", "packed", "padded"] = "random"
@@ -131,6 +135,7 @@ def _our_steps(case: StepCase, shape: ModelConfig, batch: Batch, device: torch.d
     """step(n) -> seconds a step, and the last loss: `fit` itself, one update more than is counted."""
     numbers = precision(device, case.dtype)
     model = Transformer(shape, resolve_backend(case.backend, device)).to(device, numbers.parameters)
+    model.checkpoint(case.checkpointing)
     compiled = compiling.prepare(model, case.compile, Workload(case.rows, shape.context, 0.0), device, numbers)
     if compiled.failure:
         raise RuntimeError(compiled.failure)
@@ -146,7 +151,12 @@ def _our_steps(case: StepCase, shape: ModelConfig, batch: Batch, device: torch.d
     def steps(count: int) -> tuple[float, float]:
         timed = _Timed(batch, device)
         config = FitConfig(
-            optimizer=case.optimizer, max_steps=count + 1, save_every=0, log_every=count + 1, warmup_steps=0
+            optimizer=case.optimizer,
+            optimizer_state=case.optimizer_state,
+            max_steps=count + 1,
+            save_every=0,
+            log_every=count + 1,
+            warmup_steps=0,
         )
         parameters = dict(model.named_parameters())
         fit(parameters, timed, loss, config, Hooks(log=log), device=device, precision=numbers)
