@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -27,6 +28,12 @@ WORTH_RECORDING = 8
 """Steps from which on it pays: recording takes as long as a few steps called one by one."""
 _CAPACITY_UNIT = 256
 """Recorded buffers hold a multiple of so many tokens, so that the next batch, a little longer, finds room in them."""
+
+
+@cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """Where steps are recorded: one for all, since libraries keep memory for each stream that they were called on."""
+    return torch.cuda.Stream(device)
 
 
 @dataclass
@@ -87,13 +94,15 @@ class GraphedDecoder(Decoder):
         with torch.cuda.device(self.device):
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
-            current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+            current, side = torch.cuda.current_stream(), _side_stream(torch.cuda.current_device())
             side.wait_stream(current)
             with torch.cuda.stream(side):
                 for _ in range(2):  # kernels are compiled, libraries take their memory
                     advance(state)
-            # Another thread may copy a batch meanwhile; only this one is recorded.
-            with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
+            # Another thread may copy a batch meanwhile; only this one is recorded. What PyTorch keeps of its first
+            # recording must not belong to inference mode, or later ones outside of it fail (PyTorch 2.10).
+            recording = torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local")
+            with torch.inference_mode(False), recording, torch.inference_mode():
                 advance(state)
             current.wait_stream(side)
         return graph.replay

@@ -113,7 +113,7 @@ def sample(
     """
     if logits.device.type == "mps":
         logits = logits.cpu()  # Apple's GPUs have no float64
-    is_number = ~logits.amax(-1).isnan()  # of all of them: NaN is larger than any number
+    is_broken = logits.amax(-1).isnan()  # NaN is larger than any number
     if not config.greedy or config.repetition_penalty != 1:
         logits = logits.double()  # so that the cumulative sum over a large vocabulary is exact enough to invert
     if config.repetition_penalty != 1 and is_generated is not None:
@@ -125,4 +125,5 @@ def sample(
         logits = apply_temperature(logits, config.temperature)
         logits = min_p(top_p(top_k(logits, config.top_k), config.top_p), config.min_p)
         tokens = draw(logits, u)
-    return torch.where(is_number, tokens, NOT_A_NUMBER)
+    # Not `torch.where`: it would copy the number to the device, and wait for that.
+    return tokens.masked_fill(is_broken, NOT_A_NUMBER)

@@ -76,6 +76,7 @@ class KVCache:
             raise ValueError(f"the cache holds {self.capacity} tokens a row and {end} were given")
         if self.slot is not None and k.size(2) == 1:
             keys, values = self.keys[layer], self.values[layer]
+            k, v = k.to(keys.dtype), v.to(values.dtype)
             return keys.index_copy_(2, self.slot, k), values.index_copy_(2, self.slot, v)
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
