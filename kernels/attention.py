@@ -109,7 +109,9 @@ def attention_reference(
     if window:
         place = torch.arange(keys - queries, keys, device=q.device)  # of each query among the keys
         allowed.append((place[:, None] - torch.arange(keys, device=q.device)).abs() < window)
-    if documents is not None:
+    falls = None if documents is None else _falls(documents).any(1)[:, None, None]  # (B, 1, 1)
+    if documents is not None and falls is not None:
+        q, k, v = (x.masked_fill(falls[..., None], 0.0) for x in (q, k, v))  # no gradient, though there be a NaN
         own = documents[:, keys - queries :, None]  # (B, Tq, 1)
         allowed.append(((own == documents[:, None]) & (own >= 0))[:, None])
     mask = None
@@ -127,8 +129,7 @@ def attention_reference(
         weights = weights.masked_fill(~mask, 0.0)
     o = _sums(weights, v, mask)
     lse = torch.logsumexp(scores.to(torch.promote_types(scores.dtype, torch.float32)), dim=-1) if return_lse else None
-    if documents is not None:
-        falls = _falls(documents).any(1)[:, None, None]  # (B, 1, 1)
+    if falls is not None:
         o = o.masked_fill(falls[..., None], math.nan)
         lse = None if lse is None else lse.masked_fill(falls, math.nan)
     return o if lse is None else (o, lse)
@@ -229,10 +230,12 @@ def _gradient(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Tensor 
     if do is None and dlse is None:
         return None, None, None, None, None, None
     q, k, v, o, lse, intervals = ctx.saved_tensors
-    given = (torch.zeros_like(o) if do is None else do, torch.zeros_like(lse) if dlse is None else dlse)
-    dq, dk, dv = _attention_backward(q, k, v, o, lse, intervals, *given, ctx.scale, ctx.soft_cap)
-    # lse does not depend on v: where it alone is used, 0 times a weight that is NaN would be wrong.
-    return dq, dk, None if do is None else dv, None, None, None
+    uses_o = do is not None
+    if do is None:  # lse alone, which does not depend on v, whose NaN times 0 would be NaN
+        do, o, v = torch.zeros_like(o), torch.zeros_like(o), torch.zeros_like(v)
+    dlse = torch.zeros_like(lse) if dlse is None else dlse
+    dq, dk, dv = _attention_backward(q, k, v, o, lse, intervals, do, dlse, ctx.scale, ctx.soft_cap)
+    return dq, dk, dv if uses_o else None, None, None, None
 
 
 _attention.register_autograd(_gradient, setup_context=_save)

@@ -353,11 +353,26 @@ def test_realistic_sizes_are_right_and_the_same_each_time(head_dim: int) -> None
         assert all(torch.equal(a, b) for a, b in zip(first, run(attention, q, k, v)))
 
 
-def test_where_lse_alone_is_used_v_has_no_gradient() -> None:
-    """Not even 0 times weights that are NaN."""
+@pytest.mark.parametrize("spoilt", ["q", "v"])
+def test_where_lse_alone_is_used_v_has_no_gradient_and_no_part_in_others(spoilt: str) -> None:
+    """Not even 0 times weights or values that are NaN."""
     q, k, v = (torch.ones(1, 1, 3, 16, device=DEVICE, requires_grad=True) for _ in range(3))
     with torch.no_grad():
-        q[..., 1, 0] = math.nan
+        {"q": q, "v": v}[spoilt][..., 1, 0] = math.nan
     _, lse = attention(q, k, v, return_lse=True)
-    dq, dv = torch.autograd.grad(lse.sum(), (q, v), allow_unused=True)
+    dq, dk, dv = torch.autograd.grad(lse.sum(), (q, k, v), allow_unused=True)
     assert dv is None and dq[:, :, [0, 2]].isfinite().all()
+    assert spoilt == "q" or (dq.isfinite().all() and dk.isfinite().all())
+
+
+@pytest.mark.parametrize("function", [attention, attention_reference])
+@pytest.mark.parametrize("spoilt", range(3))
+def test_a_row_whose_documents_fall_has_no_gradient_though_there_be_a_nan(function: Any, spoilt: int) -> None:
+    inputs = [torch.ones(2, 1, 3, 16, device=DEVICE, requires_grad=True) for _ in range(3)]
+    with torch.no_grad():
+        inputs[spoilt][1, :, 1, 0] = math.nan
+    documents = torch.tensor([[0, 0, 1], [1, 0, 0]], device=DEVICE)
+    o = function(*inputs, documents=documents)
+    gradients = torch.autograd.grad(o.nansum(), inputs)
+    assert o[1].isnan().all() and o[0].isfinite().all()
+    assert all(gradient[1].eq(0).all() and gradient[0].isfinite().all() for gradient in gradients)
