@@ -78,9 +78,11 @@ class KVCache:
             keys, values = self.keys[layer], self.values[layer]
             k, v = k.to(keys.dtype), v.to(values.dtype)
             return keys.index_copy_(2, self.slot, k), values.index_copy_(2, self.slot, v)
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        # `select` and `narrow` cost a third of what a tuple of slices does, and a token waits for every microsecond.
+        keys, values = (held.select(0, layer).narrow(2, 0, end) for held in (self.keys, self.values))
+        keys.narrow(2, self.length, k.size(2)).copy_(k)
+        values.narrow(2, self.length, k.size(2)).copy_(v)
+        return keys, values
 
     def follow(self, layer: int, qk: Tensor) -> Tensor:
         """The queries and keys (B, qk_window - 1, (H + K)·D) before qk (B, T, (H + K)·D); keeps the last of both."""

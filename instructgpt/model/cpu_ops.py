@@ -133,8 +133,9 @@ class PackedIntegers(nn.Module):
         self.bias = None if bias is None else bias.detach().bfloat16()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = quantized_linear(x.bfloat16(), self.packed, self.scales, self.bits)
-        return y if self.bias is None else y.add_(self.bias)
+        rows = x.bfloat16().flatten(0, -2)
+        y = _packed_product(rows, self.packed, self.scales, self.bits)
+        return (y if self.bias is None else y.add_(self.bias)).view(*x.shape[:-1], -1)
 
 
 def can_pack() -> bool:
@@ -177,13 +178,22 @@ def is_packed(scales: Tensor) -> bool:
 
 def quantized_linear(x: Tensor, packed: Tensor, scales: Tensor, bits: int) -> Tensor:
     """x (..., K), packed and scales from `quantize` -> (..., M) in the dtype of x. x is rounded to bfloat16 first."""
-    rows = x.flatten(0, -2)
+    if x.requires_grad and bits == 8:
+        return F.linear(x, _unpacked(packed, scales, x.dtype))
     scales = scales.bfloat16()  # they are, unless the whole model was cast
-    if bits == 8 and (rows.size(0) > _LARGEST_GATHERED or x.requires_grad):
-        return F.linear(x, packed.to(x.dtype) * scales.to(x.dtype)[:, None])
-    if bits == 8:
-        y = torch.ops.aten._weight_int8pack_mm(rows.bfloat16(), packed, scales)
-    else:
-        group = x.size(-1) // scales.size(0)
-        y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows.bfloat16(), packed, group, scales)
+    y = _packed_product(x.flatten(0, -2).bfloat16(), packed, scales, bits)
     return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def _packed_product(rows: Tensor, packed: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """rows (N, K) -> (N, M), all in bfloat16 but the integers."""
+    if bits == 4:
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(rows, packed, rows.size(1) // scales.size(0), scales)
+    if rows.size(0) > _LARGEST_GATHERED:
+        return F.linear(rows, _unpacked(packed, scales, rows.dtype))
+    return torch.ops.aten._weight_int8pack_mm(rows, packed, scales)
+
+
+def _unpacked(packed: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """ŵ (M, K) of 8 bits."""
+    return packed.to(dtype) * scales.to(dtype)[:, None]
