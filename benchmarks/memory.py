@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -90,13 +91,13 @@ def measure(config: MemoryConfig) -> int:
     cases: dict[str, StepCase] = {}
     for index, named in enumerate(config.shapes or (_ON_GPU if device.type == "cuda" else _ON_CPU)):
         shape, _, rows = named.partition(":")
-        plain = StepCase(shape, int(rows or 8), str(device), config.dtype, steps=config.steps)
+        first = StepCase(shape, int(rows or 8), str(device), config.dtype, steps=config.steps)
         for name, changes in _SAVINGS.items() if index == 0 else [("nothing saved", {})]:
-            cases[f"{shape}, {plain.rows} rows: {name}"] = replace(plain, **changes)
+            cases[f"{shape}, {first.rows} rows: {name}"] = replace(first, **changes)
     found = in_turn({name: Prepared(prepare, (case,)) for name, case in cases.items()}, config.rounds)
     print(f"{'':<46} {'ms a step':>10} {'ratio':>6} {'held MB':>9} {'ratio':>6} {'planned MB':>10} {'off by':>7}")
     results: list[dict[str, Any]] = []
-    plain_row: dict[str, Any] = {}
+    plain: list[Figures] = []
     for name, case in cases.items():
         figures = found[name]
         if isinstance(figures, str):
@@ -105,9 +106,10 @@ def measure(config: MemoryConfig) -> int:
             continue
         row = {"name": name, **middle(figures), "planned": planned(case)}
         if name.endswith("nothing saved"):
-            plain_row = row
-        row["time_ratio"] = row["seconds"] / plain_row["seconds"]
-        row["memory_ratio"] = row["held"] / plain_row["held"]
+            plain = figures
+        # Of each round, whose figures were measured one right after the other.
+        for ratio, of in (("time_ratio", "seconds"), ("memory_ratio", "held")):
+            row[ratio] = median(here[of] / there[of] for here, there in zip(figures, plain))
         row["planned_off_by"] = row["planned"] / row["held"] - 1
         results.append(row)
         print(

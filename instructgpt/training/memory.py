@@ -37,15 +37,16 @@ class Meter(TorchDispatchMode):
         self._known: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {storage._cdata for storage in _storages((args, kwargs))}
         results = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(results):
-            if isinstance(tensor, Tensor):
-                self._hold(tensor.untyped_storage())
+        for storage in _storages(results):
+            if storage._cdata not in given:  # a view, or a result in place, is nothing new
+                self._hold(storage)
         return results
 
     def _hold(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
-        if key not in self._known:  # views share a storage
+        if key not in self._known:
             self.held += storage.nbytes()
             self.peak = max(self.peak, self.held)
             self._known[key] = weakref.finalize(storage, self._release, key, storage.nbytes())
@@ -53,6 +54,10 @@ class Meter(TorchDispatchMode):
     def _release(self, key: int, size: int) -> None:
         self.held -= size
         del self._known[key]
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
 @dataclass(frozen=True)
