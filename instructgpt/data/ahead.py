@@ -38,9 +38,12 @@ class Ahead:
     """
 
     def __init__(self, source: ExampleSource, workers: int):
-        self._source, self._workers = source, workers
+        self._workers = workers
         self._blocks: OrderedDict[int, Future[list[Tokens]]] = OrderedDict()
-        self._pool: ProcessPoolExecutor | None = None
+        # Not forked: a process that has used CUDA cannot be.
+        self._pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (source,))
+        weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
+        self._pool.submit(int)  # they begin now, which takes seconds, and not when the first example is asked for
 
     def __getitem__(self, index: int) -> Tokens:
         block, place = divmod(index, _BLOCK)
@@ -52,14 +55,8 @@ class Ahead:
         return self._blocks[block].result()[place]
 
     def _ask_for(self, block: int) -> None:
-        if block in self._blocks:
-            return
-        if self._pool is None:
-            # Not forked: a process that has used CUDA cannot be.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._workers, context, _begin, (self._source,))
-            weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
-        self._blocks[block] = self._pool.submit(_make, block)
+        if block not in self._blocks:
+            self._blocks[block] = self._pool.submit(_make, block)
 
 
 _source: ExampleSource
