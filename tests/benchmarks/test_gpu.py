@@ -21,7 +21,7 @@ def test_without_a_gpu_it_is_one_line(capsys):
 
 
 def test_an_unknown_part_is_one_line():
-    with pytest.raises(UserError, match="part calm is unknown: it must be one of tests, check"):
+    with pytest.raises(UserError, match="part calm is unknown: it must be one of tests, train_step"):
         gpu.main(["--stand-in", "--parts", "calm"])
 
 
