@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.machine import copy_rate, describe, precision, results_file, synchronize
+from benchmarks.machine import copy_rate, describe, results_file, synchronize
 from benchmarks.steps import shape_named
 from instructgpt.config import ModelConfig
 from instructgpt.flags import parse, run_main
@@ -30,7 +30,7 @@ from instructgpt.generation.sampling import SamplingConfig
 from instructgpt.model.backend import resolve_backend
 from instructgpt.model.quantize import FORMATS, quantize
 from instructgpt.model.transformer import Transformer
-from instructgpt.runtime import resolve_device
+from instructgpt.runtime import resolve_device, resolve_precision
 from instructgpt.settings import FilePath, NonNegative, NonNegativeInt, PositiveInt, Settings
 from instructgpt.strict_json import to_json, write_json
 
@@ -124,7 +124,7 @@ def random_prompts(shape: ModelConfig, rows: int, new_tokens: int, seed: int) ->
 
 def ours(model: Transformer, dtype: str, prompts: list[list[int]], graphs: bool = True) -> Generate:
     def call(new_tokens: int) -> list[list[int]]:
-        with precision(model.device, dtype).context(model.device), _decoding_by(graphs):
+        with resolve_precision(dtype, model.device).context(model.device), _decoding_by(graphs):
             done = engine.generate_ids(
                 model, Ids(model.config.vocab_size), prompts, SamplingConfig(max_new_tokens=new_tokens)  # type: ignore[arg-type]
             )  # fmt: skip

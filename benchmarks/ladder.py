@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import kernels
-from benchmarks.machine import ROOT, describe, results_file
+from benchmarks.machine import ROOT, describe, publish, results_file
 from benchmarks.steps import StepCase, prepare
 from benchmarks.workers import Prepared, in_turn, middle
 from instructgpt.data import packing
@@ -27,7 +27,6 @@ from instructgpt.model import backend, cpu_ops
 from instructgpt.objectives import lm
 from instructgpt.runtime import Precision, resolve_device, resolve_precision
 from instructgpt.settings import FilePath, NonNegativeInt, PositiveInt, Settings
-from instructgpt.strict_json import to_json, write_json
 from instructgpt.training import compiling
 
 
@@ -64,7 +63,7 @@ class Rung:
 
     @property
     def lines(self) -> int:
-        """Lines of code, without blank lines, comments and docstrings' share taken off: as they stand in the files."""
+        """Lines that are not blank, as they stand in the files."""
         return sum(sum(bool(line.strip()) for line in inspect.getsource(each).splitlines()) for each in self.code)
 
     @property
@@ -129,9 +128,7 @@ def measure(config: LadderConfig) -> int:
         print(f"{rung.name:<58} {told}  {rung.file}", flush=True)
         results.append({**row, **mean, "ratio": ratio})
     document = {**describe(device), "shape": shape, "rows": rows, "rungs": results}
-    if json := results_file(config.json, device, "ladder"):
-        write_json(json, document)
-    print(to_json(document))
+    publish(document, results_file(config.json, device, "ladder"))
     return 0
 
 

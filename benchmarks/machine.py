@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from instructgpt.runtime import Precision, resolve_precision
+from instructgpt.runtime import resolve_precision
+from instructgpt.strict_json import to_json, write_json
 from instructgpt.training.metrics import measure_peak_flops
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +29,13 @@ def device_name(device: torch.device) -> str:
 def results_file(name: str, device: torch.device, what: str) -> str:
     """The file that `--json NAME` means: `auto` is benchmarks/results/DEVICE-WHAT.json, empty is none."""
     return f"benchmarks/results/{device_name(device)}-{what}.json" if name == "auto" else name
+
+
+def publish(document: dict[str, Any], file: str) -> None:
+    """Writes what was measured, where a file is named, and prints it as the last line: one JSON document."""
+    if file:
+        write_json(file, document)
+    print(to_json(document))
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -89,7 +97,7 @@ def _instructions() -> list[str]:
 
 def matrix_rate(device: torch.device, dtype: str) -> float:
     """FLOP/s of a large matrix product in the format that training takes for --dtype: what MFU is a share of."""
-    return measure_peak_flops(device, precision(device, dtype), seconds=0.5)
+    return measure_peak_flops(device, resolve_precision(dtype, device), seconds=0.5)
 
 
 def copy_rate(device: torch.device, bytes: int = 1 << 28) -> float:
@@ -104,10 +112,6 @@ def copy_rate(device: torch.device, bytes: int = 1 << 28) -> float:
         synchronize(device)
         best = max(best, 2 * bytes / (time.perf_counter() - started))
     return best
-
-
-def precision(device: torch.device, dtype: str) -> Precision:
-    return resolve_precision(dtype, device)
 
 
 def synchronize(device: torch.device) -> None:

@@ -15,15 +15,14 @@ from typing import Any
 import torch
 
 from benchmarks import steps
-from benchmarks.machine import describe, precision, results_file
+from benchmarks.machine import describe, publish, results_file
 from benchmarks.steps import StepCase, shape_named
 from benchmarks.workers import Figures, Measure, Prepared, in_turn, middle
 from instructgpt.flags import parse, run_main
 from instructgpt.model.backend import resolve_backend
 from instructgpt.model.counts import count_parameters
-from instructgpt.runtime import resolve_device
+from instructgpt.runtime import resolve_device, resolve_precision
 from instructgpt.settings import FilePath, PositiveInt, Settings
-from instructgpt.strict_json import to_json, write_json
 from instructgpt.training.memory import Meter, Plan, step_memory
 from instructgpt.training.optimizer import OptimizerConfig
 
@@ -80,7 +79,7 @@ def planned(case: StepCase) -> int:
     update = OptimizerConfig(optimizer=case.optimizer, optimizer_state=case.optimizer_state)
     backend = resolve_backend(case.backend, device)
     plan = Plan(
-        shape.resolved(), case.rows, shape.context, update, precision(device, case.dtype), backend, device,
+        shape.resolved(), case.rows, shape.context, update, resolve_precision(case.dtype, device), backend, device,
         case.checkpointing,
     )  # fmt: skip
     return step_memory(plan).peak
@@ -117,10 +116,8 @@ def measure(config: MemoryConfig) -> int:
             f"{row['memory_ratio']:>6.2f} {row['planned'] / 1e6:>10,.1f} {row['planned_off_by']:>+7.1%}",
             flush=True,
         )
-    document = {**describe(device), "dtype": precision(device, config.dtype).name, "rows": results}
-    if json := results_file(config.json, device, "memory"):
-        write_json(json, document)
-    print(to_json(document))
+    document = {**describe(device), "dtype": resolve_precision(config.dtype, device).name, "rows": results}
+    publish(document, results_file(config.json, device, "memory"))
     return 0
 
 

@@ -17,12 +17,11 @@ from typing import Any, Literal
 from torch._C._profiler import _EventType, _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.machine import describe, results_file
+from benchmarks.machine import describe, publish, results_file
 from benchmarks.steps import StepCase, prepare
 from instructgpt.flags import parse, run_main
 from instructgpt.runtime import resolve_device
 from instructgpt.settings import FilePath, NonNegativeInt, PositiveInt, Settings
-from instructgpt.strict_json import to_json, write_json
 from instructgpt.training.compiling import CompileMode
 
 _OURS = ("instructgpt/", "kernels/")
@@ -215,9 +214,7 @@ def measure(config: ProfileConfig) -> int:
     operators = table("operator", found.operators, steps, whole, config.top, is_gpu)
     lines = table("our line", found.lines, steps, whole, config.top, is_gpu)
     document = {**describe(device), "settings": vars(config), **summary, "operators": operators, "lines": lines}
-    if json := results_file(config.json, device, "profile"):
-        write_json(json, document)
-    print(to_json(document))
+    publish(document, results_file(config.json, device, "profile"))
     return 0
 
 

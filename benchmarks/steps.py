@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.machine import precision, synchronize
+from benchmarks.machine import synchronize
 from benchmarks.peers import PlainGPT, TransformersGPT
 from benchmarks.workers import Figures, Measure
 from instructgpt import world
@@ -23,7 +23,7 @@ from instructgpt.model.backend import resolve_backend
 from instructgpt.model.checkpointing import Checkpointing
 from instructgpt.model.transformer import Transformer
 from instructgpt.objectives.lm import Loss, next_token_loss
-from instructgpt.runtime import peak_memory, seed_everything
+from instructgpt.runtime import peak_memory, resolve_precision, seed_everything
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training import compiling
 from instructgpt.training.compiling import CompileMode, Workload
@@ -133,7 +133,7 @@ class _Timed:
 
 def _our_steps(case: StepCase, shape: ModelConfig, batch: Batch, device: torch.device) -> Any:
     """step(n) -> seconds a step, and the last loss: `fit` itself, one update more than is counted."""
-    numbers = precision(device, case.dtype)
+    numbers = resolve_precision(case.dtype, device)
     model = Transformer(shape, resolve_backend(case.backend, device)).to(device, numbers.parameters)
     model.checkpoint(case.checkpointing)
     compiled = compiling.prepare(model, case.compile, Workload(case.rows, shape.context, 0.0), device, numbers)
@@ -168,7 +168,7 @@ def _our_steps(case: StepCase, shape: ModelConfig, batch: Batch, device: torch.d
 
 def _peer_steps(case: StepCase, shape: ModelConfig, batch: Batch, device: torch.device) -> Any:
     """step(n) -> seconds a step, and the last loss: as nanoGPT's loop takes it."""
-    numbers = precision(device, case.dtype)
+    numbers = resolve_precision(case.dtype, device)
     model: Any = {"plain": PlainGPT, "transformers": TransformersGPT}[case.of](shape).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), fused=True)
     on_device = batch.to(device)

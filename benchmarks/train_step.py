@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import describe, matrix_rate, results_file
+from benchmarks.machine import describe, matrix_rate, publish, results_file
 from benchmarks.steps import StepCase, has_peers, prepare, shape_named
 from benchmarks.workers import Prepared, in_turn, middle
 from instructgpt.flags import parse, run_main
 from instructgpt.model.counts import training_flops_per_token
 from instructgpt.runtime import resolve_device, resolve_precision
 from instructgpt.settings import FilePath, NonNegativeInt, PositiveInt, Settings
-from instructgpt.strict_json import to_json, write_json
 from instructgpt.training.compiling import CompileMode
 
 
@@ -115,9 +114,7 @@ def measure(config: TrainStepConfig) -> int:
         **describe(device), "shape": config.shape, "rows": config.rows, "context": shape.context,
         "flops_per_token": flops, "matrix_flops_per_second": rates, "results": results,
     }  # fmt: skip
-    if config.json:
-        write_json(config.json, document)
-    print(to_json(document))
+    publish(document, config.json)
     return 0
 
 

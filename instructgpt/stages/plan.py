@@ -81,7 +81,9 @@ def run(config: PlanConfig) -> None:
     memory = given or _memory_of(plan.device, is_here)
     needed = plan.precision.parameters.itemsize * count_parameters(plan.model).total
     if needed > memory:
-        raise UserError(f"--memory {config.memory} is less than the parameters alone take, {size_text(needed)}")
+        raise UserError(
+            f"--memory {config.memory or size_text(memory)} is less than the parameters alone take, {size_text(needed)}"
+        )
     room = memory - _PROCESS.get(plan.device.type, 0)
     found = step_memory(plan)
     print(_described(plan))

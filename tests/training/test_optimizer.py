@@ -138,8 +138,10 @@ def test_a_step_waits_for_nothing_on_cuda(kind):
     for p in named.values():
         p.grad = torch.ones_like(p)
     optimizer.step(1.0, is_good)
-    torch.cuda.set_sync_debug_mode("error")
+    before = {name: p.detach().clone() for name, p in named.items()}
+    torch.cuda.set_sync_debug_mode("error")  # whatever waits raises
     try:
         optimizer.step(0.5, is_good)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert not any(torch.equal(before[name], p) for name, p in named.items())
