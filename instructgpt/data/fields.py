@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from instructgpt.data.account import Unusable, kind_of, names_of
+from instructgpt.data.account import Unusable, kind_of
 
 
 class Fields:
@@ -122,14 +122,6 @@ def is_filled(value: Any) -> bool:
     if isinstance(value, str):
         return not value.isspace() and value != ""
     return value is not None and value != [] and value != {}
-
-
-def text_of(fields: Fields, name: str) -> str:
-    """The text in a field. Raises Unusable when the field is missing or holds something else."""
-    if name not in fields:
-        kind = f"null where text should be, in {name!r}" if name in fields.names else f"no field {name!r}"
-        raise Unusable(kind, f"it has {names_of(fields)}")
-    return text(fields.take(name), name)
 
 
 def text(value: Any, name: str) -> str:

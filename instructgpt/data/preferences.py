@@ -1,4 +1,4 @@
-"""Preference files to pairs, or rankings, of answers to the same prompt.
+"""Preference files to rankings, pairs being those of two, of answers to the same prompt.
 
 Records have `chosen` and `rejected`, as text, as a message or as a whole list of messages, beside a prompt as those of
 instructions have one, or with the turns before them: transcripts as in HH-RLHF (Bai et al. 2022), lists of messages.
@@ -22,18 +22,10 @@ from instructgpt.data.templates import Templates
 from instructgpt.errors import UserError
 from instructgpt.text.chat import Message
 
-_KNOWN = "prompt or instruction or messages with chosen and rejected, and HH-RLHF transcripts (chosen, rejected)"
-_KNOWN_RANKINGS = f"{_KNOWN}, and prompts with a ranking"
-
-
-@dataclass(frozen=True)
-class Preference:
-    """Two answers to one prompt."""
-
-    messages: list[Message]
-    """The prompt; it ends with the user's turn."""
-    chosen: str
-    rejected: str
+_KNOWN = (
+    "prompt or instruction or messages with chosen and rejected, and HH-RLHF transcripts (chosen, rejected), and "
+    "prompts with a ranking"
+)
 
 
 @dataclass(frozen=True)
@@ -46,20 +38,11 @@ class Ranking:
     """No two alike."""
 
 
-def read_preferences(
-    files: Iterable[DataFile | str | Path], account: Account | None = None, strict: bool = False, unique: bool = False
-) -> Iterator[Preference]:
-    """The pairs in the files, in order, streamed; arguments and errors are those of `read_instructions`."""
-    counts, files = account if account is not None else Account(), _checked(files)
-    return convert_files(
-        files, counts, strict, lambda record, templates: _preferences(record, templates, counts), unique
-    )
-
-
 def read_rankings(
     files: Iterable[DataFile | str | Path], account: Account | None = None, strict: bool = False, unique: bool = False
 ) -> Iterator[Ranking]:
-    """The rankings and the pairs in the files, pairs as rankings of two, in order, streamed; see `read_preferences`."""
+    """The rankings and the pairs in the files, pairs as rankings of two, in order, streamed; arguments and errors are
+    those of `read_instructions`."""
     counts, files = account if account is not None else Account(), _checked(files)
     return convert_files(files, counts, strict, lambda record, templates: _rankings(record, templates, counts), unique)
 
@@ -73,16 +56,6 @@ def _checked(files: Iterable[DataFile | str | Path]) -> list[DataFile]:
     return found
 
 
-def _rankings(
-    record: Fields, templates: Templates, account: Account, known: str = _KNOWN_RANKINGS
-) -> list[Ranking | Unusable]:
-    found = compared(record, templates, account, known)
+def _rankings(record: Fields, templates: Templates, account: Account) -> list[Ranking | Unusable]:
+    found = compared(record, templates, account, _KNOWN)
     return [one if isinstance(one, Unusable) else Ranking(one.prompt, one.answers) for one in found]
-
-
-def _preferences(record: Fields, templates: Templates, account: Account) -> list[Preference | Unusable]:
-    """The pairs; of a ranking, the best answer and the worst."""
-    found = _rankings(record, templates, account, _KNOWN)
-    return [
-        one if isinstance(one, Unusable) else Preference(one.messages, one.answers[0], one.answers[-1]) for one in found
-    ]

@@ -189,21 +189,6 @@ def evaluate_examples(
     return world_exam(examples, tokenizer, model.config.context, max_new_tokens).take(model, tokenizer, batch_size)
 
 
-def evaluate_conversations(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    conversations: Iterable[Sequence[Message]],
-    metric: Metric = "auto",
-    name: str = "all",
-    batch_size: int = 128,
-    max_new_tokens: int = 0,
-    labels: Sequence[str] = (),
-) -> Report:
-    """Greedy answers to the prompts of a file's conversations; see `file_exam`. Runs under the caller's autocast."""
-    exam = file_exam(conversations, tokenizer, model.config.context, metric, name, max_new_tokens, labels)
-    return exam.take(model, tokenizer, batch_size)
-
-
 def choose_metric(metric: Metric, references: Sequence[str], labels: Sequence[str] = ()) -> Metric:
     """What `auto` stands for, given the references; any other metric is itself.
 

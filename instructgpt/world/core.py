@@ -8,7 +8,7 @@ bucket belongs to one of train, val and test; wordings and pairs of chained fami
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal, get_args
@@ -135,9 +135,3 @@ def pose(family: Family, instance: Any, language: Language, rng: Random, split: 
         question.check or exact(question.answer),
         question.kept,
     )
-
-
-def training_instances(family: Family, rng: Random) -> Iterator[Any]:
-    """Endless training instances, for text that must not give a test answer away."""
-    while True:
-        yield family.instance(rng, "train")

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructgpt.data.account import Account
-from instructgpt.data.preferences import Preference, read_preferences
+from instructgpt.data.preferences import Ranking, read_rankings
 from instructgpt.errors import UserError
 from instructgpt.text.chat import Message, validate_messages
 
@@ -25,10 +25,10 @@ def turns(*contents: str) -> list[Message]:
     return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
 
 
-def read(path: Path, records: list[Any], **options: Any) -> tuple[list[Preference], Account]:
+def read(path: Path, records: list[Any], **options: Any) -> tuple[list[Ranking], Account]:
     account = Account()
     path.write_text("\n".join(json.dumps(record) for record in records), encoding="utf-8")
-    return list(read_preferences([path], account=account, **options)), account
+    return list(read_rankings([path], account=account, **options)), account
 
 
 @pytest.fixture
@@ -67,14 +67,14 @@ def transcript(*contents: str) -> str:
 )
 def test_formats(path: Path, record: dict, prompt: list[Message]) -> None:
     pairs, account = read(path, [record])
-    assert pairs == [Preference(prompt, "b", "c")]
+    assert pairs == [Ranking(prompt, ("b", "c"))]
     assert (account.read, account.kept, account.dropped.total()) == (1, 1, 0)
 
 
 def test_turns_of_one_role_in_a_row_are_joined(path: Path) -> None:
     record = {"chosen": transcript("a", "b") + "\n\nAssistant:  B", "rejected": transcript("a", "c")}
     pairs, account = read(path, [record])
-    assert pairs == [Preference(turns("a"), "b\n\nB", "c")]
+    assert pairs == [Ranking(turns("a"), ("b\n\nB", "c"))]
     assert account.notes == {"turns of one role in a row, joined": 1}
 
 
@@ -131,7 +131,7 @@ def test_hostile_records_give_valid_pairs_or_a_user_error(tmp_path_factory, reco
         for pair in read(tmp_path_factory.mktemp("hostile") / "a.jsonl", records)[0]:
             validate_messages(pair.messages)
             assert pair.messages[-1]["role"] == "user"
-            assert pair.chosen != pair.rejected and pair.chosen.strip() and pair.rejected.strip()
+            assert len(set(pair.answers)) == len(pair.answers) > 1 and all(map(str.strip, pair.answers))
     except UserError as error:
         assert "a.jsonl" in str(error)
 
@@ -149,14 +149,14 @@ def test_real_pairs(real_data: Path) -> None:
         ("llamafactory-demo/dpo_en_demo.json", 300, {}),
     ]:
         account = Account()
-        assert len(list(read_preferences([real_data / name], account=account))) == kept
+        assert len(list(read_rankings([real_data / name], account=account))) == kept
         assert account.dropped == dropped
 
 
 def test_real_transcripts(real_data: Path) -> None:
     path = real_data / "hh-rlhf" / "harmless-base" / "test.jsonl.gz"
     account = Account()
-    pairs = list(read_preferences([path], account=account))
+    pairs = list(read_rankings([path], account=account))
     assert (account.read, account.kept) == (2312, 2259)
     assert account.dropped == {"'Human:' or 'Assistant:' inside a turn": 49, "empty answer": 4}
     for pair in pairs:
@@ -174,4 +174,4 @@ def test_real_transcripts(real_data: Path) -> None:
 
 def test_a_real_file_of_another_format(real_data: Path) -> None:
     with pytest.raises(UserError, match=r"alpaca_en_demo\.json:2: none of the known formats; .* chosen and rejected"):
-        list(read_preferences([real_data / "llamafactory-demo" / "alpaca_en_demo.json"]))
+        list(read_rankings([real_data / "llamafactory-demo" / "alpaca_en_demo.json"]))
