@@ -17,7 +17,8 @@ import torch
 
 from kernels.lab.example import Example
 from kernels.lab.limits import Wrong
-from kernels.lab.trial import Results, Trial, bits, differing, is_same
+from kernels.lab.memory import bits
+from kernels.lab.trial import Results, Trial, differing, is_same
 
 AGAIN = 3
 """Further calls with the same inputs, after the two that every example makes."""

@@ -33,6 +33,10 @@ ALLOCATORS = (
 )  # fmt: skip
 
 
+LARGEST_FILLED = 2**28
+"""Bytes; a larger storage is filled only where its tensor is."""
+
+
 @dataclass(frozen=True)
 class Region:
     """A tensor in the middle of a storage of its own."""
@@ -48,11 +52,29 @@ class Region:
 
 
 def region(shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Region:
-    """A tensor of 0xFF within bands of 0xFF."""
+    """A tensor of 0xFF within bands of 0xFF; of one that spans gigabytes, what lies in between takes no room."""
     span = 1 + sum((size - 1) * step for size, step in zip(shape, stride)) if 0 not in shape else 0
-    storage = torch.full(((span + 2 * BAND) * dtype.itemsize,), 255, dtype=torch.uint8, device=device)
-    tensor = torch.tensor([], dtype=dtype, device=device)
-    return Region(tensor.set_(storage.untyped_storage(), BAND, shape, stride), storage)
+    size = (span + 2 * BAND) * dtype.itemsize
+    has_holes = device.type == "cpu" and size > LARGEST_FILLED
+    storage = full_of_holes(size) if has_holes else torch.full((size,), 255, dtype=torch.uint8, device=device)
+    tensor = torch.tensor([], dtype=dtype, device=device).set_(storage.untyped_storage(), BAND, shape, stride)
+    if has_holes:
+        band = BAND * dtype.itemsize
+        for part in (storage[:band], storage[-band:], bits(tensor)):
+            part.fill_(255 if part.dtype == torch.uint8 else -1)
+    return Region(tensor, storage)
+
+
+def full_of_holes(size: int) -> Tensor:
+    """So many bytes of 0, of which only those that are written take room, in memory or on a disk."""
+    with TemporaryFile() as file:
+        file.truncate(size)
+        return torch.frombuffer(mmap(file.fileno(), 0), dtype=torch.uint8)
+
+
+def bits(t: Tensor) -> Tensor:
+    """The same tensor as integers, so that NaN equals itself."""
+    return t.detach().view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()])
 
 
 def strides_of(shape: tuple[int, ...]) -> list[int]:
@@ -102,13 +124,10 @@ def far_apart(values: Tensor, index: int) -> Region:
     apart = -(-(2**31) // (shape[far] - 1))  # rounded up
     stride[far] = 64 * -(-max(apart, 1 + sum((size - 1) * step for size, step in zip(shape, stride))) // 64)
     span = 2**31 + 1 + sum((size - 1) * step for size, step in zip(shape, stride))
-    with TemporaryFile() as file:  # full of holes: it takes no room, on disk or in memory, but for what is written
-        file.truncate(span * values.element_size())
-        storage = torch.frombuffer(mmap(file.fileno(), 0), dtype=torch.uint8).untyped_storage()
+    storage = full_of_holes(span * values.element_size()).untyped_storage()
     tensor = torch.tensor([], dtype=values.dtype).set_(storage, 2**31, shape, tuple(stride))
     tensor.copy_(values)
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return Region(tensor, tensor.view(integers[values.element_size()]))
+    return Region(tensor, bits(tensor))
 
 
 def broadcast(values: Tensor, layout: str) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from kernels.lab.interpreter import Unsupported, faithful_bfloat16, inability
 from kernels.lab.launches import Launch, watched_launches
 from kernels.lab.limits import Wrong
-from kernels.lab.memory import Region, guarded_allocations, lay_out
+from kernels.lab.memory import Region, bits, guarded_allocations, lay_out
 from kernels.lab.spec import Inputs, Spec
 from kernels.lab.surroundings import same_state
 from kernels.launch import INTERPRETED
@@ -141,11 +141,6 @@ def require_like(name: str, got: Tensor, right: Tensor) -> None:
     if (got.shape, got.dtype) != (right.shape, right.dtype):
         found, wanted = (f"{tuple(t.shape)} {t.dtype}" for t in (got, right))
         raise Wrong(f"{name}: is {found}; the reference gives {wanted}")
-
-
-def bits(t: Tensor) -> Tensor:
-    """The same tensor as integers, so that NaN equals itself."""
-    return t.detach().view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()])
 
 
 def differing(one: Results, other: Results) -> str | None:

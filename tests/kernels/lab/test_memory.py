@@ -7,6 +7,12 @@ from hypothesis import strategies as st
 
 from kernels.lab.memory import BAND, LAYOUTS, broadcast, guarded_allocations, lay_out
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+
 CPU = torch.device("cpu")
 
 
@@ -74,6 +80,19 @@ def test_what_is_allocated_is_nan_within_bands():
         assert torch.empty_strided((2, 3), (1, 2)).stride() == (1, 2)
     assert len(regions) == 7 and all(region.band_is_intact() for region in regions)
     assert not hasattr(torch.empty, "__wrapped__") and torch.empty(1).untyped_storage().nbytes() == 4
+
+
+@pytest.mark.skipif(resource is None, reason="nobody counts memory here")
+def test_what_is_allocated_with_holes_takes_no_room_for_them():
+    """An op may allocate a tensor like one whose rows lie gigabytes apart."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with guarded_allocations() as allocated:
+        y = torch.empty_strided((3, 4), (2**28, 1))
+    assert y.isnan().all() and y.stride() == (2**28, 1)
+    assert allocated[0].band_is_intact()
+    allocated[0].storage[-1] = 0
+    assert not allocated[0].band_is_intact()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # kilobytes: not the two gigabytes
 
 
 @pytest.mark.parametrize("offset", [-1, 6, BAND + 5, -BAND])
