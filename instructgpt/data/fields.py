@@ -65,6 +65,11 @@ class Fields:
         self._taken.add(spelled)
         return self.values[spelled]
 
+    def is_same(self, name: str, other: str | None) -> bool:
+        """Whether both names find one field."""
+        found = self._spelled(name)
+        return found is not None and other is not None and found == self._spelled(other)
+
     def present(self, names: Iterable[str]) -> list[str]:
         """Those of these fields that are there."""
         asked = tuple(names)

@@ -162,7 +162,7 @@ def _passages(fields: Fields, turn_field: str | None, parts: Sequence[str], acco
     """The texts beside an instruction; an input such as "n/a" is none. `parts`: instruction and answers."""
     found: list[str] = []
     for name in fields.present(PASSAGE_FIELDS):
-        if not is_filled(fields.peek(name)) or name == turn_field:
+        if not is_filled(fields.peek(name)) or fields.is_same(name, turn_field):
             continue
         passage = passage_text(fields, name)
         if passage.strip(_MARKS).casefold() in _PSEUDO_EMPTY:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from instructgpt.data.account import Account, Unusable
@@ -261,7 +261,15 @@ def outcome(record: dict[str, Any]) -> tuple[str, set[str]]:
     return found[0][0] + found[1][0], found[0][1] | found[1][1]
 
 
+@pytest.mark.parametrize("name", ["text", "Content", "CONTEXT", "Source Text"])
+def test_turns_in_a_field_for_passages_are_asked_once(name: str) -> None:
+    """They are the turns, in any spelling, and no passage besides."""
+    made = outcome({name: chat("a", "b")})[0]
+    assert "'content': 'a'}], answers=('b',)" in made
+
+
 @given(record=records)
+@example(record={"text": chat("a", "a")})
 def test_neither_null_nor_order_nor_case_matters(record: dict[str, Any]) -> None:
     made = outcome(record)
     assert outcome({**record, "target": None, "conversations": None}) == made

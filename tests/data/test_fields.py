@@ -65,3 +65,10 @@ def test_every_filled_field_is_taken_or_not_used_whatever_the_order(record: dict
             fields.take(name)
     absent = Fields({name: value for name, value in record.items() if value is not None})
     assert [absent.take(name) for name in asked] == [turned.take(name) for name in asked]
+
+
+def test_two_names_may_find_one_field():
+    fields = Fields({"Source Text": "a", "context": "b", "hint": None})
+    assert fields.is_same("source_text", "Source Text") and fields.is_same("context", "Context")
+    assert not fields.is_same("context", "source_text") and not fields.is_same("context", None)
+    assert not fields.is_same("hint", "Hint"), "what is absent is no field"
