@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from instructgpt.errors import UserError, suggestion
-from instructgpt.settings import NonNegative, NonNegativeInt, Positive, PositiveInt, Settings, ShareBelow1
+from instructgpt.settings import NonNegative, NonNegativeInt, Positive, PositiveInt, Range, Settings, ShareBelow1
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,18 @@ class ModelConfig(Settings):
     """`learned` adds a vector per position (GPT-2); `rope` rotates queries and keys (Su et al. 2021)."""
     rope_theta: Positive = 10000.0
     """Base of RoPE's wavelengths. Larger bases suit longer contexts."""
+    rope_factor: Annotated[float, Range(1, without_most=True)] = 1.0
+    """How many times slower the slow rotations become, as in Llama 3.1 for contexts beyond its first; 1: none."""
+    rope_low_factor: Positive = 1.0
+    """With rope_factor: a pair that turns fewer times than this within rope_original_context is slowed down fully."""
+    rope_high_factor: Positive = 4.0
+    """With rope_factor: a pair that turns more often than this keeps its pace; in between it is mixed."""
+    rope_original_context: PositiveInt = 8192
+    """With rope_factor: the context that the model was first trained with."""
     bias: bool = False
     """Biases in linear layers (and LayerNorm), as GPT-2 has them."""
+    qkv_bias: bool = False
+    """Biases on queries, keys and values, without any elsewhere, as Qwen2 has them."""
     tie_embeddings: bool = True
     """The head uses the embedding's matrix: fewer parameters, better small models."""
     qk_norm: bool = False
@@ -63,6 +73,11 @@ class ModelConfig(Settings):
         kv_heads, head_dim = self.kv_heads or self.heads, self.head_dim or self.width // self.heads
         require(self.heads % kv_heads == 0, f"heads {self.heads} is not a multiple of kv_heads {kv_heads}")
         require(self.position != "rope" or head_dim % 2 == 0, f"rope needs an even head_dim, not {head_dim}")
+        require(
+            self.rope_low_factor < self.rope_high_factor,
+            f"rope_low_factor {self.rope_low_factor} is not below rope_high_factor {self.rope_high_factor}",
+        )
+        require(self.position == "rope" or self.rope_factor == 1, "rope_factor has no meaning for learned positions")
 
     def resolved(self) -> ModelConfig:
         """The shape with its zeros filled in. Presets keep them, so that changing the width changes what follows it."""

@@ -23,7 +23,7 @@ from kernels.linear_cross_entropy_chunked import (
 )
 from kernels.quantized_linear import dequantize, quantize, quantized_linear, quantized_linear_reference
 from kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
-from kernels.rope import rope, rope_, rope_reference, rope_table
+from kernels.rope import RopeScaling, rope, rope_, rope_reference, rope_table
 from kernels.softmax import softmax, softmax_reference
 from kernels.swiglu import swiglu, swiglu_reference
 
@@ -31,6 +31,7 @@ from kernels.swiglu import swiglu, swiglu_reference
 __version__ = "0.1.0"
 
 __all__ = [
+    "RopeScaling",
     "add_layer_norm",
     "add_layer_norm_reference",
     "add_rms_norm",

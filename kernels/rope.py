@@ -19,8 +19,9 @@ there is nothing to gain, since the projection's output, once turned, is not kep
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,14 +47,40 @@ LONGEST = 16_384
 """The largest head that the kernels hold in registers."""
 
 
+class RopeScaling(NamedTuple):
+    """How Llama 3.1 was made to read `factor` times its original context (Grattafiori et al. 2024, section 3.4.2, in
+    the form that Meta's code gives it): fast rotations tell neighbours apart and stay, slow ones are stretched.
+    """
+
+    factor: float
+    low_factor: float
+    """Pairs that turn fewer times than this in the original context are slowed down by `factor`."""
+    high_factor: float
+    """Pairs that turn more often than this stay as they are."""
+    original_context: int
+
+    def slow_down(self, frequencies: Tensor) -> Tensor:
+        """What the frequencies (D/2,), in radians a token, become."""
+        turns = self.original_context * frequencies / (2 * math.pi)
+        kept = ((turns - self.low_factor) / (self.high_factor - self.low_factor)).clamp(0, 1)
+        return frequencies * (kept + (1 - kept) / self.factor)
+
+
 def rope_table(
-    positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype = torch.float32
+    positions: Tensor,
+    head_dim: int,
+    theta: float,
+    dtype: torch.dtype = torch.float32,
+    scaling: RopeScaling | None = None,
 ) -> tuple[Tensor, Tensor]:
     """cos and sin of every angle, each (B, T, head_dim/2) in `dtype`, for integer positions (B, T)."""
     # At position 100,000 a float32 angle is already off by 0.004, but Apple's GPUs have nothing wider.
     wide = torch.float32 if positions.device.type == "mps" else torch.float64
     pair = torch.arange(0, head_dim, 2, device=positions.device, dtype=wide)
-    angles = positions[..., None] * theta ** (-pair / head_dim)  # (B, T, D/2)
+    frequencies = theta ** (-pair / head_dim)
+    if scaling is not None:
+        frequencies = scaling.slow_down(frequencies)
+    angles = positions[..., None] * frequencies  # (B, T, D/2)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 

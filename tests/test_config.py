@@ -15,6 +15,9 @@ from instructgpt.errors import UserError
         ({"head_dim": 5}, "rope needs an even head_dim, not 5"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"vocab_size": -1}, "vocab_size is -1"),
+        ({"rope_factor": 0.5}, "rope_factor is 0.5"),
+        ({"rope_factor": 8.0, "position": "learned"}, "rope_factor has no meaning for learned positions"),
+        ({"rope_low_factor": 4.0}, "rope_low_factor 4.0 is not below rope_high_factor 4.0"),
     ],
 )
 def test_shapes_that_cannot_be(settings: dict, complaint: str) -> None:

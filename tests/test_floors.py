@@ -13,7 +13,7 @@ FLOORS = (
     ("kernels", "base"),
     ("text", "world"),
     ("model", "data"),
-    ("generation", "objectives"),
+    ("generation", "objectives", "pretrained"),
     ("training", "evaluation"),
     ("stages",),
     ("command line",),
@@ -23,9 +23,12 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Files that stand in no folder of their own.
 ROOMS = dict.fromkeys(
-    ("errors", "settings", "atomic", "strict_json", "figures", "config", "runtime", "flags", "sizes", "shortage"),
+    (
+        "errors", "settings", "atomic", "strict_json", "figures", "config", "runtime", "flags", "sizes", "shortage",
+        "tensors",
+    ),
     "base",
-)
+)  # fmt: skip
 ROOMS |= {"cli": "command line", "commands": "command line", "terminal": "command line"}
 ROOMS |= {"__init__": "entrance", "__main__": "entrance"}
 

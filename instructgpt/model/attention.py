@@ -35,7 +35,7 @@ class Attention(nn.Module):
         self.config, self.backend, self.layer = config, backend, layer
         H, K, D = config.heads, config.kv_heads, config.head_dim
         # Rows: all query heads, then all key heads, then all value heads. One product is faster than three.
-        self.qkv = nn.Linear(config.width, (H + 2 * K) * D, bias=config.bias)
+        self.qkv = nn.Linear(config.width, (H + 2 * K) * D, bias=config.bias or config.qkv_bias)
         self.output = nn.Linear(H * D, config.width, bias=config.bias)
         if config.qk_window > 1:
             self.qk_conv = ShortConv((H + K) * D, config.qk_window)

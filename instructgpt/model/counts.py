@@ -32,7 +32,8 @@ def count_parameters(config: ModelConfig) -> Parameters:
     q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
     into_mlp = 2 * M if config.mlp == "swiglu" else M
     matrices = C * (q_width + 2 * kv_width) + q_width * C + C * into_mlp + M * C
-    biases = (q_width + 2 * kv_width) + C + into_mlp + C if config.bias else 0
+    biases = q_width + 2 * kv_width if config.bias or config.qkv_bias else 0
+    biases += C + into_mlp + C if config.bias else 0
     norm = 2 * C if config.norm == "layernorm" and config.bias else C
     qk_norms = 2 * config.head_dim if config.qk_norm else 0
     qk_conv = (config.qk_window - 1) * (q_width + kv_width)

@@ -23,7 +23,7 @@ from instructgpt.model.attention import Attention, Scope
 from instructgpt.model.backend import Backend, sdpa
 from instructgpt.model.cache import KVCache
 from instructgpt.model.checkpointing import Checkpointing, recomputed
-from kernels import rope_table
+from kernels import RopeScaling, rope_table
 
 
 class Norm(nn.Module):
@@ -203,9 +203,7 @@ class Transformer(nn.Module):
         queries = keys = x.size(1)
         if cache is not None and documents is not None:
             raise ValueError("a cache holds one document a row: give documents or a cache, not both")
-        rotation = None
-        if self.config.position == "rope":
-            rotation = rope_table(positions, self.config.head_dim, self.config.rope_theta)
+        rotation = _rotation(positions, self.config)
         if cache is not None and queries == 1 and not torch.is_grad_enabled():
             reach = self.backend.reach(*cache.span(), x.device, cache.keys.dtype)
             return Scope(reach, rotation, positions, cache, is_decoding=True)
@@ -252,3 +250,15 @@ def _positions(ids: Tensor, documents: Tensor | None) -> Tensor:
     is_start = torch.ones_like(documents, dtype=torch.bool)
     is_start[:, 1:] = documents[:, 1:] != documents[:, :-1]
     return slots - (slots * is_start).cummax(dim=1).values
+
+
+def _rotation(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor] | None:
+    """RoPE's cos and sin at `positions`; None with learned positions."""
+    if config.position != "rope":
+        return None
+    scaling = RopeScaling(
+        config.rope_factor, config.rope_low_factor, config.rope_high_factor, config.rope_original_context
+    )
+    return rope_table(
+        positions, config.head_dim, config.rope_theta, scaling=scaling if config.rope_factor > 1 else None
+    )

@@ -2,7 +2,7 @@
 
 config.json         the stage, its settings, the model's shape and head, fingerprints of tokenizer and inputs
 tokenizer.model     SentencePiece's own file
-model.safetensors   the weights to use, with a checksum of their bytes
+model.safetensors   the weights to use, with a checksum of each tensor
 metrics.jsonl       a line a record
 eval.json, samples.md, curves.png
 state/              state.safetensors: weights, optimizer, random state and data cursor, while it can be resumed
@@ -10,20 +10,16 @@ state/              state.safetensors: weights, optimizer, random state and data
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from instructgpt.atomic import replacing
 from instructgpt.config import ModelConfig
 from instructgpt.errors import UserError
 from instructgpt.model.backend import Backend, resolve_backend
@@ -32,69 +28,23 @@ from instructgpt.model.quantize import quantize
 from instructgpt.model.transformer import Transformer
 from instructgpt.runtime import resolve_device
 from instructgpt.strict_json import to_json, write_json
+from instructgpt.tensors import Held, SafetensorsFile, write_safetensors
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.loop import Snapshot
 
 Head = Literal["language", "reward"]
 """What stands on top of a run's Transformer: the one that predicts tokens, or the one that scores answers."""
 
-_CHECKSUM = "sha256"
 
-
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor], values: dict[str, Any] | None = None) -> None:
-    """Writes tensors, and JSON-able `values` beside them, to one safetensors file, atomically, with a checksum."""
-    # .clone(): tied or shared storage may not appear twice in a safetensors file.
-    seen: set[int] = set()
-    own: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        own[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
-        seen.add(tensor.data_ptr())
-    metadata = {"format": "pt", _CHECKSUM: _checksum(own), "values": to_json(values or {})}
-    with replacing(path) as temporary:
-        try:
-            save_file(own, str(temporary), metadata)
-        except SafetensorError as error:  # safetensors wraps the operating system's error
-            raise OSError(str(error)) from error
-        _sort_metadata(temporary)
-
-
-def _sort_metadata(path: Path) -> None:
-    """Puts the metadata of a safetensors file in order: the library's is another one in each process, so that files
-    of equal contents would differ.
-    """
-    with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        assert len(text) <= size, "the same entries in another order"
-        file.seek(8)
-        file.write(text.ljust(size))
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], values: dict[str, Any] | None = None) -> None:
+    """Writes tensors, and JSON-able `values` beside them, to one safetensors file, atomically, with checksums."""
+    write_safetensors(path, Held(tensors), {"values": to_json(values or {})})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `save_tensors` wrote. A truncated or altered file is a `UserError`."""
-    if not path.is_file():
-        raise UserError("no such file", path)
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"is damaged or not a safetensors file ({error}); restore it from a copy", path) from error
-    if _CHECKSUM in metadata and metadata[_CHECKSUM] != _checksum(tensors):
-        raise UserError("its contents do not match its checksum: the file was altered; restore it from a copy", path)
-    return tensors, json.loads(metadata.get("values", "{}"))
+    file = SafetensorsFile(path)
+    return {name: file.read(name) for name in file.specs}, json.loads(file.metadata.get("values", "{}"))
 
 
 def _jsonable(value: Any) -> Any:
@@ -247,11 +197,11 @@ def _load(
         )
     if not run.model_file.is_file():
         raise UserError("holds no model yet: model.safetensors is missing; train it, or go on with --resume", run.path)
-    tensors, _ = load_tensors(run.model_file)
+    file = SafetensorsFile(run.model_file)
     where = resolve_device(str(device))
     model = make(shape, resolve_backend(backend, where))
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    found = {name: spec.shape for name, spec in file.specs.items()}
     if expected != found:
         name = next(n for n in sorted({**expected, **found}) if expected.get(n) != found.get(n))
         raise UserError(
@@ -259,5 +209,6 @@ def _load(
             f"{expected.get(name)}",
             run.model_file,
         )
-    model.load_state_dict(tensors)
+    for name, tensor in model.state_dict().items():  # one by one: file and model are never both whole in memory
+        tensor.copy_(file.read(name))
     return model.to(where).eval(), tokenizer

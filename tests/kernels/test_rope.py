@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import rope, rope_, rope_reference, rope_table
+from kernels import RopeScaling, rope, rope_, rope_reference, rope_table
 from kernels.launch import INTERPRETED
 
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -46,6 +46,21 @@ def test_table_is_exact_far_out() -> None:
     cos, _ = rope_table(torch.tensor([[100_003]]), 64, 1e4)
     exact = math.cos(100_003 * 1e4 ** (-2 / 64))
     assert cos[0, 0, 1].item() == torch.tensor(exact).item()
+
+
+def test_scaling_stretches_slow_rotations_and_leaves_fast_ones() -> None:
+    scaling = RopeScaling(factor=8.0, low_factor=1.0, high_factor=4.0, original_context=8192)
+    turns = torch.tensor([100.0, 4.0, 2.5, 1.0, 0.01], dtype=torch.float64)  # in the original context
+    frequencies = turns * 2 * math.pi / 8192
+    share = scaling.slow_down(frequencies) / frequencies
+    torch.testing.assert_close(share.tolist(), [1.0, 1.0, 0.5 + 0.5 / 8, 1 / 8, 1 / 8])
+    scaled, plain = (rope_table(torch.arange(3)[None], 64, 5e5, scaling=each)[1] for each in (scaling, None))
+    assert torch.equal(scaled[..., 0], plain[..., 0]) and not torch.equal(scaled[..., -1], plain[..., -1])
+
+
+def test_a_factor_of_1_scales_nothing() -> None:
+    frequencies = torch.logspace(-6, 0, 20, dtype=torch.float64)
+    torch.testing.assert_close(RopeScaling(1.0, 1.0, 4.0, 64).slow_down(frequencies), frequencies)
 
 
 def test_gradient_is_the_rotation_back() -> None:

@@ -31,7 +31,7 @@ configs = st.builds(
     heads=st.integers(1, 2), group=st.integers(1, 3), head_dim=st.integers(1, 4), layers=st.integers(1, 3),
     width=st.integers(4, 24), mlp=st.sampled_from(["gelu", "swiglu"]), norm=st.sampled_from(["layernorm", "rmsnorm"]),
     mlp_width=st.integers(4, 40), position=st.sampled_from(["learned", "rope"]), bias=st.booleans(),
-    tie_embeddings=st.booleans(), qk_norm=st.booleans(), qk_window=st.integers(1, 4),
+    qkv_bias=st.booleans(), tie_embeddings=st.booleans(), qk_norm=st.booleans(), qk_window=st.integers(1, 4),
 )  # fmt: skip
 
 
