@@ -13,6 +13,7 @@ from instructgpt.data.fields import Fields, is_filled, text, truth
 from instructgpt.data.names import (
     ANSWER_FIELDS,
     CHOSEN_FIELDS,
+    CLASS_FIELDS,
     MARK_FIELDS,
     PAIR_FIELDS,
     RANK_FIELD,
@@ -240,12 +241,23 @@ def _said(name: str, value: Any, ends: tuple[str, str]) -> int | None:
 # ---- marks
 
 
-def is_bad(fields: Fields) -> bool:
-    """Whether the record says that its answer is a bad one (`label`, `kto_tag`, …: false, 0, "false", "bad" …)."""
+def is_bad(fields: Fields, templated: bool = False) -> bool:
+    """Whether the record says that its answer is a bad one (`label`, `kto_tag`, …: false, 0, "false", "bad" …).
+
+    What templates have used is no mark, and where they say what is what, `label: 0` is a class: false and "false" alone
+    say of such a name that it is a mark.
+    """
     bad = False
     for name in fields.present(MARK_FIELDS):
-        said = truth(fields.peek(name))
+        value = fields.peek(name)
+        said = truth(value)
+        if templated and (fields.is_taken(name) or (name in CLASS_FIELDS and not _is_truth_value(value))):
+            continue
         if said is not None:
             fields.take(name)
             bad = bad or not said
     return bad
+
+
+def _is_truth_value(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, str) and value.strip().casefold() in ("true", "false"))

@@ -56,7 +56,8 @@ def answered(
     """
     if templates.prompt:
         answers = [templates.better] if templates.better else []
-        found: list[Exchange | Unusable] = [_templated(fields, templates.prompt, answers, account)]
+        made = _templated(fields, templates.prompt, answers, account)
+        found: list[Exchange | Unusable] = [replace(made, is_bad=is_bad(fields, templated=True))]
     else:
         found = _each(fields, lambda view: [_answered(view, account, known, needs_answer)])
     return _with_system(found, fields, templates)

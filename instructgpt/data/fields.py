@@ -65,6 +65,9 @@ class Fields:
         self._taken.add(spelled)
         return self.values[spelled]
 
+    def is_taken(self, name: str) -> bool:
+        return self._spelled(name) in self._taken
+
     def is_same(self, name: str, other: str | None) -> bool:
         """Whether both names find one field."""
         found = self._spelled(name)

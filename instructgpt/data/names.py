@@ -45,8 +45,9 @@ RANKING_FIELDS = ("ranking", "ranked", "completions", "responses", "answers", "o
 # Of an answer among several: the first of the names is best where it is small, the others where they are large.
 RANK_FIELD = "rank"
 SCORE_FIELDS = ("score", "overall_score", "rating", "reward", "upvotes")
-# Whether a record's answer is a good one.
+# Whether a record's answer is a good one; and which of these names are also those of a text's class.
 MARK_FIELDS = (
     *("label", "kto_tag", "tag", "kto_label", "is_good", "is_correct", "correct", "is_accepted", "accepted"),
     *("desirable", "is_desirable", "is_preferred", "is_chosen", "thumbs_up", "good", "feedback", "verdict"),
 )
+CLASS_FIELDS = ("label", "tag", "feedback", "verdict")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.lab.interpreter import reversed_programs
-from kernels.lab.limits import RUNS, Limit, Wrong, scatter
+from kernels.lab.limits import RUNS, Limit, Wrong, differences
 from kernels.lab.memory import broadcast
 from kernels.lab.rounding import RandomRounding
 from kernels.lab.spec import Case, Inputs, Spec
@@ -128,7 +128,7 @@ def limits_of(
     floor = spec.tolerance.floor or (lambda *_: 0.0)
 
     def limit(name: str, t: Tensor) -> Limit:
-        lost = scatter(t, [run[name] for run in runs])
+        lost = differences(t, [run[name] for run in runs])
         slack = 2.0 if dtype == torch.float32 else 1.0
         return Limit(t, lost, slack, float(floor(name, finite, known, torch.finfo(dtype).eps)))
 

@@ -20,6 +20,9 @@ are a billionth of what is asked about. With the unit u = 2⁻²³, an operation
 3. the digits that the inputs' dtype has no room for in each operand of a matrix product, such as attention's weights:
    that is what tensor cores multiply. Their sums are float32's.
 
+A result below float32's smallest normal number may be 0, too, as where a GPU flushes it or the exponential in a
+denominator overflows.
+
 So nothing but these operands may be rounded to half precision before the end: no sum, no score, no σ.
 """
 
@@ -35,6 +38,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 UNIT = 2.0**-23
 """float32's eps, twice what rounding to nearest can lose: a GPU's exp2 and division lose as much."""
+LEAST = torch.finfo(torch.float32).smallest_normal
+"""What is smaller may be flushed to 0."""
 
 aten: Any = torch.ops.aten
 PRODUCTS = (aten.mm, aten.bmm, aten.mv, aten.dot, aten.convolution)
@@ -119,11 +124,13 @@ class RandomRounding(TorchDispatchMode):
 
     def move(self, t: Tensor, most: Tensor, where: Tensor | bool = True) -> None:
         """Adds between half of `most` and all of it, of either sign, and leaves float32's digits, which less would not
-        change; what is not finite stays."""
+        change; what is not finite stays. Half of what is smaller than any normal number becomes 0."""
         noise = self.drawn_like(t) - 0.5
-        noise += torch.where(noise < 0, -0.5, 0.5)
+        is_low = noise < 0
+        noise += torch.where(is_low, -0.5, 0.5)
         moved = to_float32s_digits(t + most * noise)
-        t.copy_(torch.where(moved.isfinite() & where, moved, t))
+        moved = torch.where(moved.isfinite() & where, moved, t)
+        t.copy_(moved.masked_fill_(is_low & (moved.abs() < LEAST), 0.0))
 
 
 @lru_cache(maxsize=1)

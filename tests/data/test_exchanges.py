@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from instructgpt.data.account import Account, Unusable
+from instructgpt.data.data_file import DataFile
 from instructgpt.data.exchanges import answered, compared
 from instructgpt.data.fields import Fields, is_filled
 from instructgpt.data.instructions import read_instructions
@@ -171,6 +172,38 @@ def test_a_bad_answer_is_not_learnt_but_its_prompt_may_be_asked(path: Path, toke
     assert list(read_instructions([write(path, bad, good)], account)) == [chat("c", "d")]
     assert account.dropped == {"labelled as a bad answer": 1}
     assert [query.reference for query in read_queries([str(path)], tokenizer, 1000)[0]] == [None, "d"]
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [{"label": False}, {"kto_tag": False}, {"label": "false"}, {"is_correct": 0}, {"Is Good": "no"}, {"tag": "False"}],
+)
+def test_a_bad_answer_is_not_learnt_where_templates_say_what_is_what(
+    path: Path, tokenizer: Tokenizer, mark: Any
+) -> None:
+    records = {"q": "a", "a": "b", **mark}, {"q": "c", "a": "d"}
+    account, file = Account(), DataFile(write(path, *records), templates=Templates.of(prompt="{q}", answer="{a}"))
+    assert list(read_instructions([file], account)) == [chat("c", "d")]
+    assert account.dropped == {"labelled as a bad answer": 1} and not account.not_used
+    assert [query.reference for query in read_queries([file], tokenizer, 1000)[0]] == [None, "d"]
+
+
+@pytest.mark.parametrize(
+    ("record", "answer", "not_used"),
+    [
+        ({"q": "a", "label": 0}, "{label}", {}),  # what a template uses is no mark
+        ({"q": "a", "label": "negative"}, "{label}", {}),
+        ({"q": "a", "correct": False}, "{correct}", {}),
+        ({"q": "a", "label": {"text": "bad"}}, "{label.text}", {}),
+        ({"q": "a", "name": "bad", "label": 0}, "{name}", {"label": 1}),  # a class has a number and a name
+        ({"q": "a", "name": "b", "tag": "negative"}, "{name}", {"tag": 1}),
+    ],
+)
+def test_a_class_is_no_mark_where_templates_say_what_is_what(
+    path: Path, record: Any, answer: str, not_used: Any
+) -> None:
+    account, file = Account(), DataFile(write(path, record), templates=Templates.of(prompt="{q}", answer=answer))
+    assert len(list(read_instructions([file], account))) == 1 and account.not_used == not_used
 
 
 def test_a_label_that_is_no_mark_is_not_used(path: Path) -> None:

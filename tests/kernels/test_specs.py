@@ -13,6 +13,7 @@ from kernels.lab.mutants import run_mutants
 from kernels.lab.spec import DTYPES
 
 KERNELS = [pytest.param(kernel, id=op_name(kernel)) for kernel in package_kernels()]
+FEW_ROWS = {"width": 1, "vocabulary": 10, "size": 8.0, "are_alike": False, "unknown": 0, "with_entropy": False}
 
 
 def test_there_are_kernels():
@@ -53,6 +54,23 @@ def test_a_limit_holds_however_the_naive_version_happens_to_add_up():
             assert report.failure is None, str(report)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        ("swiglu", {"seed": 0, "rows": 5, "columns": 20, "scale": 30.0}),
+        ("swiglu", {"seed": 3, "rows": 5, "columns": 20, "scale": 40.0}),
+        ("gelu", {"seed": 1, "rows": 5, "columns": 20, "scale": 30.0, "approximate": "tanh"}),
+        ("linear_logprobs", {"seed": 10, "rows": 10, **FEW_ROWS}),
+        ("linear_logprobs", {"seed": 11, "rows": 3, **FEW_ROWS}),
+    ],
+)
+def test_a_limit_holds_where_few_numbers_matter_or_a_factor_is_tiny(name: str, case: dict):
+    """One element is most of a gradient's norm; sigmoid of -88 is smaller than any normal number."""
+    (kernel,) = (kernel for kernel in package_kernels() if op_name(kernel) == name)
+    report = check_case(kernel.spec, case, ["float32", "float16", "bfloat16"], ["contiguous"], kernel.target)
+    assert report.failure is None, str(report)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -8,16 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.lab.limits import Limit, Wrong, scatter
-from kernels.lab.rounding import UNIT, RandomRounding, to_float32s_digits
+from kernels.lab.limits import Limit, Wrong, differences
+from kernels.lab.rounding import LEAST, UNIT, RandomRounding, to_float32s_digits
 
 
 def lost(function, *tensors: Tensor, operand: torch.dtype = torch.float32, runs: int = 4) -> Tensor:
-    scattered = []
+    """The root mean square of each element's."""
+    rounded = []
     for seed in range(runs):
         with RandomRounding(seed, operand):
-            scattered.append(function(*tensors))
-    return scatter(function(*tensors), scattered)
+            rounded.append(function(*tensors))
+    return differences(function(*tensors), rounded).square().mean(0).sqrt()
 
 
 def random(*shape: int) -> Tensor:
@@ -118,7 +119,7 @@ def test_digits_are_those_of_float32_at_any_size():
 
 def test_an_element_may_be_off_by_a_unit_where_all_runs_fall_on_the_right_result():
     exact = torch.tensor([0.44245, 1.0]).double()
-    limit = Limit(exact, torch.zeros(2, dtype=torch.float64), slack=2.0)
+    limit = Limit(exact, torch.zeros(4, 2, dtype=torch.float64), slack=2.0)
     assert limit.compare("y", torch.nextafter(exact.float(), torch.ones(2))) <= 1
     with pytest.raises(Wrong, match=r"y: error"):
         limit.compare("y", exact.float() * (1 + 4 * UNIT))
@@ -126,7 +127,29 @@ def test_an_element_may_be_off_by_a_unit_where_all_runs_fall_on_the_right_result
 
 def test_each_element_has_its_own_limit():
     exact = torch.tensor([1e3] * 99 + [1e-9]).double()
-    limit = Limit(exact, UNIT * exact.abs(), slack=2.0)
+    limit = Limit(exact, (UNIT * exact.abs()).expand(4, -1), slack=2.0)
     assert limit.compare("y", exact.float()) <= 1
     with pytest.raises(Wrong, match=r"y\[99\] is 0, not 1e-09 \(1 such elements\)"):
         limit.compare("y", torch.where(exact < 1, 0.0, exact).float())
+
+
+def test_where_one_element_matters_the_largest_run_says_what_may_happen():
+    exact, drift = torch.tensor([1.0]).double(), 100 * UNIT
+    limit = Limit(exact, torch.tensor([[0.1], [-0.2], [0.0], [1.0]]).double() * drift, slack=1.0)
+    assert limit.compare("y", (exact + 1.9 * drift).float()) <= 1  # of the root mean square, 3.7 times
+    with pytest.raises(Wrong, match=r"y: error"):
+        limit.compare("y", (exact + 2.1 * drift).float())
+
+
+@pytest.mark.parametrize("size", [0.9 * LEAST, 2.0**-130, 2.0**-140, 2.0**-160])
+def test_what_is_smaller_than_any_normal_number_may_be_flushed_and_what_is_multiplied_with_it(size: float):
+    x = torch.full((1000,), size, dtype=torch.float64)
+    assert 0.6 * size < lost(lambda t: torch.exp(torch.log(t)) * 100, x).mean() / 100 < 0.9 * size
+    x = torch.full((1000,), -88.7, dtype=torch.float64)  # exp of 88.7 is the last that float32 holds
+    y = torch.sigmoid(x)
+    assert (lost(torch.sigmoid, x) > 0.4 * y).float().mean() > 0.8
+
+
+def test_what_is_a_normal_number_is_not_flushed():
+    x = torch.full((1000,), 1.01 * LEAST, dtype=torch.float64)
+    assert lost(lambda t: torch.exp(torch.log(t)), x).max() < 1e-4 * LEAST
