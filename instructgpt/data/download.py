@@ -1,4 +1,4 @@
-"""Downloads of the public sets: over HTTPS only, resumed where they broke off, checked before they take their name."""
+"""Downloads: over HTTPS only, resumed where they broke off, checked before they take their name. The public sets."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ Opener = Callable[[urllib.request.Request], Any]
 _CHUNK = 1 << 18
 _ATTEMPTS = 5  # in a row that bring nothing new
 _TIMEOUT = 30.0  # seconds without a byte
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def list_sets() -> list[PublicSet]:
@@ -52,31 +53,41 @@ def fetch(
     return paths
 
 
-def download(url: str, target: Path, sha256: str, size: int, opener: Opener | None = None, pause: float = 1.0) -> None:
+def download(
+    url: str,
+    target: Path,
+    digest: str,
+    size: int,
+    opener: Opener | None = None,
+    pause: float = 1.0,
+    progress: Callable[[int], object] = lambda have: None,
+) -> None:
     """Brings the file of `size` bytes at `url` to `target`, which appears whole and verified or not at all.
 
-    What has arrived waits in `TARGET.part`; a broken download goes on from there, in this call (after `pause` seconds,
-    doubled each time nothing came) or in a later one. `opener` replaces the HTTPS client, for other transports.
+    digest: its sha256, or the sha1 that git gives it, told by the length. What has arrived waits in `TARGET.part`; a
+    broken download goes on from there, in this call (after `pause` seconds, doubled each time nothing came) or in a
+    later one. `opener` replaces the HTTPS client, for other transports. `progress` is told the bytes there are so far.
     Raises UserError when the server refuses, the network fails, the disk is full, or the bytes are not those expected.
     """
     if target.exists():
-        if target.stat().st_size == size and _sha256(target) == sha256:
+        if target.stat().st_size == size and _digest(target, digest) == digest:
             return
         raise UserError("is there already, with other contents; remove it or choose another directory", target)
     part = target.with_name(target.name + ".part")
     with _telling_disk_errors(part):
         target.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
-    _complete(url, part, size, opener or _open_https, pause)
-    found = _sha256(part)
-    if found != sha256:
+    _complete(url, part, size, opener or https_opener(), pause, progress)
+    found = _digest(part, digest)
+    if found != digest:
         part.unlink()
-        raise UserError(f"what {url} sent has the sha256 {found}, not {sha256}; it was thrown away", target)
+        kind = "sha256" if len(digest) == 64 else "git sha1"
+        raise UserError(f"what {url} sent has the {kind} {found}, not {digest}; it was thrown away", target)
     with _telling_disk_errors(target):
         os.replace(part, target)
 
 
-def _complete(url: str, part: Path, size: int, opener: Opener, pause: float) -> None:
+def _complete(url: str, part: Path, size: int, opener: Opener, pause: float, progress: Callable[[int], object]) -> None:
     """Requests what is missing of `part` until it has `size` bytes."""
     failures, farthest = 0, 0
     while (have := part.stat().st_size) != size:
@@ -85,7 +96,7 @@ def _complete(url: str, part: Path, size: int, opener: Opener, pause: float) -> 
                 os.truncate(part, 0)  # the remains of something else
             have = 0
         try:
-            _receive(url, part, have, size, opener)
+            _receive(url, part, have, size, opener, progress)
             problem = f"broke off after {part.stat().st_size:,} of {size:,} bytes"
         except urllib.error.HTTPError as error:
             problem = f"answers {error.code} {error.reason}"
@@ -109,7 +120,7 @@ class _NetworkError(Exception):
     """The connection failed; told apart from a disk that fails, which is an OSError too."""
 
 
-def _receive(url: str, part: Path, have: int, size: int, opener: Opener) -> None:
+def _receive(url: str, part: Path, have: int, size: int, opener: Opener, progress: Callable[[int], object]) -> None:
     """One request for what follows the first `have` bytes; appends what comes."""
     request = urllib.request.Request(url, headers={"User-Agent": "instructgpt", "Accept-Encoding": "identity"})
     if have:
@@ -126,6 +137,7 @@ def _receive(url: str, part: Path, have: int, size: int, opener: Opener) -> None
                 file.write(chunk)
                 if file.tell() > size:
                     raise UserError(f"{url} sends more than the {size:,} bytes expected")
+                progress(file.tell())
 
 
 def _read(response: Any) -> bytes:
@@ -138,23 +150,36 @@ def _read(response: Any) -> bytes:
 
 
 class _HTTPSRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but never to an address that is not HTTPS."""
+    """Follows redirects, but never to an address that is not HTTPS, and never with a token to another host."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        _refuse_plain(newurl)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+        _refuse_plain(newurl, from_loopback=urlsplit(req.full_url).hostname in _LOOPBACK)
+        found = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if found is not None and urlsplit(newurl)[:2] == urlsplit(req.full_url)[:2]:
+            for name, value in req.unredirected_hdrs.items():
+                if name == "Authorization":
+                    found.add_unredirected_header(name, value)
+        return found
 
 
-def _open_https(request: urllib.request.Request) -> Any:
-    _refuse_plain(request.full_url)
-    return urllib.request.build_opener(_HTTPSRedirects).open(request, timeout=_TIMEOUT)
+def https_opener(token: str = "") -> Opener:
+    """An HTTPS client. A token is shown to the host that is asked, and to no other that it sends one on to."""
+
+    def open_https(request: urllib.request.Request) -> Any:
+        _refuse_plain(request.full_url)
+        if token:
+            request.add_unredirected_header("Authorization", f"Bearer {token}")
+        return urllib.request.build_opener(_HTTPSRedirects).open(request, timeout=_TIMEOUT)
+
+    return open_https
 
 
-def _refuse_plain(url: str) -> None:
-    if urlsplit(url).scheme != "https":
-        raise UserError(
-            f"{url} is not an https:// address; nothing is downloaded over a connection that anyone can change"
-        )
+def _refuse_plain(url: str, from_loopback: bool = True) -> None:
+    """UserError unless the address is HTTPS, or this machine itself."""
+    parts = urlsplit(url)
+    if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK and from_loopback):
+        return
+    raise UserError(f"{url} is not an https:// address; nothing is downloaded over a connection that anyone can change")
 
 
 @contextmanager
@@ -165,8 +190,9 @@ def _telling_disk_errors(path: Path) -> Iterator[None]:
         raise UserError(f"cannot be written: {error.strerror or error}", path) from None
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+def _digest(path: Path, like: str) -> str:
+    """The file's sha256, or what git calls it, a sha1 over its length and contents, if `like` is one."""
+    digest = hashlib.sha256() if len(like) == 64 else hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)

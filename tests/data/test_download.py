@@ -203,12 +203,16 @@ def test_a_full_disk_is_told_in_a_line(server, tmp_path, monkeypatch):
         get(server, "plain", tmp_path / "file")
 
 
-def test_only_https_is_spoken(tmp_path, server):
+def test_only_https_is_spoken_but_to_this_machine(tmp_path, server):
     with pytest.raises(UserError, match="not an https:// address"):
-        download(f"{server.url}/plain", tmp_path / "file", SHA256, 5)
-    with pytest.raises(UserError, match="not an https:// address"):
-        module._HTTPSRedirects().redirect_request(None, None, 302, "", {}, "http://example.org/x")
+        download("http://example.org/plain", tmp_path / "file", SHA256, 5)
+    asked = urllib.request.Request("https://example.org/x")
+    for elsewhere in ("http://example.org/x", f"{server.url}/plain"):  # nor is anybody sent on to it
+        with pytest.raises(UserError, match="not an https:// address"):
+            module._HTTPSRedirects().redirect_request(asked, None, 302, "", {}, elsewhere)
     assert not server.ranges
+    download(f"{server.url}/plain", tmp_path / "file", SHA256, len(CONTENT))
+    assert (tmp_path / "file").read_bytes() == CONTENT
 
 
 def test_a_named_set_is_fetched_with_its_licence(server, tmp_path, monkeypatch):
