@@ -227,7 +227,7 @@ def _text_loss(name: str, config: EvalConfig, model: Transformer, tokenizer: Tok
 
     def stretches():
         for text in read_split(Path(name), "train", holdout=0.0, encoding=config.reading.encoding):
-            ids = [tokenizer.bos, *tokenizer.encode(text)]
+            ids = [*tokenizer.document_start, *tokenizer.encode(text)]
             # Neighbours overlap by one token, so that every token but the first is predicted once.
             for start in range(0, len(ids) - 1, context):
                 yield Tokens.of_text(np.array(ids[start : start + context + 1], dtype=np.int32))

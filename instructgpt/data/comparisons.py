@@ -24,7 +24,7 @@ from instructgpt.data.sources import Epochs
 from instructgpt.data.tokens import Tokens
 from instructgpt.data.windows import FittedPrompt, fit_prompt
 from instructgpt.errors import UserError
-from instructgpt.text.chat import Message, validate_messages
+from instructgpt.text.chat import Message, render_answer, validate_messages
 from instructgpt.text.tokenizer import Tokenizer
 
 
@@ -134,7 +134,7 @@ def fit(messages: list[Message], answers: Sequence[str], tokenizer: Tokenizer, c
     half of the context; then an answer loses its tail, and its `end` with it.
     """
     validate_messages(messages)
-    bodies = [[*tokenizer.encode(answer), tokenizer.end] for answer in answers]
+    bodies = [render_answer(answer, tokenizer) for answer in answers]
     prompt = fit_prompt(messages, tokenizer, max(context - max(map(len, bodies)), context // 2))
     room = context - len(prompt.ids)
     ranked = Ranked(tuple(_answer_tokens(prompt.ids, body[:room]) for body in bodies))

@@ -156,7 +156,7 @@ class _Writer:
         for piece, ids in zip(pieces, self._tokenizer.encode_batch([piece.text for piece in pieces])):
             if ids and not self._is_open:
                 starts.append(self.counts["tokens"] + len(tokens))
-                tokens.append(self._tokenizer.bos)
+                tokens += self._tokenizer.document_start
                 self._is_open = True
             tokens += ids
             if piece.ends_document and self._is_open:

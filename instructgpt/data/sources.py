@@ -77,7 +77,7 @@ class WorldText:
     def __getitem__(self, index: int) -> Tokens:
         tokenizer = self._tokenizer
         ids = tokenizer.encode(world.document(index, self._seed))
-        return Tokens.of_text(np.array([tokenizer.bos, *ids, tokenizer.eos], dtype=np.int32))
+        return Tokens.of_text(np.array([*tokenizer.document_start, *ids, tokenizer.eos], dtype=np.int32))
 
 
 class Conversations:

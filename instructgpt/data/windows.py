@@ -14,14 +14,12 @@ then the answer its tail and with it the `end`, which would teach to stop there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numpy as np
-
 from instructgpt.data.tokens import Tokens
-from instructgpt.text.chat import Message, Rendered, render_turn, validate_messages
+from instructgpt.text.chat import Conversation, Message, Rendered, is_learnt, validate_messages
 from instructgpt.text.tokenizer import Tokenizer
 
 Long = Literal["windows", "cut", "drop"]
@@ -64,14 +62,11 @@ class Fitted:
 
 
 class _Exchange(NamedTuple):
-    """What is asked and what is answered to it; the answer comes last and is empty where there is none."""
+    """What is asked and what is answered to it: turns `start` to `end` of a conversation, the answer last."""
 
-    messages: list[Message]
-    tokens: Rendered
-
-    @property
-    def is_learnt(self) -> bool:
-        return any(self.tokens.is_answer)
+    start: int
+    end: int
+    is_learnt: bool
 
 
 def windows(
@@ -84,29 +79,34 @@ def windows(
     """
     validate_messages(messages)
     fitted = fitted if fitted is not None else Fitted()
-    has_system = messages[0]["role"] == "system"
-    system = render_turn(messages[0], tokenizer).ids if has_system else []
-    exchanges = list(_exchanges(messages[has_system:], tokenizer))
-    lengths = [len(exchange.tokens.ids) for exchange in exchanges]
-    room = limit - 1 - len(system)
+    conversation = Conversation(messages, tokenizer)
+    exchanges = list(_exchanges(conversation))
     learnt = sum(exchange.is_learnt for exchange in exchanges)
     fitted.conversations += 1
     fitted.answers += learnt
-    if sum(lengths) <= room:
-        return [_window(tokenizer, system, exchanges, 0)] if learnt else []
+
+    def length(first: int, end: int) -> int:
+        return conversation.length(exchanges[first].start, exchanges[end - 1].end)
+
+    def window(first: int, new: int, end: int) -> Tokens:
+        turns = exchanges[first].start, exchanges[end - 1].end, exchanges[new].start
+        return Tokens.of(conversation.stretch(*turns))
+
+    opening = conversation.length(0, 0)
+    if (length(0, len(exchanges)) if exchanges else opening) <= limit:
+        return [window(0, 0, len(exchanges))] if learnt else []
     fitted.too_long += 1
     if long == "drop":
         fitted.lost_answers += learnt
         return []
     found = []
-    for span in _spans(lengths, [exchange.is_learnt for exchange in exchanges], room):
+    for span in _spans(length, [exchange.is_learnt for exchange in exchanges], limit, (limit - opening) // 2):
         if found and long == "cut":
             fitted.lost_answers += sum(exchange.is_learnt for exchange in exchanges[span.new : span.end])
-        elif lengths[span.new] > room:
-            alone = [*messages[:has_system], *exchanges[span.new].messages]
-            found.append(_cut_exchange(alone, exchanges[span.new].tokens, tokenizer, limit, fitted))
+        elif length(span.new, span.new + 1) > limit:
+            found.append(_cut_exchange(conversation, exchanges[span.new], tokenizer, limit, fitted))
         else:
-            found.append(_window(tokenizer, system, exchanges[span.first : span.end], span.new - span.first))
+            found.append(window(*span))
     fitted.windows += len(found)
     return found
 
@@ -120,17 +120,13 @@ def all_windows(
     return found, fitted
 
 
-def _exchanges(messages: Sequence[Message], tokenizer: Tokenizer) -> Iterator[_Exchange]:
+def _exchanges(conversation: Conversation) -> Iterator[_Exchange]:
     """Turns up to and with each of the assistant's; what follows the last one has nothing to learn."""
-    pending: list[Message] = []
-    ids: list[int] = []
-    is_answer: list[bool] = []
-    for message in messages:
-        turn = render_turn(message, tokenizer)
-        pending, ids, is_answer = [*pending, message], ids + turn.ids, is_answer + turn.is_answer
+    start = 0
+    for i, message in enumerate(conversation.messages):
         if message["role"] == "assistant":
-            yield _Exchange(pending, Rendered(ids, is_answer))
-            pending, ids, is_answer = [], [], []
+            yield _Exchange(start, i + 1, is_learnt(message))
+            start = i + 1
 
 
 class _Span(NamedTuple):
@@ -141,53 +137,41 @@ class _Span(NamedTuple):
     end: int
 
 
-def _spans(lengths: Sequence[int], is_learnt: Sequence[bool], room: int) -> Iterator[_Span]:
+def _spans(length: Callable[[int, int], int], is_learnt: Sequence[bool], limit: int, half: int) -> Iterator[_Span]:
     """Which exchanges share a window: each that is learnt is new in exactly one.
 
-    Up to half of the room goes to the exchanges just before, for a follow-up says nothing without them; then come as
-    many new ones as fit, and what is left takes more of the earlier.
+    length: tokens of a window of the exchanges from one to another. Up to `half`, of the room, goes to the exchanges
+    just before, for a follow-up says nothing without them; then come as many new ones as fit, and what is left takes
+    more of the earlier.
     """
     new = 0
-    while new < len(lengths):
+    while new < len(is_learnt):
         if not is_learnt[new]:
             new += 1
             continue
-        first, end, used = new, new + 1, lengths[new]
-        while first and used + lengths[first - 1] <= min(room, lengths[new] + room // 2):
+        first, end, alone = new, new + 1, length(new, new + 1)
+        while first and length(first - 1, end) <= min(limit, alone + half):
             first -= 1
-            used += lengths[first]
-        while end < len(lengths) and used + lengths[end] <= room:
-            used += lengths[end]
+        while end < len(is_learnt) and length(first, end + 1) <= limit:
             end += 1
-        while first and used + lengths[first - 1] <= room:
+        while first and length(first - 1, end) <= limit:
             first -= 1
-            used += lengths[first]
         yield _Span(first, new, end)
         new = end
 
 
-def _window(tokenizer: Tokenizer, system: list[int], exchanges: Sequence[_Exchange], earlier: int) -> Tokens:
-    """`bos`, the system message and whole exchanges, of which the first `earlier` are not learnt."""
-    ids = [tokenizer.bos, *system]
-    is_target = [False] * len(ids)
-    for number, (_, tokens) in enumerate(exchanges):
-        ids += tokens.ids
-        is_target += tokens.is_answer if number >= earlier else [False] * len(tokens.ids)
-    return Tokens(np.array(ids, dtype=np.int32), np.array(is_target, dtype=np.bool_))
-
-
 def _cut_exchange(
-    messages: Sequence[Message], tokens: Rendered, tokenizer: Tokenizer, limit: int, fitted: Fitted
+    conversation: Conversation, exchange: _Exchange, tokenizer: Tokenizer, limit: int, fitted: Fitted
 ) -> Tokens:
-    """One exchange that is too long even alone; `messages` are the system's, if any, and its own."""
-    answer = len(render_turn(messages[-1], tokenizer).ids) - 1  # the assistant's control token belongs to the prompt
-    prompt = fit_prompt(messages[:-1], tokenizer, max(limit - answer, limit // 2))
+    """One exchange that is too long even alone."""
+    answer = conversation.answer(exchange.end - 1)
+    prompt = _fit_prompt(conversation, exchange.start, exchange.end - 1, max(limit - len(answer.ids), limit // 2))
     room = limit - len(prompt.ids)
     fitted.cut_prompts += prompt.is_cut
-    fitted.cut_answers += room < answer
-    ids = [*prompt.ids, *tokens.ids[-answer:][:room]]
-    is_target = [*[False] * len(prompt.ids), *tokens.is_answer[-answer:][:room]]
-    return Tokens(np.array(ids, dtype=np.int32), np.array(is_target, dtype=np.bool_))
+    fitted.cut_answers += room < len(answer.ids)
+    ids = [*prompt.ids, *answer.ids[:room]]
+    is_answer = [*[False] * len(prompt.ids), *answer.is_answer[:room]]
+    return Tokens.of(Rendered(ids, is_answer))
 
 
 # ---- prompts
@@ -214,31 +198,36 @@ def fit_prompt(messages: Sequence[Message], tokenizer: Tokenizer, room: int) -> 
     front, since what is asked tends to stand at the end; a system message, which stays, loses its tail once the
     question is down to half of the room. Control tokens stay, as far as there is room for them.
     """
-    has_system = bool(messages) and messages[0]["role"] == "system"
-    system = render_turn(messages[0], tokenizer).ids if has_system else []
-    turns = [render_turn(message, tokenizer).ids for message in messages[has_system:]]
-    starts = [i for i, message in enumerate(messages[has_system:]) if message["role"] == "user"] or [0]
-    for start in starts:
-        whole = [tokenizer.bos, *system, *(i for turn in turns[start:] for i in turn), tokenizer.assistant]
-        if len(whole) <= room:
-            return FittedPrompt(whole, start, 0)
-    last = turns[starts[-1] :]
-    ids = _cut_prompt(system, [i for turn in last for i in turn], tokenizer, room)
-    return FittedPrompt(ids, starts[-1], 1 + len(system) + sum(map(len, last)) + 1 - len(ids))
+    conversation = Conversation(messages, tokenizer)
+    return _fit_prompt(conversation, 0, len(conversation.messages), room)
 
 
-def _cut_prompt(system: list[int], question: list[int], tokenizer: Tokenizer, room: int) -> list[int]:
-    """`bos`, system and question, each a turn of its own, and `assistant`, in at most `room` tokens."""
-    content = room - 2 - sum(2 for turn in (system, question) if turn)  # what is no control token
+def _fit_prompt(conversation: Conversation, first: int, end: int, room: int) -> FittedPrompt:
+    """Turns `first` to `end` as a prompt."""
+    starts = [i for i in range(first, end) if conversation.messages[i]["role"] == "user"] or [first]
+    lengths = [conversation.length(start, end) + len(conversation.prompt_end) for start in starts]
+    for start, length in zip(starts, lengths):
+        if length <= room:
+            return FittedPrompt(conversation.prompt(start, end), start - first, 0)
+    ids = _cut_prompt(conversation, starts[-1], end, room)
+    return FittedPrompt(ids, starts[-1] - first, lengths[-1] - len(ids))
+
+
+def _cut_prompt(conversation: Conversation, turn: int, end: int, room: int, with_system: bool = True) -> list[int]:
+    """System message and the last question, each between its control tokens, in at most `room` tokens."""
+    system, question = conversation.parts(turn, end, with_system)
+    start, header = conversation.layout.start, conversation.prompt_end
+    fixed = len(start) + len(header) + sum(len(part.opening) + len(part.closing) for part in (system, question))
+    content = room - fixed  # tokens of what is said
+    if content < 1 and with_system and conversation.system is not None:
+        return _cut_prompt(conversation, turn, end, room, with_system=False)
     if content < 1:
-        if system:
-            return _cut_prompt([], question, tokenizer, room)
-        return [tokenizer.bos, *question[len(question) - max(room - 2, 0) :], tokenizer.assistant][-max(room, 1) :]
-    of_system, of_question = (max(len(turn) - 2, 0) for turn in (system, question))
+        asked = question.ids
+        asked = asked[len(asked) - max(room - len(start) - len(header), 0) :]
+        return [*start, *asked, *header][-max(room, 1) :]
+    of_system, of_question = len(system.content), len(question.content)
     kept_question = min(of_question, max(content - of_system, (content + 1) // 2))
     kept_system = min(of_system, content - kept_question)
-    if system:
-        system = [*system[: 1 + kept_system], system[-1]]
-    if question:
-        question = [question[0], *question[len(question) - 1 - kept_question :]]
-    return [tokenizer.bos, *system, *question, tokenizer.assistant]
+    system = system._replace(content=system.content[:kept_system])
+    question = question._replace(content=question.content[of_question - kept_question :])
+    return [*start, *system.ids, *question.ids, *header]

@@ -22,7 +22,7 @@ from instructgpt.generation.sampling import SamplingConfig
 from instructgpt.model.heads import RewardModel
 from instructgpt.model.transformer import Transformer
 from instructgpt.objectives.preference import answer_logprobs
-from instructgpt.text.chat import Message, render_prompt
+from instructgpt.text.chat import Message, render_answer, render_prompt
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.world.core import Example
 from instructgpt.world.dialogue import REFUSAL_ANSWER
@@ -92,7 +92,7 @@ def assess(
 
     said = [Ranked((_tokens(prompt, answer.ids),)) for prompt, answer in zip(prompts, answers)]
     right = [
-        Ranked((_tokens(prompt, [*tokenizer.encode(example.answer), tokenizer.end]),))
+        Ranked((_tokens(prompt, render_answer(example.answer, tokenizer)),))
         for prompt, example in zip(prompts, examples)
     ]
     scores = believed = kl = None

@@ -55,11 +55,11 @@ def decode_step(model: Transformer, tokens: Tensor, cache: KVCache) -> Tensor:
 
 
 def forbidden_tokens(tokenizer: Tokenizer, vocab_size: int) -> Tensor:
-    """(V,) bool, True for what an answer may not contain: control tokens other than `end` and `eos`, and embeddings
+    """(V,) bool, True for what an answer may not contain: control tokens other than those that close it, and embeddings
     that belong to no token."""
     forbidden = torch.ones(vocab_size, dtype=torch.bool)
     forbidden[: tokenizer.vocab_size] = torch.from_numpy(tokenizer.byte_lengths == 0)
-    forbidden[[tokenizer.end, tokenizer.eos]] = False
+    forbidden[list(tokenizer.closing)] = False
     return forbidden
 
 

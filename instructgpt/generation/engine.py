@@ -156,10 +156,6 @@ def decoder_of(model: Transformer, tokenizer: Tokenizer, config: SamplingConfig)
     return kind(model, tokenizer, config)
 
 
-def closing_tokens(tokenizer: Tokenizer) -> frozenset[int]:
-    return frozenset((tokenizer.end, tokenizer.eos))
-
-
 def generate_ids(
     model: Transformer,
     tokenizer: Tokenizer,
@@ -200,7 +196,7 @@ def completions(
         for row in _rows(model, tokenizer, number, prompt, config, n, config.seed if seeds is None else seeds[number])
     ]  # fmt: skip
     place = {id(row): i for i, row in enumerate(rows)}
-    closing = closing_tokens(tokenizer)
+    closing = tokenizer.closing
     with inference(model):
         decoder = decoder_of(model, tokenizer, config)
         bytes_per_token = cache_memory(model.config, 1, 1, computed_dtype(decoder.model))
@@ -251,7 +247,7 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, raw: bool = False) -> list[
         return render_prompt(as_messages(prompt), tokenizer)
     if not isinstance(prompt, str):
         raise UserError("a raw prompt is a text to go on with, not messages")
-    return [tokenizer.bos, *tokenizer.encode(prompt)]
+    return [*tokenizer.document_start, *tokenizer.encode(prompt)]
 
 
 def generate(
@@ -298,7 +294,7 @@ def stream(
     def pieces() -> Iterator[str]:
         # Inference mode is entered for each step alone: left open, it would hold for the caller between two pieces.
         with inference(model):
-            decoding = Decoding(decoder_of(model, tokenizer, config), [row], closing_tokens(tokenizer))
+            decoding = Decoding(decoder_of(model, tokenizer, config), [row], tokenizer.closing)
         while decoding.running:
             with inference(model):
                 decoding.step()

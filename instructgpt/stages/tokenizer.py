@@ -13,7 +13,8 @@ from instructgpt.data.corpus import read_split
 from instructgpt.figures import write_json
 from instructgpt.settings import FilePath, NonNegativeInt, PositiveInt, Settings, ShareBelow1
 from instructgpt.stages.common import require
-from instructgpt.text.tokenizer import Tokenizer, VocabularySizeError
+from instructgpt.text.sentence_piece import VocabularySizeError
+from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.checkpoint import RunDirectory
 
 # How much of the endless world a tokenizer reads. Every word of the world occurs in it many times.

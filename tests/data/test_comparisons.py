@@ -116,7 +116,8 @@ def test_a_worlds_pair_is_the_prompt_with_either_answer_and_its_end(tokenizer: T
         said = tokens.ids[tokens.is_target].tolist()
         assert tokenizer.decode(said[:-1]) == answer and said[-1] == tokenizer.end
     prompt = chosen.ids[~chosen.is_target]
-    assert np.array_equal(prompt, rejected.ids[~rejected.is_target]) and prompt[-1] == tokenizer.assistant
+    assert np.array_equal(prompt, rejected.ids[~rejected.is_target])
+    assert prompt[-1] == tokenizer.control_ids["assistant"]
 
 
 @given(question=st.integers(1, 60), answers=st.lists(st.integers(1, 60), min_size=2, max_size=2, unique=True))
@@ -125,7 +126,7 @@ def test_cutting_keeps_prompts_alike_and_answers_begun(tokenizer: Tokenizer, que
     whole = tokenized([{"role": "user", "content": "b " * question}], texts, tokenizer, 1000)
     cut = tokenized([{"role": "user", "content": "b " * question}], texts, tokenizer, CONTEXT)
     first, second = (tokens.ids[~tokens.is_target].tolist() for tokens in cut.answers)
-    assert first == second and first[0] == tokenizer.bos and first[-1] == tokenizer.assistant
+    assert first == second and first[0] == tokenizer.bos and first[-1] == tokenizer.control_ids["assistant"]
     for before, after in zip(whole.answers, cut.answers):
         assert len(after) <= CONTEXT and after.is_target.any()
         kept = after.ids[after.is_target]

@@ -140,7 +140,7 @@ def test_a_large_vocabulary_takes_32_bits(tmp_path, text_file, tokenizer):
     class Large:
         vocab_size = 70_000
         fingerprint = "large"
-        bos, eos = 69_998, 69_999
+        document_start, eos = (69_998,), 69_999
 
         def encode_batch(self, texts: list[str]) -> list[list[int]]:
             return [[65_536 + ord(c) % 1000 for c in text] for text in texts]

@@ -28,7 +28,7 @@ def test_a_query_of_the_world_is_its_example_with_its_checker(tokenizer: Tokeniz
     example = world.example("train", index, seed)
     query = WorldQueries("train", tokenizer, seed)[index]
     assert (query.messages, query.reference) == (example.messages, example.answer)
-    assert query.ids == render_prompt(query.messages, tokenizer) and query.ids[-1] == tokenizer.assistant
+    assert query.ids == render_prompt(query.messages, tokenizer) and query.ids[-1] == tokenizer.control_ids["assistant"]
     assert query.check is not None and query.check(example.answer) == 1.0
 
 

@@ -24,8 +24,8 @@ def chat(*turns: str, system: str = "") -> list[Message]:
 
 def read(tokens: Tokens, tokenizer: Tokenizer) -> str:
     """A window as text: roles as S, U, A, `end` as |, what is learnt in brackets."""
-    names = {tokenizer.bos: "^", tokenizer.end: "|", tokenizer.user: "U", tokenizer.assistant: "A"}
-    names[tokenizer.control_ids["system"]] = "S"
+    shown_as = {"bos": "^", "end": "|", "user": "U", "assistant": "A", "system": "S"}
+    names = {tokenizer.control_ids[name]: sign for name, sign in shown_as.items()}
     shown = ""
     for place, (token, is_target) in enumerate(zip(tokens.ids.tolist(), tokens.is_target.tolist())):
         before = place > 0 and bool(tokens.is_target[place - 1])

@@ -67,7 +67,7 @@ def test_prompts_are_never_trained_on_and_answers_with_their_end_always_are(toke
     assert trained == [i for _, answer in turns for i in [*tokenizer.encode(answer), tokenizer.end]]
     # Each trained stretch begins right behind the token that gives the assistant the word.
     begins = batch.is_target & ~torch.cat([torch.zeros(1, 1, dtype=torch.bool), batch.is_target[:, :-1]], dim=1)
-    assert set(batch.ids[begins].tolist()) == {tokenizer.assistant}
+    assert set(batch.ids[begins].tolist()) == {tokenizer.control_ids["assistant"]}
 
 
 def test_a_text_is_trained_on_from_its_first_token_to_its_end(tokenizer):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from instructgpt import world
 from instructgpt.data.tokens import Tokens
 from instructgpt.data.windows import Fitted, fit_prompt, windows
-from instructgpt.text.chat import Message, render_conversation, render_prompt, render_turn
+from instructgpt.text.chat import Message, render_answer, render_conversation, render_prompt
 from instructgpt.text.tokenizer import Tokenizer
 
 
@@ -55,7 +55,7 @@ def turns_of(tokens: Tokens, tokenizer: Tokenizer) -> list[tuple[str, list[int],
 def test_every_answer_is_learnt_exactly_once_or_counted_as_lost(tokenizer, messages, limit, long):
     fitted = Fitted()
     found = windows(messages, tokenizer, limit, long, fitted)
-    answers = [render_turn(m, tokenizer).ids[1:] for m in messages if m["role"] == "assistant"]
+    answers = [render_answer(m["content"], tokenizer) for m in messages if m["role"] == "assistant"]
     learnt = [
         [token for token, is_learnt in zip(ids, learns) if is_learnt]
         for window in found
@@ -76,7 +76,7 @@ def test_every_answer_is_learnt_exactly_once_or_counted_as_lost(tokenizer, messa
 
 @given(conversations(), limits)
 def test_every_window_fits_begins_with_the_system_message_and_alternates(tokenizer, messages, limit):
-    system = [render_turn(m, tokenizer).ids[1:] for m in messages if m["role"] == "system"]
+    system = [render_answer(m["content"], tokenizer) for m in messages if m["role"] == "system"]
     fitted = Fitted()
     found = windows(messages, tokenizer, limit, fitted=fitted)
     for window in found:
@@ -98,10 +98,10 @@ def test_every_window_fits_begins_with_the_system_message_and_alternates(tokeniz
 def test_a_prompt_fits_and_ends_where_the_assistant_is_to_speak(tokenizer, messages, room):
     *prompt, _ = messages
     fitted = fit_prompt(prompt, tokenizer, room)
-    assert len(fitted.ids) <= room and fitted.ids[-1] == tokenizer.assistant
+    assert len(fitted.ids) <= room and fitted.ids[-1] == tokenizer.control_ids["assistant"]
     if room > 1:
         assert fitted.ids[0] == tokenizer.bos
     if room >= 24:  # what is asked at the end stays
-        question = render_turn(prompt[-1], tokenizer).ids
-        assert fitted.ids[-1 - min(len(question) - 1, 8) : -1] == question[1:][-8:]
+        question = render_answer(prompt[-1]["content"], tokenizer)  # what follows a user's token is the same
+        assert fitted.ids[-1 - min(len(question), 8) : -1] == question[-8:]
     assert (fitted.ids == render_prompt(prompt, tokenizer)) == (not fitted.is_cut)

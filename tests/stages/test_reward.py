@@ -60,7 +60,7 @@ def test_it_scores_and_held_out_chosen_answers_have_zero_on_average(trained: Pat
     def ids(answer: str, i: int) -> list[int]:
         question = tokenizer.encode(f"say {i % 13} yes {i}")
         return [
-            tokenizer.bos, tokenizer.control_ids["user"], *question, tokenizer.end, tokenizer.assistant,
+            tokenizer.bos, tokenizer.control_ids["user"], *question, tokenizer.end, tokenizer.control_ids["assistant"],
             *tokenizer.encode(answer), tokenizer.end,
         ]  # fmt: skip
 

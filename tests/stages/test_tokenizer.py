@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from instructgpt.stages.tokenizer import TokenizerConfig, run
-from instructgpt.text.tokenizer import VocabularySizeError
+from instructgpt.text.sentence_piece import VocabularySizeError
 
 # Of each kind a text, and what it allows: 263 tokens are bytes and control tokens, one is demanded by SentencePiece.
 CHINESE = [chr(0x4E00 + i) for i in range(3000)]

@@ -9,8 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructgpt.errors import UserError
-from instructgpt.text.chat import Message, as_messages, as_typed, render_conversation, render_prompt, validate_messages
-from instructgpt.text.tokenizer import CONTROL_NAMES, Tokenizer
+from instructgpt.text.chat import (
+    ROLES,
+    Message,
+    as_messages,
+    as_typed,
+    render_conversation,
+    render_prompt,
+    validate_messages,
+)
+from instructgpt.text.sentence_piece import CONTROL_NAMES
+from instructgpt.text.tokenizer import Tokenizer
 
 
 def turn(role: str, content: str) -> Message:
@@ -26,7 +35,8 @@ def tokenizer() -> Tokenizer:
 def test_the_template(tokenizer: Tokenizer) -> None:
     t = tokenizer
     messages = [turn("system", "be brief"), turn("user", "say hello"), turn("assistant", "hello")]
-    ids = [t.bos, t.system, *t.encode("be brief"), t.end, t.user, *t.encode("say hello"), t.end, t.assistant]
+    system, user, assistant = (t.control_ids[role] for role in ROLES)
+    ids = [t.bos, system, *t.encode("be brief"), t.end, user, *t.encode("say hello"), t.end, assistant]
     answer = [*t.encode("hello"), t.end]
     assert render_prompt(messages[:2], t) == ids
     rendered = render_conversation(messages, t)

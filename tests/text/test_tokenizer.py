@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructgpt.errors import UserError
-from instructgpt.text.tokenizer import CONTROL_NAMES, FILE_NAME, Tokenizer, _sample, _training_lines
+from instructgpt.text.sentence_piece import CONTROL_NAMES, FILE_NAME, _sample, _training_lines
+from instructgpt.text.tokenizer import Tokenizer
 
 WORDS = ["the", "cat", "sat", "on a", "mat", "saw 12", "birds", "in 1987", "while", "猫", "坐在", "垫子", "鸟", "été"]
 TEXTS = [" ".join(random.Random(i).choices(WORDS, k=12)) + ".\n\tdef f(x):\n        return x + 1" for i in range(300)]
@@ -98,9 +99,9 @@ def test_stream_holds_back_an_unfinished_character(tokenizer: Tokenizer) -> None
 def test_control_tokens_are_the_first_ids_and_decode_to_nothing(tokenizer: Tokenizer) -> None:
     assert list(tokenizer.control_ids.items()) == [(name, i) for i, name in enumerate(CONTROL_NAMES)]
     assert (tokenizer.bos, tokenizer.eos, tokenizer.pad) == (0, 1, 2)
-    assert (tokenizer.system, tokenizer.user, tokenizer.assistant, tokenizer.end) == (3, 4, 5, 6)
+    assert tokenizer.end == 6 and tokenizer.closing == {1, 6} and tokenizer.document_start == [0]
     ids = tokenizer.encode("a b")
-    assert tokenizer.decode([tokenizer.bos, *ids, tokenizer.user, tokenizer.end]) == "a b"
+    assert tokenizer.decode([tokenizer.bos, *ids, tokenizer.control_ids["user"], tokenizer.end]) == "a b"
     assert not tokenizer.byte_lengths[: len(CONTROL_NAMES)].any()
 
 
@@ -228,7 +229,7 @@ def test_a_foreign_sentencepiece_model_is_refused(tmp_path) -> None:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(TEXTS), model_writer=file, vocab_size=300, byte_fallback=True, minloglevel=3
         )
-    with pytest.raises(UserError, match="token 0 of this tokenizer is '<unk>'"):
+    with pytest.raises(UserError, match="was not trained here"):
         Tokenizer.load(tmp_path)
 
 

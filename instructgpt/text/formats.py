@@ -1,0 +1,144 @@
+"""Chat formats: how the families of models write a conversation, a record each.
+
+A record reads like the text that a model's own template gives, with the names of control tokens in it. Those names are
+written here and nowhere else: they become ids once, when a tokenizer takes the format (`Layout`), and what is said is
+encoded as text around them. So nothing that a user writes can close a turn or open another one. No template that comes
+with a model is executed.
+
+What stands in the text beside a content, such as the "user\\n" of ChatML, is encoded together with it, as the models'
+own templates do. An answer is a text of its own, for that is how it is generated: the prompt ends before it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from instructgpt.errors import UserError
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How turns are written; `{}` is where what is said stands."""
+
+    name: str
+    control: tuple[str, ...]
+    """The control tokens in the texts below, as the tokenizer names them."""
+    user: str
+    """A turn of the user."""
+    header: str
+    """What opens a turn of the assistant, and ends a prompt: the model goes on from there."""
+    answer: str
+    """What the assistant then says, and what closes it. Trained on: up to its first control token, and with it."""
+    system: str
+    """A system message: a turn of its own, or what of it stands in a user's turn, before what the user says."""
+    system_in: Literal["turn", "first", "last"] = "turn"
+    """In a turn of its own, or in the first or the last turn of the user."""
+    ends: tuple[str, ...] = ()
+    """Control tokens that end an answer, besides the one that closes it and the tokenizer's `eos`."""
+    begins: bool = True
+    """Whether a conversation begins as a document does: with `bos`, where the model has one."""
+    default_system: str | None = None
+    """The system message of a conversation that has none."""
+    trimmed: tuple[str, ...] = ()
+    """Roles whose contents lose the white space around them."""
+    thought: str = ""
+    """What stands between the header and the last answer of a conversation, and ends a prompt: an empty thought."""
+
+
+class Frame(NamedTuple):
+    """What stands around a content, in the ids of one tokenizer."""
+
+    opening: list[int]
+    """Up to the last control token before the content."""
+    before: str
+    """Text between that one and the content; encoded together with it."""
+    after: str
+    """Text from the content up to the next control token; encoded together with it."""
+    closing: list[int]
+    """From that control token on."""
+
+
+class Layout:
+    """A format in the ids of one tokenizer."""
+
+    def __init__(
+        self, format: ChatFormat, control: Mapping[str, int], start: list[int], encode: Callable[[str], list[int]]
+    ):
+        """control: ids by the names of control tokens. start: what begins a document. encode: a text within others.
+
+        Raises UserError when a control token of the format is missing.
+        """
+        if missing := [name for name in format.control if name not in control]:
+            raise UserError(
+                f"the chat format {format.name} needs the control token(s) {', '.join(missing)}, which this tokenizer "
+                "lacks; name another with --chat-format"
+            )
+        self.format, self.encode = format, encode
+        self._control = {name: control[name] for name in format.control}
+        self._names = re.compile(f"({'|'.join(map(re.escape, format.control))})")
+        self.start: list[int] = list(start) if format.begins else []
+        """What begins a conversation."""
+        self.header: list[int] = self._ids(format.header)
+        """What opens a turn of the assistant."""
+        self.thought: list[int] = self._ids(format.thought)
+        """What follows it before the last answer."""
+        self._user, self._system, self._answer = map(self._frame, (format.user, format.system, format.answer))
+        self.end: int = self._answer.closing[0]
+        """What closes an answer."""
+        self.ends = frozenset((self.end, *(control[name] for name in format.ends if name in control)))
+        """What ends an answer that a model writes."""
+
+    def _ids(self, text: str) -> list[int]:
+        """A text of the format: its control tokens as ids, what is between them encoded."""
+        parts = [part for part in self._names.split(text) if part]
+        return [i for part in parts for i in ([self._control[part]] if part in self._control else self.encode(part))]
+
+    def _frame(self, template: str) -> Frame:
+        left, _, right = template.partition("{}")
+        *opening, before = self._names.split(left)
+        after, *closing = self._names.split(right)
+        return Frame(self._ids("".join(opening)), before, after, self._ids("".join(closing)))
+
+    def _fill(self, frame: Frame, role: str, content: str) -> list[int]:
+        return [*frame.opening, *self.encode(frame.before + self.said(role, content) + frame.after), *frame.closing]
+
+    def said(self, role: str, content: str) -> str:
+        """A content as the format has it."""
+        return content.strip() if role in self.format.trimmed else content
+
+    def user_turn(self, content: str, system: str | None = None) -> list[int]:
+        """A turn of the user, which may bear the system message."""
+        borne = "" if system is None else self.format.system.replace("{}", system, 1)
+        return self._fill(self._user, "user", borne + content)
+
+    def system_turn(self, content: str) -> list[int]:
+        """The system message in a turn of its own."""
+        return self._fill(self._system, "system", content)
+
+    def answer(self, content: str) -> list[int]:
+        """What the assistant says and what closes it, behind `header`. Not all of it is learnt, see `learnt`."""
+        return self._fill(self._answer, "assistant", content)
+
+    def learnt(self, answer: list[int]) -> int:
+        """How many of the first ids of an `answer` are trained on: all but what follows `end`."""
+        return len(answer) - len(self._answer.closing) + 1
+
+    def around(self, role: str) -> tuple[list[int], list[int]]:
+        """What stands before and after a content that is encoded apart from it."""
+        frame = {"user": self._user, "system": self._system, "assistant": self._answer}[role]
+        header = self.header if role == "assistant" else []
+        opening = [*header, *frame.opening, *self.encode(frame.before)]
+        return opening, [*self.encode(frame.after), *frame.closing]
+
+
+OURS = ChatFormat(
+    name="instructgpt",
+    control=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+    system="<|system|>{}<|end|>",
+    user="<|user|>{}<|end|>",
+    header="<|assistant|>",
+    answer="{}<|end|>",
+)
