@@ -65,6 +65,11 @@ class Held:
         return self.tensors[name].detach().cpu()
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are; without a mask of them, which would be as large as a tensor."""
+    return tensor.numel() == 0 or all(math.isfinite(bound) for bound in map(float, tensor.aminmax()))
+
+
 def _bytes(tensor: Tensor) -> memoryview:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 

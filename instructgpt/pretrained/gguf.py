@@ -24,7 +24,7 @@ from instructgpt.atomic import replacing
 from instructgpt.config import ModelConfig
 from instructgpt.errors import UserError
 from instructgpt.pretrained.families import FAMILIES, Family, unknown_architecture
-from instructgpt.tensors import Spec, Tensors, read_bytes
+from instructgpt.tensors import Spec, Tensors, is_finite, read_bytes
 from kernels import RopeScaling
 
 VERSIONS = (2, 3)
@@ -64,6 +64,7 @@ class GGUFFile:
         self._places: dict[str, _Place] = {}
         try:
             with path.open("rb") as file:
+                self._size = path.stat().st_size
                 self._read_header(file)
         except FileNotFoundError:
             raise UserError("no such file", path) from None
@@ -94,7 +95,7 @@ class GGUFFile:
 
     def _take(self, file: BinaryIO, size: int) -> bytes:
         # Never more than there is: a length of 2^60 in a damaged file would be asked of the memory.
-        data = file.read(size) if size <= self.path.stat().st_size else b""
+        data = file.read(size) if size <= self._size else b""
         if len(data) < size:
             raise UserError(f"is cut off or damaged: {size:,} bytes were to follow byte {file.tell():,}", self.path)
         return data
@@ -150,8 +151,8 @@ class GGUFFile:
     def _add(self, name: str, spec: Spec, place: _Place) -> None:
         if name in self.specs:
             raise UserError(f"{name} stands there twice", self.path)
-        if (size := self.path.stat().st_size) < place.start + place.size:
-            raise UserError(f"is cut off: {name} ends at byte {place.start + place.size:,} of {size:,}", self.path)
+        if (end := place.start + place.size) > self._size:
+            raise UserError(f"is cut off: {name} ends at byte {end:,} of {self._size:,}", self.path)
         self.specs[name], self._places[name] = spec, place
 
     def read(self, name: str) -> Tensor:
@@ -302,7 +303,7 @@ def _packed(tensor: Tensor, kind: str) -> np.ndarray[Any, Any]:
     plain = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     if kind in plain:
         converted = tensor.to(plain[kind])
-        if not torch.isfinite(converted).all():
+        if not is_finite(converted):
             raise UserError(f"a weight of {float(tensor.abs().max()):g} is too much for {kind}; choose another --dtype")
         return converted.contiguous().view(torch.uint8).numpy()
     gguf = gguf_package()

@@ -15,7 +15,7 @@ from instructgpt.config import ModelConfig
 from instructgpt.errors import UserError
 from instructgpt.model.transformer import Transformer
 from instructgpt.pretrained.families import Family, Row
-from instructgpt.tensors import Spec, Tensors
+from instructgpt.tensors import Spec, Tensors, is_finite
 
 Form = Literal["folder", "gguf"]
 
@@ -148,7 +148,7 @@ class Imported:
 
     def _tensor(self, theirs: str) -> Tensor:
         tensor = self.source.read(self._renamed[theirs])
-        if not torch.isfinite(tensor).all():
+        if not is_finite(tensor):
             kind = "NaN" if tensor.isnan().any() else "infinity"
             raise UserError(f"{theirs} holds {kind}: the weights are damaged, or a training run diverged", self.where)
         return tensor
@@ -190,7 +190,7 @@ class Converted:
         """Raises UserError where a number is too large for the format, which float16 ends at 65,504."""
         tensor = self.source.read(name)
         converted = tensor.to(self.dtype)
-        if not torch.isfinite(converted).all():
+        if not is_finite(converted):
             largest = float(tensor.abs().max())
             raise UserError(f"{name} holds {largest:g}, too much for {str(self.dtype)[6:]}; choose another --dtype")
         return converted

@@ -130,6 +130,26 @@ class RunDirectory:
             raise UserError("is not a run's configuration: it has no 'stage'", self.config_file)
         return config
 
+    def open_model(self) -> tuple[ModelConfig, Tokenizer, SafetensorsFile]:
+        """Shape, tokenizer and weights, of which none is read yet. UserError where one is missing or not the run's."""
+        config = self.read_config()
+        if not config.get("model"):
+            raise UserError(f"holds a {config['stage']} run, which has no model; name a pretrain or sft run", self.path)
+        tokenizer = Tokenizer.load(self.path)
+        if tokenizer.fingerprint != config.get("tokenizer"):
+            raise UserError("is not the tokenizer that this run was trained with", self.path / "tokenizer.model")
+        shape = model_config(config["model"], self.config_file)
+        if shape.vocab_size < tokenizer.vocab_size:
+            raise UserError(
+                f"model has {shape.vocab_size} embeddings, the tokenizer {tokenizer.vocab_size} tokens",
+                self.config_file,
+            )
+        if not self.model_file.is_file():
+            raise UserError(
+                "holds no model yet: model.safetensors is missing; train it, or go on with --resume", self.path
+            )
+        return shape, tokenizer, SafetensorsFile(self.model_file)
+
     def save_model(self, model: nn.Module) -> None:
         save_tensors(self.model_file, dict(model.state_dict()))
 
@@ -184,20 +204,7 @@ Model = TypeVar("Model", Transformer, RewardModel)
 def _load(
     run: RunDirectory, device: str | torch.device, backend: str, make: Callable[[ModelConfig, Backend], Model]
 ) -> tuple[Model, Tokenizer]:
-    config = run.read_config()
-    if not config.get("model"):
-        raise UserError(f"holds a {config['stage']} run, which has no model; name a pretrain or sft run", run.path)
-    tokenizer = Tokenizer.load(run.path)
-    if tokenizer.fingerprint != config.get("tokenizer"):
-        raise UserError("is not the tokenizer that this run was trained with", run.path / "tokenizer.model")
-    shape = model_config(config["model"], run.config_file)
-    if shape.vocab_size < tokenizer.vocab_size:
-        raise UserError(
-            f"model has {shape.vocab_size} embeddings, the tokenizer {tokenizer.vocab_size} tokens", run.config_file
-        )
-    if not run.model_file.is_file():
-        raise UserError("holds no model yet: model.safetensors is missing; train it, or go on with --resume", run.path)
-    file = SafetensorsFile(run.model_file)
+    shape, tokenizer, file = run.open_model()
     where = resolve_device(str(device))
     model = make(shape, resolve_backend(backend, where))
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
