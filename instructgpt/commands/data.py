@@ -65,7 +65,7 @@ class ShowConfig(Settings):
     model: FilePath = ""
     """A run directory: lengths are in its tokens, and compared with its context."""
     tokenizer: FilePath = ""
-    """A directory with a tokenizer.model, instead of --model; without either, lengths are in characters."""
+    """A directory with a tokenizer, instead of --model; without either, lengths are in characters."""
     context: NonNegativeInt = 0
     """The tokens that an example has room for; 0 means what --model has."""
     kind: Literal["auto", "comparisons", "conversations", "text"] = "auto"

@@ -43,7 +43,7 @@ class PretrainConfig(LanguageStageConfig):
     text: tuple[FilePath, ...] = ()
     """Text files (.txt, .json, .jsonl, .csv, .tsv, each also .gz), or `world` for the embedded world."""
     tokenizer: FilePath = ""
-    """A directory with a tokenizer.model; --init brings its own."""
+    """A directory with a tokenizer, ours or an imported one; --init brings its own."""
     holdout: ShareBelow1 = 0.1
     """Share at the end of each file that is validated on and never trained on."""
     encoding: str = "utf-8"

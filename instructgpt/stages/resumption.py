@@ -11,6 +11,7 @@ from typing import Any
 
 from instructgpt.errors import UserError
 from instructgpt.strict_json import to_json
+from instructgpt.text.tokenizer import FILE_NAMES
 from instructgpt.training.checkpoint import RunDirectory
 from instructgpt.training.loop import FitConfig, Progress, Snapshot, scheduled_factor
 
@@ -79,7 +80,7 @@ def _files(given: str) -> Iterator[Path]:
     """The files behind the value of a flag: a file, two with + between them, a function's, those of a run directory."""
     path = Path(given)
     if given and path.is_dir():
-        yield from (path / name for name in ("model.safetensors", "tokenizer.model") if (path / name).is_file())
+        yield from (path / name for name in ("model.safetensors", *FILE_NAMES) if (path / name).is_file())
     elif path.is_file():
         yield path
     else:

@@ -12,11 +12,11 @@ own templates do. An answer is a text of its own, for that is how it is generate
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from instructgpt.errors import UserError
+from instructgpt.errors import UserError, suggestion
 
 
 @dataclass(frozen=True)
@@ -142,3 +142,133 @@ OURS = ChatFormat(
     header="<|assistant|>",
     answer="{}<|end|>",
 )
+CHATML = ChatFormat(
+    name="chatml",
+    control=("<|im_start|>", "<|im_end|>"),
+    system="<|im_start|>system\n{}<|im_end|>\n",
+    user="<|im_start|>user\n{}<|im_end|>\n",
+    header="<|im_start|>assistant\n",
+    answer="{}<|im_end|>\n",
+    ends=("<|endoftext|>",),
+    begins=False,
+)
+SMOLLM2 = replace(
+    CHATML,
+    name="smollm2",
+    default_system="You are a helpful AI assistant named SmolLM, trained by Hugging Face",
+)
+QWEN2 = replace(CHATML, name="qwen2", default_system="You are a helpful assistant.")
+QWEN25 = replace(
+    CHATML,
+    name="qwen2.5",
+    default_system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
+)
+QWEN3 = replace(
+    CHATML,
+    name="qwen3",
+    control=("<|im_start|>", "<|im_end|>", "<think>", "</think>"),
+    thought="<think>\n\n</think>\n\n",
+)
+"""Qwen3 that does not think aloud, as its template with `enable_thinking=False`; where it is to think, `chatml`."""
+LLAMA2 = ChatFormat(
+    name="llama2",
+    control=("<s>", "</s>"),
+    system="<<SYS>>\n{}\n<</SYS>>\n\n",
+    system_in="first",
+    user="<s> [INST] {} [/INST]",  # the space behind <s> is the one that SentencePiece puts before a text
+    header="",
+    answer=" {} </s>",
+    begins=False,
+    trimmed=("user", "assistant"),
+)
+LLAMA3 = ChatFormat(
+    name="llama3",
+    control=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    system="<|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|>",
+    user="<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>",
+    header="<|start_header_id|>assistant<|end_header_id|>\n\n",
+    answer="{}<|eot_id|>",
+    ends=("<|end_of_text|>", "<|eom_id|>"),
+    trimmed=("system", "user", "assistant"),
+)
+LLAMA31 = replace(
+    LLAMA3,
+    name="llama3.1",
+    system="<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
+    "Today Date: 26 Jul 2024\n\n{}<|eot_id|>",
+    default_system="",
+)
+"""Llama 3.1 to 3.3. Their templates name a date; this one stays, and the template of 3.2 would say today's."""
+MISTRAL1 = ChatFormat(
+    name="mistral-v1",
+    control=("</s>",),
+    system="{}\n\n",
+    system_in="first",
+    user=" [INST] {} [/INST]",
+    header="",
+    answer=" {}</s>",
+)
+"""Mistral 7B Instruct v0.1 and v0.2."""
+MISTRAL3 = ChatFormat(
+    name="mistral-v3",
+    control=("[INST]", "[/INST]", "</s>"),
+    system="{}\n\n",
+    system_in="last",
+    user="[INST] {}[/INST]",
+    header="",
+    answer=" {}</s>",
+    trimmed=("assistant",),
+)
+"""Mistral 7B Instruct v0.3. Where an answer follows the last question, its template drops the system message; this one
+keeps it there, as Mistral's own code does."""
+
+FORMATS = {
+    form.name: form
+    for form in (
+        OURS, CHATML, SMOLLM2, QWEN2, QWEN25, QWEN3, LLAMA2, LLAMA3, LLAMA31, MISTRAL1, MISTRAL3,
+    )
+}  # fmt: skip
+"""By the names that --chat-format takes.
+
+What a model's own template does beyond these is not done: tools and their calls, documents, thoughts in an answer,
+pictures.
+"""
+
+_DEFAULT_SYSTEM = re.compile(r"<\|im_start\|>system(?:\n|\\n)((?:[^'\"{}\\]|\\.)*?)<\|im_end\|>", re.DOTALL)
+OUR_TEMPLATE = "{#- instructgpt -#}"
+"""How a template that this project wrote for its own format begins."""
+
+
+def format_named(name: str) -> ChatFormat:
+    """The format of this name. UserError for an unknown one."""
+    if name not in FORMATS:
+        raise UserError(f"unknown chat format {name!r}{suggestion(name, FORMATS)}")
+    return FORMATS[name]
+
+
+def find_format(control: Collection[str], template: str = "") -> ChatFormat | None:
+    """The format of a model, by the names of its control tokens and, where it brings one, by the look of its template,
+    which is never run; None where it has none or one that is not known."""
+    has = set(control).issuperset
+    if (not template and has(OURS.control)) or template.startswith(OUR_TEMPLATE):
+        return OURS
+    if has(LLAMA3.control) and (not template or "<|start_header_id|>" in template):
+        is_later = "Cutting Knowledge Date" in template if template else "<|eom_id|>" in control
+        return LLAMA31 if is_later else LLAMA3
+    if has(CHATML.control) and (not template or ("<|im_start|>" in template and "<|im_sep|>" not in template)):
+        if "enable_thinking" in template and has(QWEN3.control):
+            return QWEN3
+        return _chatml(template)
+    if has(MISTRAL3.control) and "[SYSTEM_PROMPT]" not in template and (not template or "[INST]" in template):
+        return MISTRAL3
+    if "[INST]" in template and "[SYSTEM_PROMPT]" not in template and has(LLAMA2.control):
+        return LLAMA2 if "<<SYS>>" in template else MISTRAL1
+    return None
+
+
+def _chatml(template: str) -> ChatFormat:
+    """ChatML with the system message that a template has for conversations without one."""
+    found = _DEFAULT_SYSTEM.search(template)
+    system = re.sub(r"\\(.)", lambda each: "\n" if each[1] == "n" else each[1], found[1]) if found else None
+    known = next((form for form in (SMOLLM2, QWEN2, QWEN25) if found and form.default_system == system), CHATML)
+    return replace(known, default_system=system, begins="bos_token" in template)

@@ -21,17 +21,14 @@ from typing import Literal
 import sentencepiece
 
 from instructgpt.errors import UserError, suggestion
-from instructgpt.text.subwords import refuse_surrogates
+from instructgpt.text import model_proto
+from instructgpt.text.subwords import SPACE, refuse_surrogates
 
 FILE_NAME = "tokenizer.model"
 CONTROL_NAMES = ("bos", "eos", "pad", "system", "user", "assistant", "end")
 """The control tokens; a name's place is its id."""
 
-SPACE = "▁"
-"""U+2581, SentencePiece's spelling of a space inside a piece."""
-
-# normalizer_spec.add_dummy_prefix = false: appended to a serialised model it is merged into it (protocol buffers).
-_NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+_MARK = re.compile(r"<.+>|\[.+\]")
 # Newlines, tabs and NUL are spelt as their byte tokens, so no learnt piece may hold one; U+2581 would be taken for a
 # space; and SentencePiece drops a line that has its own marker U+2585. All of them end a line of training text.
 _LINE_ENDS = re.compile(f"[\n\t\0{SPACE}\u2585]")
@@ -63,29 +60,34 @@ class SentencePiece:
     def __init__(self, model: bytes, where: str | Path | None = None):
         """From a serialised model; UserError, naming `where`, for what is none or cannot hold every text."""
         self.model = model
-        self._processor = _processor(model, where)
-        pieces = [self._processor.IdToPiece(i) for i in range(self._processor.GetPieceSize())]
-        self.control = {piece: i for i, piece in enumerate(pieces) if self._processor.IsControl(i)}
-        self.token_bytes = [self._bytes_of(i, piece) for i, piece in enumerate(pieces)]
-        byte_ids = {value[0]: i for i, value in enumerate(self.token_bytes) if self._processor.IsByte(i)}
+        processor = _processor(model, where)
+        pieces = [processor.IdToPiece(i) for i in range(processor.GetPieceSize())]
+        self.token_bytes = [_bytes_of(processor, i, piece) for i, piece in enumerate(pieces)]
+        self.control = {piece: i for i, piece in enumerate(pieces) if processor.IsControl(i)}
+        # Marks that SentencePiece would match in a text, as in one user-defined piece: [INST], <|im_start|>.
+        kinds = model_proto.types(model)
+        marks = {
+            i: model_proto.CONTROL
+            for i, (piece, kind) in enumerate(zip(pieces, kinds))
+            if kind == model_proto.USER_DEFINED and _MARK.fullmatch(piece)
+        }
+        if marks:
+            model = model_proto.with_types(model, marks)
+            processor = _processor(model, where)
+            self.control |= {pieces[i]: i for i in marks}
+        self._processor = processor
+        byte_ids = {value[0]: i for i, value in enumerate(self.token_bytes) if processor.IsByte(i)}
         if len(byte_ids) != 256:
             raise UserError("has no byte fallback, so it cannot hold every text", where)
         self._space_ids = [byte_ids[byte] for byte in SPACE.encode()]
-        self.begins_with_space: bool = self._processor.Normalize("a") != "a"
-        self._within = _processor(model + _NO_DUMMY_PREFIX, where) if self.begins_with_space else self._processor
+        self.begins_with_space: bool = processor.Normalize("a") != "a"
+        self._within = _processor(model + model_proto.NO_PREFIX, where) if self.begins_with_space else processor
         self.loses: str = _losses(self._within)
 
     @property
     def is_ours(self) -> bool:
         """Whether `train` made it: our control tokens are its first ids."""
         return list(self.control.items()) == [(_piece(name), i) for i, name in enumerate(CONTROL_NAMES)]
-
-    def _bytes_of(self, i: int, piece: str) -> bytes:
-        if self._processor.IsControl(i) or self._processor.IsUnknown(i):
-            return b""
-        if self._processor.IsByte(i):
-            return bytes([int(piece[3:-1], 16)])  # "<0x41>"
-        return piece.replace(SPACE, " ").encode()
 
     def __reduce__(self) -> tuple[type[SentencePiece], tuple[bytes]]:
         return SentencePiece, (self.model,)
@@ -174,6 +176,14 @@ class SentencePiece:
             if SPACE in text:
                 batch[i] = self.encode(text)
         return batch
+
+
+def _bytes_of(processor: sentencepiece.SentencePieceProcessor, i: int, piece: str) -> bytes:
+    if processor.IsControl(i) or processor.IsUnknown(i):
+        return b""
+    if processor.IsByte(i):
+        return bytes([int(piece[3:-1], 16)])  # "<0x41>"
+    return piece.replace(SPACE, " ").encode()
 
 
 def _processor(model: bytes, where: str | Path | None) -> sentencepiece.SentencePieceProcessor:

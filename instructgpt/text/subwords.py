@@ -7,6 +7,9 @@ from typing import Protocol
 
 from instructgpt.errors import UserError
 
+SPACE = "▁"
+"""U+2581, SentencePiece's spelling of a space inside a piece."""
+
 
 class Subwords(Protocol):
     """A subword model: `SentencePiece` or `ByteBPE`. Immutable; pickles."""

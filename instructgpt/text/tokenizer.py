@@ -14,7 +14,7 @@ import codecs
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,18 +24,19 @@ from instructgpt.atomic import replacing
 from instructgpt.errors import UserError
 from instructgpt.flags import train_command
 from instructgpt.strict_json import write_json
-from instructgpt.text.formats import OURS, ChatFormat, Layout
+from instructgpt.text.byte_bpe import ByteBPE
+from instructgpt.text.formats import OURS, ChatFormat, Layout, format_named
 from instructgpt.text.sentence_piece import CONTROL_NAMES, SentencePiece
 from instructgpt.text.subwords import Subwords
 
 CHAT_FILE = "chat.json"
-FILE_NAMES = (SentencePiece.file_name, CHAT_FILE)
+FILE_NAMES = (SentencePiece.file_name, ByteBPE.file_name, CHAT_FILE)
 """Every file that a saved tokenizer may consist of."""
 _OUR_NAMES = {f"<|{name}|>": name for name in CONTROL_NAMES}
 
 
 @dataclass(frozen=True)
-class Roles:
+class Special:
     """Which tokens of a model do what."""
 
     eos: int
@@ -46,35 +47,43 @@ class Roles:
     """Fills rows; `eos` where the model has none."""
     begins: bool = True
     """Whether `bos` is put in front of documents and prompts."""
+    ends: tuple[int, ...] = ()
+    """Further tokens that end what the model writes."""
     added: dict[str, int] = field(default_factory=dict)
     """Control tokens beside those of the subword model, by name."""
 
 
 class Tokenizer:
-    """A subword model and what its tokens mean. Equal when these are equal; immutable."""
+    """A subword model, and what its tokens mean. Equal when these are equal; immutable."""
 
-    def __init__(self, subwords: Subwords, roles: Roles, format: ChatFormat | None = OURS):
-        """format: how conversations are written; None where the model knows none, as a base model.
+    def __init__(self, subwords: Subwords, special: Special, format: ChatFormat | None = OURS, template: str = ""):
+        """format: how conversations are written; None where the model knows none, as a base model. template: the
+        model's own, to be handed on with it; it is not used.
 
-        Raises UserError for a format that the control tokens cannot spell.
+        Raises UserError for a format that the control tokens cannot spell, and for ids of no token.
         """
-        self.subwords, self.roles, self.format = subwords, roles, format
-        control = subwords.control | roles.added
+        self.subwords, self.special, self.format, self.template = subwords, special, format, template
+        control = subwords.control | special.added
         self.control_ids: dict[str, int] = {_OUR_NAMES.get(name, name): i for name, i in control.items()}
         """Control tokens by name: ours by their bare names (`bos`, `user`, …), others as they are spelt."""
-        self._bytes = [*subwords.token_bytes]
-        self._bytes += [b""] * (max([len(self._bytes) - 1, *roles.added.values()]) + 1 - len(self._bytes))
-        self.vocab_size: int = len(self._bytes)
-        self.bos, self.eos = roles.bos, roles.eos
-        self.pad: int = roles.eos if roles.pad is None else roles.pad
-        self.document_start: list[int] = [roles.bos] if roles.begins and roles.bos is not None else []
+        known = len(subwords.token_bytes)
+        self.vocab_size: int = max([known - 1, *special.added.values()]) + 1
+        self._bytes = [*subwords.token_bytes, *[b""] * (self.vocab_size - known)]
+        self.bos, self.eos = special.bos, special.eos
+        self.pad: int = special.eos if special.pad is None else special.pad
+        for name, i in {"bos": self.bos, "eos": self.eos, "pad": self.pad}.items():
+            if i is not None and not 0 <= i < self.vocab_size:
+                raise UserError(f"{name} is token {i}, outside the vocabulary of {self.vocab_size}")
+        self.document_start: list[int] = [special.bos] if special.begins and special.bos is not None else []
         """What stands before a document, or a text that a model is to continue."""
         self._layout = format and Layout(format, control, self.document_start, subwords.encode_within)
-        self.closing: frozenset[int] = frozenset((self.eos, *(self._layout.ends if self._layout else ())))
+        ends = self._layout.ends if self._layout else frozenset()
+        self.closing: frozenset[int] = frozenset((self.eos, *special.ends)) | ends
         """Tokens that end what a model writes."""
         self.byte_lengths: np.ndarray = np.array([len(value) for value in self._bytes], dtype=np.int64)
         """(vocab_size,) bytes of text that each token stands for; 0 for control tokens."""
-        settings = b"" if self._is_ours else json.dumps(self._settings(), sort_keys=True).encode()
+        meaning = [asdict(special), format and asdict(format)]
+        settings = b"" if self._is_ours else json.dumps(meaning, sort_keys=True).encode()
         self.fingerprint: str = hashlib.sha256(subwords.model + settings).hexdigest()
         """sha256 of the model, and of control tokens and format where they are not ours: equal ones, equal tokens."""
 
@@ -108,8 +117,25 @@ class Tokenizer:
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, fingerprint={self.fingerprint[:12]})"
 
-    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Subwords, Roles, ChatFormat | None]]:
-        return Tokenizer, (self.subwords, self.roles, self.format)
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Any, ...]]:
+        return Tokenizer, (self.subwords, self.special, self.format, self.template)
+
+    # ---- with other control tokens
+
+    def with_control(self, names: Sequence[str]) -> Tokenizer:
+        """The same with further control tokens, which take the next ids; those that are there already stay."""
+        missing = [name for name in names if name not in self.subwords.control | self.special.added]
+        added = self.special.added | {name: self.vocab_size + i for i, name in enumerate(missing)}
+        return self._replaced(special=replace(self.special, added=added))
+
+    def with_chat(self, format: ChatFormat = OURS) -> Tokenizer:
+        """The same with another chat format, given the control tokens that it needs. The model has to have embeddings
+        for all `vocab_size` tokens."""
+        return self.with_control(format.control)._replaced(format=format, template="")
+
+    def _replaced(self, **changes: Any) -> Tokenizer:
+        kept = {"special": self.special, "format": self.format, "template": self.template}
+        return Tokenizer(self.subwords, **kept | changes)
 
     # ---- making, saving, loading
 
@@ -132,21 +158,42 @@ class Tokenizer:
     @classmethod
     def _of_ours(cls, model: SentencePiece) -> Tokenizer:
         bos, eos, pad = (model.control[f"<|{name}|>"] for name in ("bos", "eos", "pad"))
-        return cls(model, Roles(eos, bos, pad))
+        return cls(model, Special(eos, bos, pad))
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """From a file, or a directory that holds one. UserError when it is missing, damaged or of no known kind."""
-        file = Path(path) / SentencePiece.file_name if Path(path).is_dir() else Path(path)
+        """A saved one, from its directory; of ours, the file will do. UserError when it is missing, damaged or of no
+        known kind. Layouts of others are read by `reading.py`."""
+        directory = Path(path) if Path(path).is_dir() else Path(path).parent
+        kind = ByteBPE if Path(path).is_dir() and (directory / ByteBPE.file_name).exists() else SentencePiece
+        file = directory / kind.file_name if Path(path).is_dir() else Path(path)
         try:
-            model = SentencePiece(file.read_bytes(), where=file)
+            model = kind(file.read_bytes(), where=file)
         except FileNotFoundError:
             raise UserError(f"no such tokenizer; `{train_command('tokenizer')}` makes one", file) from None
         except OSError as error:
             raise UserError(f"cannot be read: {error.strerror}", file) from None
-        if not model.is_ours:
-            raise UserError("is a SentencePiece model that was not trained here", file)
-        return cls._of_ours(model)
+        settings = directory / CHAT_FILE
+        if settings.exists():
+            return cls._with_settings(model, settings)
+        if isinstance(model, SentencePiece) and model.is_ours:
+            return cls._of_ours(model)
+        raise UserError(
+            f"is no tokenizer of ours, and no {CHAT_FILE} beside it says what it is; import the model", file
+        )
+
+    @classmethod
+    def _with_settings(cls, model: Subwords, file: Path) -> Tokenizer:
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            form = values["format"] and replace(
+                format_named(values["format"]), default_system=values["default_system"], begins=values["begins"]
+            )
+            special = values["special"]
+            special["ends"] = tuple(special["ends"])
+            return cls(model, Special(**special), form, values["template"])
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"does not say what a tokenizer's tokens are: {error!r}", file) from None
 
     def save(self, directory: str | Path) -> Path:
         """Write its files into `directory` (made if missing), each whole or not at all; returns the model's."""
@@ -159,7 +206,14 @@ class Tokenizer:
 
     def _settings(self) -> dict[str, Any]:
         """What chat.json says."""
-        return {"roles": asdict(self.roles), "format": self.format and asdict(self.format)}
+        form = self.format
+        return {
+            "format": form.name if form else "",
+            "default_system": form.default_system if form else None,
+            "begins": form.begins if form else False,
+            "special": asdict(self.special),
+            "template": self.template,
+        }
 
     # ---- text to ids
 

@@ -1,7 +1,7 @@
 """A run directory: what a stage leaves behind, whole at every moment, and how it is read back.
 
 config.json         the stage, its settings, the model's shape and head, fingerprints of tokenizer and inputs
-tokenizer.model     SentencePiece's own file
+tokenizer.model     SentencePiece's own file; of others tokenizer.json may stand in its place, and chat.json beside it
 model.safetensors   the weights to use, with a checksum of each tensor
 metrics.jsonl       a line a record
 eval.json, samples.md, curves.png
@@ -29,7 +29,7 @@ from instructgpt.model.transformer import Transformer
 from instructgpt.runtime import resolve_device
 from instructgpt.strict_json import to_json, write_json
 from instructgpt.tensors import Held, SafetensorsFile, write_safetensors
-from instructgpt.text.tokenizer import Tokenizer
+from instructgpt.text.tokenizer import FILE_NAMES, Tokenizer
 from instructgpt.training.loop import Snapshot
 
 Head = Literal["language", "reward"]
@@ -71,9 +71,9 @@ class RunDirectory:
             raise UserError("is a file; --out names a directory", run.path)
         holds_run = run.config_file.exists() or run.model_file.exists() or run.state_file.exists()
         if holds_run and overwrite and not resume:
-            for file in (run.config_file, run.model_file, run.metrics_file, run.path / "tokenizer.model"):
+            for file in (run.config_file, run.model_file, run.metrics_file):
                 file.unlink(missing_ok=True)
-            for file in ("eval.json", "samples.md", "curves.png"):
+            for file in ("eval.json", "samples.md", "curves.png", *FILE_NAMES):
                 (run.path / file).unlink(missing_ok=True)
             shutil.rmtree(run.state_file.parent, ignore_errors=True)
         elif holds_run and not resume:
@@ -137,7 +137,9 @@ class RunDirectory:
             raise UserError(f"holds a {config['stage']} run, which has no model; name a pretrain or sft run", self.path)
         tokenizer = Tokenizer.load(self.path)
         if tokenizer.fingerprint != config.get("tokenizer"):
-            raise UserError("is not the tokenizer that this run was trained with", self.path / "tokenizer.model")
+            raise UserError(
+                "is not the tokenizer that this run was trained with", self.path / tokenizer.subwords.file_name
+            )
         shape = model_config(config["model"], self.config_file)
         if shape.vocab_size < tokenizer.vocab_size:
             raise UserError(
