@@ -229,6 +229,10 @@ def _parsed(model: bytes, where: str | Path | None) -> dict[str, Any]:
     if part.get("continuing_subword_prefix") or part.get("end_of_word_suffix"):
         raise UserError("marks the ends of words in its pieces, as CLIP's tokenizer; that is not known here", where)
     pre, normalizer = spec.get("pre_tokenizer"), spec.get("normalizer")
+    if not all(
+        isinstance(step, dict) and isinstance(step.get("type"), str) for step in [*_parts(pre), *_parts(normalizer)]
+    ):
+        raise UserError("is no tokenizer: each step before its model should have a 'type'", where)
     if not _mentions(pre, "ByteLevel") and not any(SPACE in piece for piece in vocab):
         raise UserError("spells its pieces neither byte by byte nor as SentencePiece does", where)
     return {**spec, "model": {**part, "type": "BPE"}, "added_tokens": added} | {
@@ -238,8 +242,8 @@ def _parsed(model: bytes, where: str | Path | None) -> dict[str, Any]:
 
 def _parts(step: dict[str, Any] | None) -> list[dict[str, Any]]:
     """A normaliser or pre-tokenizer as its steps in order."""
-    if not step:
-        return []
+    if not isinstance(step, dict):
+        return [step] if step else []
     inner = step.get("normalizers") or step.get("pretokenizers")
     return [part for one in inner for part in _parts(one)] if inner else [step]
 
@@ -305,8 +309,19 @@ def _encoder(spec: dict[str, Any], control: Mapping[str, int], where: str | Path
         raise UserError(f"is no tokenizer: {error}", where) from None
 
 
-def bos_of_template(model: bytes) -> bool:
-    """Whether a tokenizer.json puts a token before a text, as its post-processor says."""
-    step = json.loads(model).get("post_processor") or {}
+def begins_by_itself(spec: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer.json puts a control token before a text, as its post-processor says."""
+    step = spec.get("post_processor") or {}
     steps = step.get("processors", [step])
     return any("SpecialToken" in first for each in steps for first in each.get("single", [])[:1])
+
+
+def prefixes_parts(spec: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer.json puts a space before every text behind a control token, not the first text alone."""
+    steps = [*_parts(spec.get("normalizer")), *_parts(spec.get("pre_tokenizer"))]
+    return any(
+        step["type"] == "Prepend"
+        or (step["type"] == "ByteLevel" and step.get("add_prefix_space", True))
+        or (step["type"] == "Metaspace" and _prepends(step) and step.get("prepend_scheme") != "first")
+        for step in steps
+    )

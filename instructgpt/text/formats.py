@@ -59,15 +59,23 @@ class Frame(NamedTuple):
     """Text from the content up to the next control token; encoded together with it."""
     closing: list[int]
     """From that control token on."""
+    behind: bool
+    """Whether the text stands behind a control token."""
 
 
 class Layout:
     """A format in the ids of one tokenizer."""
 
     def __init__(
-        self, format: ChatFormat, control: Mapping[str, int], start: list[int], encode: Callable[[str], list[int]]
+        self,
+        format: ChatFormat,
+        control: Mapping[str, int],
+        start: list[int],
+        encode: Callable[[str], list[int]],
+        encode_behind: Callable[[str], list[int]],
     ):
-        """control: ids by the names of control tokens. start: what begins a document. encode: a text within others.
+        """control: ids by the names of control tokens. start: what begins a document. encode: a text within others;
+        encode_behind: one behind a control token.
 
         Raises UserError when a control token of the format is missing.
         """
@@ -76,7 +84,7 @@ class Layout:
                 f"the chat format {format.name} needs the control token(s) {', '.join(missing)}, which this tokenizer "
                 "lacks; name another with --chat-format"
             )
-        self.format, self.encode = format, encode
+        self.format, self.encode, self._encode_behind = format, encode, encode_behind
         self._control = {name: control[name] for name in format.control}
         self._names = re.compile(f"({'|'.join(map(re.escape, format.control))})")
         self.start: list[int] = list(start) if format.begins else []
@@ -85,7 +93,9 @@ class Layout:
         """What opens a turn of the assistant."""
         self.thought: list[int] = self._ids(format.thought)
         """What follows it before the last answer."""
-        self._user, self._system, self._answer = map(self._frame, (format.user, format.system, format.answer))
+        self._user, self._system = self._frame(format.user), self._frame(format.system)
+        spoken_to = (format.header or format.user).rpartition("}")[2]
+        self._answer = self._frame(format.answer, behind=self._names.split(spoken_to)[-1] == "")
         self.end: int = self._answer.closing[0]
         """What closes an answer."""
         self.ends = frozenset((self.end, *(control[name] for name in format.ends if name in control)))
@@ -93,17 +103,22 @@ class Layout:
 
     def _ids(self, text: str) -> list[int]:
         """A text of the format: its control tokens as ids, what is between them encoded."""
-        parts = [part for part in self._names.split(text) if part]
-        return [i for part in parts for i in ([self._control[part]] if part in self._control else self.encode(part))]
+        ids: list[int] = []
+        for part in filter(None, self._names.split(text)):
+            ids += [self._control[part]] if part in self._control else self._encode_behind(part)
+        return ids
 
-    def _frame(self, template: str) -> Frame:
+    def _frame(self, template: str, behind: bool = True) -> Frame:
+        """behind: whether a control token stands before the template."""
         left, _, right = template.partition("{}")
         *opening, before = self._names.split(left)
         after, *closing = self._names.split(right)
-        return Frame(self._ids("".join(opening)), before, after, self._ids("".join(closing)))
+        behind = behind or bool(opening)
+        return Frame(self._ids("".join(opening)), before, after, self._ids("".join(closing)), behind)
 
     def _fill(self, frame: Frame, role: str, content: str) -> list[int]:
-        return [*frame.opening, *self.encode(frame.before + self.said(role, content) + frame.after), *frame.closing]
+        encode = self._encode_behind if frame.behind else self.encode
+        return [*frame.opening, *encode(frame.before + self.said(role, content) + frame.after), *frame.closing]
 
     def said(self, role: str, content: str) -> str:
         """A content as the format has it."""
@@ -175,7 +190,7 @@ LLAMA2 = ChatFormat(
     control=("<s>", "</s>"),
     system="<<SYS>>\n{}\n<</SYS>>\n\n",
     system_in="first",
-    user="<s> [INST] {} [/INST]",  # the space behind <s> is the one that SentencePiece puts before a text
+    user="<s>[INST] {} [/INST]",
     header="",
     answer=" {} </s>",
     begins=False,

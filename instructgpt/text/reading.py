@@ -9,7 +9,7 @@ from typing import Any
 
 from instructgpt.errors import UserError
 from instructgpt.text import model_proto
-from instructgpt.text.byte_bpe import ByteBPE, bos_of_template
+from instructgpt.text.byte_bpe import ByteBPE, begins_by_itself, prefixes_parts
 from instructgpt.text.formats import ChatFormat, find_format, format_named
 from instructgpt.text.sentence_piece import SentencePiece
 from instructgpt.text.subwords import Subwords
@@ -47,10 +47,12 @@ def read_folder(folder: str | Path, chat_format: str = "") -> Tokenizer:
         raise UserError("says of no token that it ends a text: eos_token", path / "tokenizer_config.json")
     further = model.get("eos_token_id")
     ends = tuple(i for i in (further if isinstance(further, list) else [further]) if i is not None and i != eos)
+    spec = _json(path / "tokenizer.json")
     begins = settings.get("add_bos_token")
     if begins is None:
-        begins = isinstance(subwords, SentencePiece) or bos_of_template(subwords.model)
-    found = Special(eos, bos, special("pad"), bool(begins), ends, added)
+        begins = isinstance(subwords, SentencePiece) or begins_by_itself(spec)
+    prefixes = prefixes_parts(spec) if spec else settings.get("legacy") is not False
+    found = Special(eos, bos, special("pad"), bool(begins), prefixes, ends, added)
     template = _template(path, settings)
     return Tokenizer(subwords, found, _format(chat_format, control, template, path), template)
 
@@ -114,7 +116,7 @@ def read_gguf(fields: Mapping[str, Any], where: str | Path | None = None, chat_f
         raise UserError("says of no token that it ends a text: tokenizer.ggml.eos_token_id", where)
     begins = get("add_bos_token", kind == "llama" or pre == "llama-bpe")
     ends = tuple(i for i in (get("eot_token_id"), get("eom_token_id")) if i is not None)
-    special = Special(ids["eos"], ids["bos"], ids["padding"], begins, ends)
+    special = Special(ids["eos"], ids["bos"], ids["padding"], begins, prefixes=True, ends=ends)
     template = str(fields.get("tokenizer.chat_template", ""))
     return Tokenizer(subwords, special, _format(chat_format, subwords.control, template, where), template)
 

@@ -47,6 +47,8 @@ class Special:
     """Fills rows; `eos` where the model has none."""
     begins: bool = True
     """Whether `bos` is put in front of documents and prompts."""
+    prefixes: bool = False
+    """Whether the space that the model puts before a text is put before every text behind a control token, too."""
     ends: tuple[int, ...] = ()
     """Further tokens that end what the model writes."""
     added: dict[str, int] = field(default_factory=dict)
@@ -76,7 +78,8 @@ class Tokenizer:
                 raise UserError(f"{name} is token {i}, outside the vocabulary of {self.vocab_size}")
         self.document_start: list[int] = [special.bos] if special.begins and special.bos is not None else []
         """What stands before a document, or a text that a model is to continue."""
-        self._layout = format and Layout(format, control, self.document_start, subwords.encode_within)
+        behind = subwords.encode if special.prefixes else subwords.encode_within
+        self._layout = format and Layout(format, control, self.document_start, subwords.encode_within, behind)
         ends = self._layout.ends if self._layout else frozenset()
         self.closing: frozenset[int] = frozenset((self.eos, *special.ends)) | ends
         """Tokens that end what a model writes."""
