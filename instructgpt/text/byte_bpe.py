@@ -63,7 +63,8 @@ class ByteBPE:
         added = {token["content"]: token for token in spec["added_tokens"]}
         self.control: dict[str, int] = {name: token["id"] for name, token in added.items()}
         vocab: dict[str, int] = spec["model"]["vocab"]
-        self._is_byte_level = _mentions(spec["pre_tokenizer"], "ByteLevel")
+        self.is_byte_level = _mentions(spec["pre_tokenizer"], "ByteLevel")
+        """Or else spelt as SentencePiece does."""
         self.begins_with_space, without_prefix = _without_prefix(spec)
         self._encoder = _encoder(without_prefix, self.control, where)
         size = 1 + max([*vocab.values(), *self.control.values()], default=-1)
@@ -74,12 +75,12 @@ class ByteBPE:
             # What is not marked special is text where a model writes it, though no text is read as it.
             self.token_bytes[token["id"]] = b"" if token.get("special") else name.encode()
         self._byte_ids = {value[0]: i for i, value in enumerate(self.token_bytes) if len(value) == 1}
-        if not self._is_byte_level and (len(self._byte_ids) < 256 or not spec["model"].get("byte_fallback")):
+        if not self.is_byte_level and (len(self._byte_ids) < 256 or not spec["model"].get("byte_fallback")):
             raise UserError("has no byte fallback, so it cannot hold every text", where)
         self.loses = self._losses(spec)
 
     def _bytes_of(self, piece: str) -> bytes:
-        if self._is_byte_level:
+        if self.is_byte_level:
             return b"".join(bytes([_BYTE_OF[c]]) if c in _BYTE_OF else c.encode() for c in piece)
         if len(piece) == 6 and piece.startswith("<0x"):
             return bytes([int(piece[3:5], 16)])
@@ -161,6 +162,22 @@ class ByteBPE:
         pairs = [line for line in lines if line and not line.startswith("#version")]
         return cls.from_pieces(listed, pairs, dict.fromkeys(added.values(), True), pre, merges)
 
+    def listed(self) -> tuple[list[str], list[str], str | None]:
+        """Pieces by id ("" for none), merges, and the name of how text is cut into words, None if it has none."""
+        spec = _parsed(self.model, None)
+        listed = [""] * len(self.token_bytes)
+        for piece, i in {**spec["model"]["vocab"], **self.control}.items():
+            listed[i] = piece
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in spec["model"]["merges"]]
+        steps, whole = (
+            [_essence(step) for step in _parts(spec["pre_tokenizer"])],
+            bool(spec["model"].get("ignore_merges")),
+        )
+        for name, known in PRE_TOKENIZERS.items():
+            if [_essence(step) for step in known] == steps and (name in _WHOLE_WORDS) == whole:
+                return listed, merges, name
+        return listed, merges, None
+
     # ---- text to ids
 
     def encode(self, text: str) -> list[int]:
@@ -168,7 +185,7 @@ class ByteBPE:
 
     def encode_within(self, text: str) -> list[int]:
         refuse_surrogates(text)
-        if self._is_byte_level or SPACE not in text:
+        if self.is_byte_level or SPACE not in text:
             return self._encoder.encode(text, add_special_tokens=False).ids
         # A literal U+2581 would be taken for a space: spell it in bytes, and encode what is between.
         first, *rest = (self._encoder.encode(part, add_special_tokens=False).ids for part in text.split(SPACE))
@@ -179,7 +196,7 @@ class ByteBPE:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         prefixed = [self._prefixed(text) for text in texts]
-        if not self._is_byte_level and any(SPACE in text for text in texts):
+        if not self.is_byte_level and any(SPACE in text for text in texts):
             return [self.encode_within(text) for text in prefixed]
         for text in texts:
             refuse_surrogates(text)
@@ -246,6 +263,13 @@ def _parts(step: dict[str, Any] | None) -> list[dict[str, Any]]:
         return [step] if step else []
     inner = step.get("normalizers") or step.get("pretokenizers")
     return [part for one in inner for part in _parts(one)] if inner else [step]
+
+
+def _essence(step: dict[str, Any]) -> dict[str, Any]:
+    """A step without what changes no token."""
+    return {key: value for key, value in step.items() if key != "trim_offsets"} | (
+        {"use_regex": step.get("use_regex", True)} if step["type"] == "ByteLevel" else {}
+    )
 
 
 def _is_harmless(step: dict[str, Any]) -> bool:

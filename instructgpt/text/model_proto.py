@@ -62,14 +62,26 @@ def _fields(data: bytes) -> Iterator[tuple[int, int, bytes]]:
         yield key >> 3, kind, data[start:at]
 
 
-def types(model: bytes) -> list[int]:
-    """The kind of each piece."""
-    found = []
+def pieces(model: bytes) -> tuple[list[str], list[float], list[int]]:
+    """The pieces, their scores and their kinds, by id."""
+    spelt, scores, kinds = [], [], []
     for number, _, value in _fields(model):
         if number == _PIECE:
-            kinds = [_read_varint(kind, 0)[0] for inner, _, kind in _fields(value) if inner == _TYPE]
-            found.append(kinds[-1] if kinds else NORMAL)
-    return found
+            parts = {inner: part for inner, _, part in _fields(value)}
+            spelt.append(parts.get(1, b"").decode())
+            scores.append(struct.unpack("<f", parts[2])[0] if 2 in parts else 0.0)
+            kinds.append(_read_varint(parts[_TYPE], 0)[0] if _TYPE in parts else NORMAL)
+    return spelt, scores, kinds
+
+
+def is_bpe(model: bytes) -> bool:
+    """Whether pieces are put together by merges; unigram models choose them by probability."""
+    kind = 1  # TrainerSpec.model_type is unigram where it is not said
+    for number, _, value in _fields(model):
+        if number == 2:
+            for inner, _, part in _fields(value):
+                kind = _read_varint(part, 0)[0] if inner == 3 else kind
+    return kind == 2
 
 
 def with_types(model: bytes, types: dict[int, int]) -> bytes:

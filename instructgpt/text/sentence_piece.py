@@ -65,7 +65,7 @@ class SentencePiece:
         self.token_bytes = [_bytes_of(processor, i, piece) for i, piece in enumerate(pieces)]
         self.control = {piece: i for i, piece in enumerate(pieces) if processor.IsControl(i)}
         # Marks that SentencePiece would match in a text, as in one user-defined piece: [INST], <|im_start|>.
-        kinds = model_proto.types(model)
+        _, _, kinds = model_proto.pieces(model)
         marks = {
             i: model_proto.CONTROL
             for i, (piece, kind) in enumerate(zip(pieces, kinds))
