@@ -9,7 +9,9 @@ from instructgpt import stages
 from instructgpt.commands.chat import ChatConfig, chat
 from instructgpt.commands.data import data
 from instructgpt.commands.evaluate import EvalConfig, evaluate
+from instructgpt.commands.export import ExportConfig, export
 from instructgpt.commands.generate import GenerateConfig, generate
+from instructgpt.commands.import_ import ImportConfig, import_
 from instructgpt.commands.ledger import LedgerConfig, ledger
 from instructgpt.errors import UserError, suggestion
 from instructgpt.flags import parse, program
@@ -32,6 +34,8 @@ COMMANDS = {
     "chat": Command(_with(ChatConfig, chat, "chat"), "talk with a model in the terminal"),
     "eval": Command(_with(EvalConfig, evaluate, "eval"), "score a model on the embedded world or on files"),
     "ledger": Command(_with(LedgerConfig, ledger, "ledger"), "compare stages: true reward, reward model, KL, cost"),
+    "import": Command(_with(ImportConfig, import_, "import"), "make a run of a model that others trained"),
+    "export": Command(_with(ExportConfig, export, "export"), "write a run's model for other engines"),
     "data": Command(data, "list or download public data sets"),
 }
 

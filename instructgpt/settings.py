@@ -60,7 +60,12 @@ def _at_home(path: str) -> str:
 @lru_cache
 def _paths(settings: type) -> tuple[str, ...]:
     hints: dict[str, Any] = get_type_hints(settings, include_extras=True)
-    return tuple(one.name for one in fields(settings) if FilePath in (hints[one.name], *get_args(hints[one.name])))
+    return tuple(one.name for one in fields(settings) if _is_path(hints[one.name]))
+
+
+def _is_path(kind: Any) -> bool:
+    """Whether a field's type is `FilePath`, with whatever else is said of it, or has it inside."""
+    return "path" in getattr(kind, "__metadata__", ()) or any(map(_is_path, get_args(kind)))
 
 
 @lru_cache

@@ -257,6 +257,8 @@ def write_gguf(
     dtype: of the matrices, as in FORMATS, or "keep"; vectors are float32 in any case, as llama.cpp wants them.
     values: further settings, the vocabulary's.
     """
+    if config.rope_factor > 1 and not family.interleaved:
+        raise UserError(f"cannot leave as GGUF: llama.cpp's {family.gguf} has no rope_factor, it scales no rotations")
     gguf = gguf_package()
     kinds = {name: _kind(name, spec, dtype) for name, spec in source.specs.items()}
     with replacing(path) as temporary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-_VOCAB, _CONTEXT = 61, 96
+_VOCAB, _CONTEXT = 320, 96
 _LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32, "rope_theta": 500.0,
@@ -52,20 +53,43 @@ def _made(kind: str, settings: dict[str, Any]) -> Any:
     for name, parameter in model.named_parameters():
         # Small embeddings: what a block adds decides the next token, not the token itself.
         is_embedding = any(word in name for word in ("embed", "wte", "wpe"))
-        noise = (0.03 if is_embedding else 0.15) * torch.randn_like(parameter)
+        noise = (0.03 if is_embedding else 0.12) * torch.randn_like(parameter)
         parameter.data = 1 + noise if parameter.ndim == 1 and name.endswith("weight") else noise
     return model.eval()
 
 
+_TEMPLATE = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def _tokenizer_files(folder: Path) -> None:
+    """A small byte-level tokenizer with ChatML's control tokens."""
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"], show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(["The cat sees the bird. The bird sees the cat, and the rain."] * 9, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "chat_template": _TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
 @pytest.fixture(scope="session")
 def save(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Saved]:
-    """`save(name)`: a model of theirs, and a folder that it was saved in; made once."""
+    """`save(name)`: a model of theirs, and a folder that it was saved in, with a tokenizer; made once."""
     known: dict[str, Saved] = {}
 
     def save(name: str) -> Saved:
         if name not in known:
             model, folder = _made(*SHAPES[name]), tmp_path_factory.mktemp(name)
             model.save_pretrained(folder)
+            _tokenizer_files(folder)
             known[name] = Saved(name, model, folder)
         return known[name]
 
