@@ -324,7 +324,12 @@ def _encoder(spec: dict[str, Any], control: Mapping[str, int], where: str | Path
         ) from None
     taken = set(control.values())
     vocab = {piece: i for piece, i in spec["model"]["vocab"].items() if i not in taken}
-    # Merges that would make a control token, or unknown ones of none at all: the package names a piece that it misses.
+    for merge in spec["model"].get("merges", ()):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(piece, str) for piece in pair):
+            raise UserError(f"is no tokenizer: {merge!r} is no merge of two pieces", where)
+        if missing := next((piece for piece in (*pair, "".join(pair)) if piece not in vocab), None):
+            raise UserError(f"is no tokenizer: its merges name the piece {missing!r}, which it does not have", where)
     model = spec["model"] | {"vocab": vocab, "unk_token": None, "dropout": None}
     bare = spec | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None, "model": model}
     try:

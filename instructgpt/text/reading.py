@@ -18,6 +18,9 @@ from instructgpt.text.tokenizer import Special, Tokenizer
 _PRE_OF_CLASS = {"GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}
 """How text is cut into words where there are but vocab.json and merges.txt."""
 
+_END_OF_TEXT = "<|endoftext|>"
+"""What ends a text where nothing else is said to, as GPT-2's files say nothing."""
+
 
 def read_folder(folder: str | Path, chat_format: str = "") -> Tokenizer:
     """The tokenizer of a folder with a model of others: `tokenizer.model`, `tokenizer.json`, or `vocab.json` with
@@ -42,7 +45,8 @@ def read_folder(folder: str | Path, chat_format: str = "") -> Tokenizer:
         ids = model.get(f"{role}_token_id")
         return (ids[0] if ids else None) if isinstance(ids, list) else ids
 
-    eos, bos = special("eos"), special("bos")
+    bos, eos = special("bos"), special("eos")
+    eos = control.get(_END_OF_TEXT) if eos is None else eos
     if eos is None:
         raise UserError("says of no token that it ends a text: eos_token", path / "tokenizer_config.json")
     further = model.get("eos_token_id")
@@ -74,8 +78,8 @@ def _subwords(path: Path, settings: Mapping[str, Any]) -> tuple[Subwords, dict[s
         kind = str(settings.get("tokenizer_class", "GPT2Tokenizer")).removesuffix("Fast")
         if kind not in _PRE_OF_CLASS:
             raise UserError(f"is the vocabulary of a {kind}, which is not known without tokenizer.json", vocab)
-        if not added and kind == "GPT2Tokenizer":
-            added = {"<|endoftext|>": _json(vocab)["<|endoftext|>"]}
+        if not added and _END_OF_TEXT in (pieces := _json(vocab)):
+            added = {_END_OF_TEXT: pieces[_END_OF_TEXT]}
         return ByteBPE.from_files(vocab, path / "merges.txt", added, _PRE_OF_CLASS[kind]), {}
     raise UserError("holds no tokenizer: tokenizer.model, tokenizer.json, or vocab.json with merges.txt", path)
 

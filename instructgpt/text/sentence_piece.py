@@ -159,8 +159,8 @@ class SentencePiece:
         if SPACE not in text:
             return processor.EncodeAsIds(text)
         # SentencePiece would take a literal U+2581 for a space: spell it in bytes, and encode what is between.
-        first, *rest = text.split(SPACE)
-        ids = processor.EncodeAsIds(first)
+        first, *rest = (text if processor is self._within else f" {text}").split(SPACE)
+        ids = self._within.EncodeAsIds(first)
         for part in rest:
             ids += self._space_ids
             ids += self._within.EncodeAsIds(part)
