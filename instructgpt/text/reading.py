@@ -40,17 +40,17 @@ def read_folder(folder: str | Path, chat_format: str = "") -> Tokenizer:
     def special(role: str) -> int | None:
         name = named.get(f"{role}_token")
         name = name.get("content") if isinstance(name, dict) else name
-        if name is not None and name in control:
-            return control[name]
-        ids = model.get(f"{role}_token_id")
-        return (ids[0] if ids else None) if isinstance(ids, list) else ids
+        if not isinstance(name, str | None):
+            raise UserError(
+                f"{role}_token is {name!r}; it should be the name of a token", path / "tokenizer_config.json"
+            )
+        return control[name] if name in control else next(iter(_ids(model, role, path)), None)
 
     bos, eos = special("bos"), special("eos")
     eos = control.get(_END_OF_TEXT) if eos is None else eos
     if eos is None:
         raise UserError("says of no token that it ends a text: eos_token", path / "tokenizer_config.json")
-    further = model.get("eos_token_id")
-    ends = tuple(i for i in (further if isinstance(further, list) else [further]) if i is not None and i != eos)
+    ends = tuple(i for i in _ids(model, "eos", path) if i != eos)
     spec = _json(path / "tokenizer.json")
     begins = settings.get("add_bos_token")
     if begins is None:
@@ -61,11 +61,24 @@ def read_folder(folder: str | Path, chat_format: str = "") -> Tokenizer:
     return Tokenizer(subwords, found, _format(chat_format, control, template, path), template)
 
 
+def _ids(model: Mapping[str, Any], role: str, path: Path) -> list[int]:
+    """The ids that config.json and generation_config.json give a role."""
+    found = model.get(f"{role}_token_id")
+    found = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(i) is int for i in found):
+        raise UserError(f"{role}_token_id is {found}; it should be the id of a token, or several", path / "config.json")
+    return found
+
+
 def _subwords(path: Path, settings: Mapping[str, Any]) -> tuple[Subwords, dict[str, int]]:
     """The subword model, and the control tokens that it does not know of."""
-    added = {str(name): i for name, i in _json(path / "added_tokens.json").items()}
-    for i, token in (settings.get("added_tokens_decoder") or {}).items():
-        added[token["content"]] = int(i)
+    added = _json(path / "added_tokens.json")
+    try:
+        added |= {token["content"]: int(i) for i, token in (settings.get("added_tokens_decoder") or {}).items()}
+        if not all(isinstance(name, str) and type(i) is int and 0 <= i < 1 << 24 for name, i in added.items()):
+            raise ValueError("each should have a name and an id")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"does not say what its added tokens are: {error}", path / "tokenizer_config.json") from None
     model, whole, vocab = (path / name for name in ("tokenizer.model", "tokenizer.json", "vocab.json"))
     if model.is_file() and not _is_ranks(model):
         subwords = SentencePiece(model.read_bytes(), model)
@@ -106,6 +119,8 @@ def read_gguf(fields: Mapping[str, Any], where: str | Path | None = None, chat_f
         raise UserError("its tokenizer says a kind, or a role, of tokens that it does not list", where)
     pre = get("pre", "")
     if kind == "llama":
+        if len(get("scores", ())) != len(pieces):
+            raise UserError("its tokenizer does not say a score for each of its pieces", where)
         special = {"unk": ids["unknown"], "bos": ids["bos"], "eos": ids["eos"], "pad": ids["padding"]}
         has = {role: i for role, i in special.items() if i is not None}
         made = model_proto.made_of(pieces, get("scores", ()), types, has, get("add_space_prefix", True))
