@@ -6,6 +6,7 @@ told apart from what is only read.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,10 +23,12 @@ from instructgpt.data.documents import split_pieces
 from instructgpt.data.instructions import read_instructions
 from instructgpt.data.preferences import read_rankings
 from instructgpt.errors import UserError
-from instructgpt.text.chat import Message, is_learnt
+from instructgpt.text.chat import ROLES, Message, is_learnt
+from instructgpt.text.formats import OURS
 from instructgpt.text.tokenizer import Tokenizer
 
 Kind = Literal["comparisons", "conversations", "text"]
+_OUR_CONTROL = re.compile(r"<\|(system|user|assistant|end)\|>")
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -129,31 +132,67 @@ def _text(file: DataFile, text_field: str = "") -> Overview:
 
 
 def segments(entry: Entry, tokenizer: Tokenizer | None = None) -> Iterator[Segment]:
-    """An entry as the template renders it; of a comparison, the answers one after the other.
+    """An entry as the tokenizer's chat format has it, or ours; of a comparison, the answers one after the other.
 
     With a tokenizer, texts are what is left of them after encoding.
     """
+    form = OURS if tokenizer is None or tokenizer.format is None else tokenizer.format
 
-    def spelled(text: str) -> str:
-        return tokenizer.decode(tokenizer.encode(text)) if tokenizer else text
+    def framed(template: str, content: str, learnt: bool = False) -> Iterator[Segment]:
+        before, _, after = template.partition("{}")
+        end = next((after.index(name) + len(name) for name in form.control if name in after), len(after))
+        yield Segment(_named(before), is_control=True)
+        yield Segment(tokenizer.decode(tokenizer.encode(content)) if tokenizer else content, learnt)
+        yield Segment(_named(after[:end]), learnt, is_control=True)
+        yield Segment(_named(after[end:]), is_control=True)
 
-    yield Segment("<bos>", is_control=True)
-    if entry.text:
-        yield Segment(spelled(entry.text), is_learnt=True)
-        yield Segment("<eos>", is_learnt=True, is_control=True)
-        return
-    for message in entry.messages:
-        learnt = entry.learns(message)
-        yield Segment(f"<{message['role']}>", is_control=True)
-        yield Segment(spelled(message["content"]), learnt)
-        yield Segment("<end>", learnt, is_control=True)
-    if entry.messages[-1]["role"] == "user":
-        yield Segment("<assistant>", is_control=True)
-    for rank, answer in enumerate(entry.answers):
-        if len(entry.answers) > 1:
-            yield Segment(f"\n{'better' if not rank else 'worse'}: ", is_control=True)
-        yield Segment(spelled(answer), is_learnt=True)
-        yield Segment("<end>", is_learnt=True, is_control=True)
+    def shown() -> Iterator[Segment]:
+        if entry.text:
+            yield Segment(
+                "<bos>" if tokenizer is None else _names(tokenizer, tokenizer.document_start), is_control=True
+            )
+            yield from framed("{}", entry.text, learnt=True)
+            yield Segment("<eos>" if tokenizer is None else _names(tokenizer, [tokenizer.eos]), True, is_control=True)
+            return
+        if form.begins:
+            yield Segment(
+                "<bos>" if tokenizer is None else _names(tokenizer, tokenizer.document_start), is_control=True
+            )
+        has_system = entry.messages[0]["role"] == "system"
+        system = entry.messages[0]["content"] if has_system else form.default_system
+        turns = entry.messages[has_system:]
+        if system is not None and form.system_in == "turn":
+            yield from framed(form.system, system)
+        users = [i for i, message in enumerate(turns) if message["role"] == "user"]
+        for i, message in enumerate(turns):
+            if message["role"] == "assistant":
+                thought = form.thought if i == len(turns) - 1 else ""
+                yield Segment(_named(form.header + thought), is_control=True)
+                yield from framed(form.answer, message["content"], entry.learns(message))
+                continue
+            before, _, after = form.user.partition("{}")
+            yield Segment(_named(before), is_control=True)
+            if system is not None and form.system_in != "turn" and i == users[0 if form.system_in == "first" else -1]:
+                yield from framed(form.system, system)
+            yield from framed("{}" + after, message["content"])
+        if entry.messages[-1]["role"] == "user":
+            yield Segment(_named(form.header + form.thought), is_control=True)
+        for rank, answer in enumerate(entry.answers):
+            if len(entry.answers) > 1:
+                yield Segment(f"\n{'better' if not rank else 'worse'}: ", is_control=True)
+            yield from framed(form.answer, answer, learnt=True)
+
+    return (segment for segment in shown() if segment.text or not segment.is_control)
+
+
+def _named(text: str) -> str:
+    """A text of a format; our own control tokens by their bare names."""
+    return _OUR_CONTROL.sub(r"<\1>", text)
+
+
+def _names(tokenizer: Tokenizer, ids: list[int]) -> str:
+    names = {i: name if name.startswith("<") else f"<{name}>" for name, i in tokenizer.control_ids.items()}
+    return "".join(names[i] for i in ids)
 
 
 # ---- numbers
@@ -170,12 +209,20 @@ class Lengths(NamedTuple):
 def lengths(entries: Sequence[Entry], tokenizer: Tokenizer | None = None) -> Lengths:
     """(N,) int64 each."""
     measure = _counter(entries, tokenizer)
+    layout = tokenizer.layout if tokenizer and any(entry.messages for entry in entries) else None
+    frames: dict[str, int] = {role: sum(map(len, layout.around(role))) if layout else 0 for role in ROLES}
+    default = layout.format.default_system if layout else None
+    default_length = 0 if default is None else frames["system"] + measure(default)
     rows = []
     for entry in entries:
         learnt = [measure(m["content"]) for m in entry.messages if entry.learns(m)]
         given = [measure(m["content"]) for m in entry.messages if not entry.learns(m)]
         answers = [measure(answer) for answer in entry.answers]
-        control = 0 if tokenizer is None else 1 + 2 * len(entry.messages) + 2 * bool(entry.answers) + bool(entry.text)
+        control = sum(frames[message["role"]] for message in entry.messages) + frames["assistant"] * bool(answers)
+        if layout and entry.messages:
+            control += len(layout.start) + default_length * (entry.messages[0]["role"] != "system")
+        elif tokenizer and entry.text:
+            control += len(tokenizer.document_start) + 1
         last = max(answers, default=0) + measure(entry.text)
         rows.append((sum(learnt) + sum(given) + last + control, sum(given), sum(learnt) + last))
     whole, prompt, answer = np.array(rows, dtype=np.int64).reshape(-1, 3).T
@@ -185,7 +232,8 @@ def lengths(entries: Sequence[Entry], tokenizer: Tokenizer | None = None) -> Len
 def _counter(entries: Sequence[Entry], tokenizer: Tokenizer | None) -> Callable[[str], int]:
     if tokenizer is None:
         return len
-    texts = sorted({text for entry in entries for text in _texts(entry)})
+    default = tokenizer.format.default_system if tokenizer.format else None
+    texts = sorted({default or ""} | {text for entry in entries for text in _texts(entry)})
     counts = {text: len(ids) for text, ids in zip(texts, tokenizer.encode_batch(texts))} | {"": 0}
     return counts.__getitem__
 

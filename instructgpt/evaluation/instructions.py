@@ -25,7 +25,7 @@ from instructgpt.evaluation.scores import (
 from instructgpt.generation.engine import completions
 from instructgpt.generation.sampling import SamplingConfig
 from instructgpt.model.transformer import Transformer
-from instructgpt.text.chat import Message, validate_messages
+from instructgpt.text.chat import Message, render_answer, validate_messages
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.world.core import Example
 
@@ -319,7 +319,7 @@ def _exam(
         raise UserError("there is nothing to evaluate: no examples were given")
     # The end token has to fit, too: an answer counts as the model's own only if it could also have ended it.
     known = [reference for _, _, reference, _ in asked if reference is not None]
-    needed = iter([len(ids) + 1 for ids in tokenizer.encode_batch(known)])
+    needed = iter([len(render_answer(reference, tokenizer)) for reference in known])
     lengths = [next(needed) if reference is not None else 0 for _, _, reference, _ in asked]
     longest = max_new_tokens or _with_room(max(lengths)) or min(_FREE_ANSWER, context // 2)
     questions = []

@@ -15,6 +15,7 @@ from instructgpt.data.data_file import DataFile
 from instructgpt.data.show import Entry, Overview, duplicates, lengths, main_script, read_overview, scripts, segments
 from instructgpt.errors import UserError
 from instructgpt.text.chat import Message, render_conversation
+from instructgpt.text.formats import LLAMA2, MISTRAL3, SMOLLM2, ChatFormat
 from instructgpt.text.tokenizer import Tokenizer
 
 
@@ -49,6 +50,28 @@ def test_what_is_marked_is_what_is_trained_on(tokenizer: Tokenizer, texts: list[
     assert sum(s.is_learnt and s.is_control for s in shown) == trained.count(tokenizer.end)
     assert sum(s.is_control for s in shown) == sum(i in tokenizer.control_ids.values() for i in rendered.ids)
     assert lengths([entry], tokenizer).whole.tolist() == [len(rendered.ids)]
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        (SMOLLM2, f"<|im_start|>system\n{SMOLLM2.default_system}<|im_end|>\n<|im_start|>user\nq<|im_end|>\n"
+         "<|im_start|>assistant\n[a<|im_end|>]\n"),
+        (LLAMA2, "<s>[INST] q [/INST] [a </s>]"),
+        (MISTRAL3, "<bos>[INST] q[/INST] [a</s>]"),
+    ],
+)  # fmt: skip
+def test_an_example_is_shown_as_its_format_has_it(tokenizer: Tokenizer, form: ChatFormat, expected: str) -> None:
+    other = tokenizer.with_chat(form)
+    entry = Entry(chat("q", "a"))
+    assert (
+        "".join(f"[{s.text}]" if s.is_learnt else s.text for s in segments(entry, other)).replace("][", "") == expected
+    )
+    # Texts beside a content are counted apart from it.
+    assert abs(lengths([entry], other).whole[0] - len(render_conversation(entry.messages, other).ids)) <= 2
+    borne = Entry(({"role": "system", "content": "s"}, *chat("q", "a", "r", "b")))
+    text = "".join(s.text for s in segments(borne, other))
+    assert text.count("s<|im_end|>") + text.count("<<SYS>>\ns\n<</SYS>>\n\nq") + text.count("[INST] s\n\nr") == 1
 
 
 def test_a_comparison_and_a_text_as_they_are_rendered() -> None:
