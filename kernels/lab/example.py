@@ -120,7 +120,7 @@ def limits_of(
 
     exact, runs = results(), []
     for run in range(RUNS):
-        with RandomRounding(seed + run, dtype, device):
+        with RandomRounding(seed + run, dtype, device, alike=run % 2 == 1):
             runs.append(results())
     known = {name: t for name, t in exact.items() if t is not None}
     known = only_finite({**known, **{f"d{name}": t.cpu() for name, t in cotangents.items()}})

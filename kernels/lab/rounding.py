@@ -18,7 +18,7 @@ are a billionth of what is asked about. With the unit u = 2⁻²³, an operation
    (n - 1)·u·Σ|terms|; being as often up as down, rounding errors add up to λ·√n·u·Σ|terms| instead, with a probability
    of failure that falls as exp(-λ²/2) (Higham and Mary 2019, theorem 2.4);
 3. the digits that the inputs' dtype has no room for in each operand of a matrix product, such as attention's weights:
-   that is what tensor cores multiply. Their sums are float32's.
+   that is what tensor cores multiply. Their sums are float32's. In every other run equal operands lose the same.
 
 A result below float32's smallest normal number may be 0, too, as where a GPU flushes it or the exponential in a
 denominator overflows.
@@ -72,10 +72,13 @@ class RandomRounding(TorchDispatchMode):
     """Inside, operations on float64 lose at random what the same ones lose in float32, and no more than `operand`, the
     dtype of the inputs, lets a matrix product's operands keep."""
 
-    def __init__(self, seed: int, operand: torch.dtype, device: torch.device | None = None) -> None:
+    def __init__(
+        self, seed: int, operand: torch.dtype, device: torch.device | None = None, alike: bool = False
+    ) -> None:
+        """alike: equal numbers among a product's operands are rounded alike, so that their errors add up."""
         super().__init__()
         self.generator = torch.Generator(device or "cpu").manual_seed(seed)
-        self.operand = operand
+        self.operand, self.alike = operand, alike
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, operation = kwargs or {}, func.overloadpacket
@@ -113,9 +116,16 @@ class RandomRounding(TorchDispatchMode):
         if not is_float64(t) or self.operand == torch.float32:
             return t
         # A kernel's operand is a multiple of the reference's, as weights that are not yet divided by their sum are: the
-        # rounding's error is as random as where the number falls between two neighbours.
-        scale = 1 + self.drawn_like(t)
-        moved = (t * scale).to(self.operand).double() / scale
+        # rounding's error is as random as where the number falls between two neighbours. But equal weights, of keys
+        # that are alike or of scores that are all 0, are multiplied alike, and then their errors are equal.
+        if self.alike:
+            limits = torch.finfo(self.operand)
+            place = t.frexp().mantissa.abs() * 1000 * (1 + self.drawn_like(t.new_empty(())))
+            size = t.abs().clamp(min=limits.smallest_normal) * (limits.eps / 2)
+            moved = t + size * up_or_down(place.frac())
+        else:
+            scale = 1 + self.drawn_like(t)
+            moved = (t * scale).to(self.operand).double() / scale
         return torch.where((t == t.to(self.operand)) | ~moved.isfinite(), t, moved)
 
     def drawn_like(self, t: Tensor) -> Tensor:
@@ -125,12 +135,10 @@ class RandomRounding(TorchDispatchMode):
     def move(self, t: Tensor, most: Tensor, where: Tensor | bool = True) -> None:
         """Adds between half of `most` and all of it, of either sign, and leaves float32's digits, which less would not
         change; what is not finite stays. Half of what is smaller than any normal number becomes 0."""
-        noise = self.drawn_like(t) - 0.5
-        is_low = noise < 0
-        noise += torch.where(is_low, -0.5, 0.5)
+        noise = up_or_down(self.drawn_like(t))
         moved = to_float32s_digits(t + most * noise)
         moved = torch.where(moved.isfinite() & where, moved, t)
-        t.copy_(moved.masked_fill_(is_low & (moved.abs() < LEAST), 0.0))
+        t.copy_(moved.masked_fill_((noise < 0) & (moved.abs() < LEAST), 0.0))
 
 
 @lru_cache(maxsize=1)
@@ -139,6 +147,12 @@ def decompositions() -> dict[Any, Any]:
     from torch._decomp import get_decompositions
 
     return dict(get_decompositions([getattr(aten, name) for name in FUSED if hasattr(aten, name)]))
+
+
+def up_or_down(drawn: Tensor) -> Tensor:
+    """From -1 to -0.5 or from 0.5 to 1, of what is drawn from 0 to 1."""
+    noise = drawn - 0.5
+    return noise + torch.where(noise < 0, -0.5, 0.5)
 
 
 def out_of_place(func: Any) -> Any:

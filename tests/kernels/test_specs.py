@@ -13,6 +13,7 @@ from kernels.lab.mutants import run_mutants
 from kernels.lab.spec import DTYPES
 
 KERNELS = [pytest.param(kernel, id=op_name(kernel)) for kernel in package_kernels()]
+EQUAL_SCORES = {"width": 2, "vocabulary": 130, "size": 0.0}
 FEW_ROWS = {"width": 1, "vocabulary": 10, "size": 8.0, "are_alike": False, "unknown": 0, "with_entropy": False}
 
 
@@ -64,10 +65,13 @@ def test_a_limit_holds_however_the_naive_version_happens_to_add_up():
         ("gelu", {"seed": 1, "rows": 5, "columns": 20, "scale": 30.0, "approximate": "tanh"}),
         ("linear_logprobs", {"seed": 10, "rows": 10, **FEW_ROWS}),
         ("linear_logprobs", {"seed": 11, "rows": 3, **FEW_ROWS}),
+        *(("linear_logprobs", {"seed": seed, "rows": 1, **FEW_ROWS, **EQUAL_SCORES}) for seed in (1, 2)),
+        ("linear_cross_entropy", {"seed": 3, "rows": 1, "are_alike": False, "unknown": 0, **EQUAL_SCORES}),
     ],
 )
 def test_a_limit_holds_where_few_numbers_matter_or_a_factor_is_tiny(name: str, case: dict):
-    """One element is most of a gradient's norm; sigmoid of -88 is smaller than any normal number."""
+    """One element is most of a gradient's norm; sigmoid of -88 is smaller than any normal number; 130 equal weights are
+    rounded alike."""
     (kernel,) = (kernel for kernel in package_kernels() if op_name(kernel) == name)
     report = check_case(kernel.spec, case, ["float32", "float16", "bfloat16"], ["contiguous"], kernel.target)
     assert report.failure is None, str(report)

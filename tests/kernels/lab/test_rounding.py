@@ -86,6 +86,21 @@ def test_operands_of_products_are_of_the_inputs_dtype(dtype: torch.dtype):
     assert lost(lambda s, t: torch.mm(torch.exp(s), t), a, b).max() < 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_equal_operands_may_lose_the_same(dtype: torch.dtype):
+    eps, ones = torch.finfo(dtype).eps, torch.ones(400, 1, dtype=torch.float64)
+    for value in (1 / 130, 0.7, 3e-9):
+        weights = torch.full((1, 400), value, dtype=torch.float64)
+        with RandomRounding(0, dtype, alike=True):
+            off = (weights @ ones - weights.sum()).abs() / weights.sum()
+        least = 0.24 * eps * max(1.0, torch.finfo(dtype).smallest_normal / value)
+        assert least < off < 2.1 * least, value
+    distinct = random(1, 400).abs()
+    with RandomRounding(0, dtype, alike=True):
+        off = (distinct @ ones - distinct.sum()).abs() / distinct.sum()
+    assert off < 0.2 * eps  # as often up as down
+
+
 def test_written_in_place_or_fused_it_is_the_same_arithmetic():
     x, y = random(50, 60), random(50, 60)
     for apart, together in (
