@@ -19,7 +19,7 @@ FOR_USE = $(VENV)/.installed-for-use
 FOR_WORK = $(VENV)/.installed-for-work
 
 .NOTPARALLEL:
-.PHONY: help setup train rlhf test test-all lint kernels bench gpu notebooks
+.PHONY: help setup train rlhf smollm2 test test-all lint kernels bench gpu notebooks
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -38,6 +38,14 @@ train: $(FOR_USE) ## train and measure tokenizer, base and tuned model (PRESET=t
 rlhf: $(FOR_USE) ## align a model: SFT on flawed demonstrations, reward model, DPO, PPO, GRPO, ledger (from `make train`'s base, if there)
 	@base='runs/$(or $(PRESET),tiny)/pretrain'; test -e "$$base/eval.json" || base=; \
 	$(BIN)/python train.py rlhf --out "$(or $(OUT),runs/rlhf)" $(if $(PRESET),--preset $(PRESET)) $${base:+--base "$$base"} $(ARGS)
+
+smollm2: $(FOR_USE) ## a model that others trained: download SmolLM2-135M-Instruct (93 MB), import it, ask it three questions
+	@out='$(or $(OUT),runs/smollm2)'; \
+	test -e "$$out/config.json" || $(BIN)/python -m instructgpt import --from smollm2 --out "$$out" && \
+	for question in 'What is the capital of France?' 'Translate to French: The cat sits on the mat.' 'What is 12 + 30?'; do \
+		printf '\n> %s\n' "$$question" && $(BIN)/python -m instructgpt generate --model "$$out" --temperature 0 \
+			--max-new-tokens 60 --prompt "$$question" $(ARGS) || exit; \
+	done
 
 test: $(FOR_WORK) ## the tests, quick profile
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m 'not slow' $(ARGS)
@@ -76,10 +84,10 @@ $(BIN)/python:
 # The build tool first and without isolation, so that it too is the version that constraints.txt names.
 $(FOR_USE): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) setuptools
-	$(PIP) --no-build-isolation -e '.[plot,eval]'
+	$(PIP) --no-build-isolation -e '.[plot,eval,pretrained]'
 	@touch $@
 
 $(FOR_WORK): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) setuptools
-	$(PIP) --no-build-isolation -e '.[plot,eval,dev]'
+	$(PIP) --no-build-isolation -e '.[plot,eval,pretrained,dev]'
 	@touch $(FOR_USE) $@
