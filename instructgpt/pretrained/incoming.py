@@ -80,10 +80,6 @@ def open_model(path: Path, dtype: torch.dtype | None = None, chat_format: str = 
         tensors = Converted(tensors, dtype)
     if tokenizer.format is None:
         tokenizer = tokenizer.with_chat()
-    else:  # what the format says is said once, so that a model that comes back is the same
-        known = {tokenizer.eos, *tokenizer.layout.ends}
-        special = replace(tokenizer.special, ends=tuple(i for i in tokenizer.special.ends if i not in known))
-        tokenizer = Tokenizer(tokenizer.subwords, special, tokenizer.format, tokenizer.template)
     if tokenizer.vocab_size > config.vocab_size:
         more = tokenizer.vocab_size - config.vocab_size
         notes = [*notes, f"{more} embeddings added for the chat format, each the mean of the others"]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from instructgpt.errors import UserError, suggestion
 
@@ -100,6 +100,13 @@ class Layout:
         """What closes an answer."""
         self.ends = frozenset((self.end, *(control[name] for name in format.ends if name in control)))
         """What ends an answer that a model writes."""
+
+    @property
+    def meaning(self) -> list[Any]:
+        """All that tokens depend on, as JSON has it."""
+        form = self.format
+        said = [form.system_in, form.default_system, sorted(form.trimmed)]
+        return [self.start, self.header, self.thought, self._user, self._system, self._answer, said]
 
     def _ids(self, text: str) -> list[int]:
         """A text of the format: its control tokens as ids, what is between them encoded."""

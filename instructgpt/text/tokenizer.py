@@ -85,14 +85,20 @@ class Tokenizer:
         """Tokens that end what a model writes."""
         self.byte_lengths: np.ndarray = np.array([len(value) for value in self._bytes], dtype=np.int64)
         """(vocab_size,) bytes of text that each token stands for; 0 for control tokens."""
-        meaning = [asdict(special), format and asdict(format)]
-        settings = b"" if self._is_ours else json.dumps(meaning, sort_keys=True).encode()
-        self.fingerprint: str = hashlib.sha256(subwords.model + settings).hexdigest()
+        self.fingerprint: str = hashlib.sha256(subwords.model + self._meaning()).hexdigest()
         """sha256 of the model, and of control tokens and format where they are not ours: equal ones, equal tokens."""
 
     @property
     def _is_ours(self) -> bool:
         return self.format == OURS and isinstance(self.subwords, SentencePiece) and self.subwords.is_ours
+
+    def _meaning(self) -> bytes:
+        """What the subword model does not say, as far as tokens depend on it; of ours nothing."""
+        if self._is_ours:
+            return b""
+        roles = [self.bos, self.eos, self.pad, self.document_start, sorted(self.closing), self.special.prefixes]
+        layout = self._layout and self._layout.meaning
+        return json.dumps([roles, self.control_ids, layout], sort_keys=True).encode()
 
     @property
     def layout(self) -> Layout:
