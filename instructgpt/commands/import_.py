@@ -42,6 +42,8 @@ def import_(config: ImportConfig) -> int:
     for flag, value in (("--from", config.from_), ("--out", config.out)):
         if not value:
             raise UserError(f"{flag} is missing: instructgpt import --from PATH|NAME --out RUN")
+    if RunDirectory(config.out).holds_run and not config.overwrite:
+        raise UserError("holds a run already; replace it with --overwrite", config.out)
     started = time.perf_counter()
     model = open_model(find(config.from_), DTYPES[config.dtype], config.chat_format)
     for note in model.notes:

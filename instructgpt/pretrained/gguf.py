@@ -277,10 +277,12 @@ def write_gguf(
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for tensor in scaled.values():
-                writer.write_tensor_data(tensor.numpy())
-            for name in source.specs:
-                writer.write_tensor_data(_packed(source.read(name), kinds[name]))
+            file = writer.fout[0]
+            writer.write_padding(file, file.tell())
+            for tensor in (*scaled.values(), *source.specs):
+                data = tensor.numpy() if isinstance(tensor, Tensor) else _packed(source.read(tensor), kinds[tensor])
+                file.write(data.data)  # the package writes through numpy, which does not say that a disk is full
+                writer.write_padding(file, data.nbytes)
         finally:
             writer.close()
 

@@ -69,20 +69,24 @@ class RunDirectory:
         run = cls(path)
         if run.path.exists() and not run.path.is_dir():
             raise UserError("is a file; --out names a directory", run.path)
-        holds_run = run.config_file.exists() or run.model_file.exists() or run.state_file.exists()
-        if holds_run and overwrite and not resume:
+        if run.holds_run and overwrite and not resume:
             for file in (run.config_file, run.model_file, run.metrics_file):
                 file.unlink(missing_ok=True)
             for file in ("eval.json", "samples.md", "curves.png", *FILE_NAMES):
                 (run.path / file).unlink(missing_ok=True)
             shutil.rmtree(run.state_file.parent, ignore_errors=True)
-        elif holds_run and not resume:
+        elif run.holds_run and not resume:
             raise UserError("holds a run already; go on with --resume, replace it with --overwrite", run.path)
         try:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot be created: {error.strerror}", run.path) from error
         return run
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a stage has left something here."""
+        return self.config_file.exists() or self.model_file.exists() or self.state_file.exists()
 
     def write_config(
         self,

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+import instructgpt as ig
+from instructgpt.cli import run_command
 from instructgpt.errors import UserError
 from instructgpt.pretrained.hub import _File, _told, fetch, is_name
 
@@ -209,6 +211,16 @@ def test_a_model_or_a_server_that_is_not_there(hub, tmp_path):
         fetch("gpt2", tmp_path, print, hub="http://127.0.0.1:9")
     with pytest.raises(UserError, match="is not an https:// address"):
         fetch("gpt2", tmp_path, print, hub="http://example.org")
+
+
+def test_a_model_is_imported_by_its_name(hub, save, tmp_path, monkeypatch, capsys):
+    hub.files = {path.name: path.read_bytes() for path in save("qwen3").folder.iterdir()}
+    monkeypatch.setenv("HF_ENDPOINT", hub.url + "/")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert run_command(["import", "--from", "owner/model", "--out", str(tmp_path / "run")]) == 0
+    assert "qwen3, 0.1M parameters" in capsys.readouterr().out
+    assert ig.load(tmp_path / "run", "cpu")[0].config.qk_norm
+    assert (tmp_path / "cache" / "instructgpt" / "models" / "owner--model" / COMMIT / "config.json").exists()
 
 
 def test_names():

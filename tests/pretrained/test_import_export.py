@@ -212,7 +212,9 @@ def test_a_tokenizer_larger_than_the_embedding(save, tmp_path, capsys):
 
 def test_a_run_is_not_overwritten_unasked(ours, save, tmp_path, capsys):
     out, before = Path(shutil.copytree(ours, tmp_path / "run")), (ours / "model.safetensors").read_bytes()
-    assert "holds a run already" in failed(capsys, "import", "--from", save("llama").folder, "--out", out)
+    assert "holds a run already; replace it with --overwrite" in failed(
+        capsys, "import", "--from", save("llama").folder, "--out", out
+    )
     assert (out / "model.safetensors").read_bytes() == before
     assert run("import", "--from", save("llama").folder, "--out", out, "--overwrite") == 0
     assert run("export", "--model", out, "--to", tmp_path / "out") == 0
