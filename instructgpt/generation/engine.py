@@ -164,9 +164,10 @@ def generate_ids(
     n: int = 1,
     seeds: Sequence[int] | None = None,
     batch_size: int = 64,
+    raw: bool = False,
 ) -> list[Completion]:
     """n completions of each prompt of token ids, those of the first prompt first; see `completions`."""
-    found = dict(completions(model, tokenizer, prompts, config, n, seeds, batch_size))
+    found = dict(completions(model, tokenizer, prompts, config, n, seeds, batch_size, raw))
     return [found[place] for place in range(len(found))]
 
 
@@ -178,12 +179,14 @@ def completions(
     n: int = 1,
     seeds: Sequence[int] | None = None,
     batch_size: int = 64,
+    raw: bool = False,
 ) -> Iterator[tuple[int, Completion]]:
     """Each completion as soon as it is done, so that an interruption loses none, with its place in the flat list of n
     for each prompt.
 
     seeds: one a prompt, `config.seed` for all by default; sample i draws from seed + i, whatever else is in the batch.
-    batch_size: most rows at a time. Runs under the caller's autocast, without gradients.
+    batch_size: most rows at a time. raw: the prompts are texts to go on with, not conversations.
+    Runs under the caller's autocast, without gradients.
     Raises UserError for a prompt that is empty or longer than the context, and for a tokenizer that is not the model's.
     """
     config = config or SamplingConfig()
@@ -193,7 +196,9 @@ def completions(
         raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts")
     rows = [
         row for number, prompt in enumerate(prompts)
-        for row in _rows(model, tokenizer, number, prompt, config, n, config.seed if seeds is None else seeds[number])
+        for row in _rows(
+            model, tokenizer, number, prompt, config, n, config.seed if seeds is None else seeds[number], raw
+        )
     ]  # fmt: skip
     place = {id(row): i for i, row in enumerate(rows)}
     closing = tokenizer.closing
@@ -221,6 +226,7 @@ def _rows(
     config: SamplingConfig,
     n: int,
     seed: int,
+    raw: bool,
 ) -> list[_Row]:
     context = model.config.context
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -237,7 +243,7 @@ def _rows(
         )
     # A full context still predicts one token, which is not fed back.
     limit = min(config.max_new_tokens, context - len(prompt) + 1)
-    return [_Row(number, list(prompt), limit, seed + i, StoppingText(tokenizer, config.stop)) for i in range(n)]
+    return [_Row(number, list(prompt), limit, seed + i, StoppingText(tokenizer, config.stop, raw)) for i in range(n)]
 
 
 def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, raw: bool = False) -> list[int]:
@@ -278,7 +284,7 @@ def generate(
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     config = SamplingConfig(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed)
     ids = [prompt_ids(prompt, tokenizer, raw) for prompt in prompts]
-    return [done.text for done in generate_ids(model, tokenizer, ids, config, n, batch_size=batch_size)]
+    return [done.text for done in generate_ids(model, tokenizer, ids, config, n, batch_size=batch_size, raw=raw)]
 
 
 def stream(
@@ -289,7 +295,7 @@ def stream(
     No piece is empty, ends within a character, or belongs to a stop string. Raises UserError as `generate`, at once.
     """
     config = config or SamplingConfig()
-    (row,) = _rows(model, tokenizer, 0, prompt_ids(prompt, tokenizer, raw), config, 1, config.seed)
+    (row,) = _rows(model, tokenizer, 0, prompt_ids(prompt, tokenizer, raw), config, 1, config.seed, raw)
 
     def pieces() -> Iterator[str]:
         # Inference mode is entered for each step alone: left open, it would hold for the caller between two pieces.

@@ -12,8 +12,9 @@ class StoppingText:
     Text that may turn out to begin a stop string is held back until it is known, so what was handed out stays true.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()):
-        self._decoder = tokenizer.stream()
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), raw: bool = False):
+        """raw: the text goes on from another and is no answer in the chat format."""
+        self._decoder = tokenizer.stream("rest" if raw else "answer")
         self._stop = stop
         self._held = ""
         self.stopped = False

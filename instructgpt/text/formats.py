@@ -102,6 +102,12 @@ class Layout:
         """What ends an answer that a model writes."""
 
     @property
+    def answer_has_space(self) -> bool:
+        """Whether the format, or the model behind a control token, puts a space before what the assistant says."""
+        ids = self._encode_behind("a") if self._answer.behind else self.encode("a")
+        return self._answer.before == " " or ids != self.encode("a")
+
+    @property
     def meaning(self) -> list[Any]:
         """All that tokens depend on, as JSON has it."""
         form = self.format

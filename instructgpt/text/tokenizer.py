@@ -250,9 +250,15 @@ class Tokenizer:
             raise ValueError(f"token {i} is outside the vocabulary of {self.vocab_size}")
         return self._bytes[i]
 
-    def stream(self) -> StreamDecoder:
-        """A decoder to which ids are pushed one at a time."""
-        return StreamDecoder(self)
+    def stream(self, of: Literal["text", "answer", "rest"] = "text") -> StreamDecoder:
+        """A decoder to which ids are pushed one at a time: those of a whole text, of an answer in the chat format, or
+        of what goes on from a text. They differ in whether a space in front is part of what is said."""
+        has_space = {
+            "text": self.subwords.begins_with_space,
+            "answer": self._layout is not None and self._layout.answer_has_space,
+            "rest": False,
+        }
+        return StreamDecoder(self, has_space[of])
 
     def bytes_per_token(self, texts: Iterable[str]) -> float:
         """Mean bytes of UTF-8 a token holds on `texts`; higher is a better fit. 0.0 for no text."""
@@ -269,11 +275,11 @@ class StreamDecoder:
     A character that is spelt in several tokens is returned by the push that completes it, never in halves.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, has_space: bool):
+        """has_space: whether a space stands before the text that is no part of it."""
+        self._tokenizer, self._has_space = tokenizer, has_space
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._drops_space = tokenizer.subwords.begins_with_space
-        """Until the first character is out."""
+        self._is_first = True
 
     def push(self, i: int) -> str:
         """The text that token `i` completes; "" while a character is unfinished."""
@@ -283,11 +289,11 @@ class StreamDecoder:
         """What was left unfinished, as U+FFFD, or ""; the decoder then starts afresh."""
         rest = self._text(self._decoder.decode(b"", final=True))
         self._decoder.reset()
-        self._drops_space = self._tokenizer.subwords.begins_with_space
+        self._is_first = True
         return rest
 
     def _text(self, text: str) -> str:
-        if self._drops_space and text:
-            self._drops_space = False
-            return text.removeprefix(" ")
+        if text and self._is_first:
+            self._is_first = False
+            return text.removeprefix(" ") if self._has_space else text
         return text

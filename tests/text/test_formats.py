@@ -87,6 +87,19 @@ def test_what_is_trained_on_is_the_answer_and_what_closes_it(family) -> None:
     assert ids[: len(prompt)] == prompt and not is_answer[len(prompt) - 1] and is_answer[len(prompt)]
 
 
+@given(content=st.text("ab \n猫1"))
+def test_an_answer_comes_back_as_it_was_said(families, content) -> None:
+    """The space that a format puts before an answer is none of it; one that goes on from a text is kept."""
+    for tokenizer, _ in families.values():
+        *ids, _ = render_answer(content, tokenizer)
+        answer, rest = tokenizer.stream("answer"), tokenizer.stream("rest")
+        after = " " if tokenizer.layout.format.name == "llama2" else ""
+        text = "".join([answer.push(i) for i in ids]) + answer.flush()
+        assert text == tokenizer.layout.said("assistant", content) + after
+        going_on = tokenizer.subwords.encode_within(content)
+        assert "".join([rest.push(i) for i in going_on]) + rest.flush() == content
+
+
 def test_an_answer_that_is_not_to_be_learnt_is_read_only(family) -> None:
     _, tokenizer, _ = family
     messages = chat("who", "the cat", "and", "the mat")
