@@ -19,6 +19,7 @@ from instructgpt.pretrained.gguf import GGUFFile, folder_settings, with_rope_sca
 from instructgpt.pretrained.renaming import Converted, Imported
 from instructgpt.pretrained.settings import model_config
 from instructgpt.tensors import Spec, Tensors
+from instructgpt.text.formats import left_out
 from instructgpt.text.model_proto import UNUSED
 from instructgpt.text.reading import read_folder, read_gguf
 from instructgpt.text.tokenizer import Tokenizer
@@ -85,6 +86,8 @@ def open_model(path: Path, dtype: torch.dtype | None = None, chat_format: str = 
         notes = [*notes, f"{more} embeddings added for the chat format, each the mean of the others"]
         config = replace(config, vocab_size=tokenizer.vocab_size)
         tensors = Extended(tensors, tokenizer.vocab_size)
+    if beyond := left_out(tokenizer.template):
+        notes = [*notes, f"its own template also renders {', '.join(beyond)}; chats here have none of these"]
     if tokenizer.loses:
         notes = [*notes, f"its tokenizer loses {tokenizer.loses} of a text"]
     return Incoming(config, family, tensors, tokenizer, notes, path)

@@ -200,6 +200,8 @@ def validate_messages(messages: Sequence[Message]) -> None:
         if not isinstance(message, dict) or not {"role", "content"} <= set(message):
             raise UserError(f"message {i} must have 'role' and 'content'")
         role = message["role"]
+        if role in ("tool", "tool_results", "ipython", "function"):
+            raise UserError(f"message {i} has the role {role!r}: no chat format here renders tools and their calls")
         if role not in ROLES:
             raise UserError(f"message {i} has the unknown role {role!r}{suggestion(str(role), ROLES)}")
         if not isinstance(message["content"], str):

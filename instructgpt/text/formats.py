@@ -258,9 +258,13 @@ FORMATS = {
 }  # fmt: skip
 """By the names that --chat-format takes.
 
-What a model's own template does beyond these is not done: tools and their calls, documents, thoughts in an answer,
-pictures.
+What a model's own template does beyond these is not done, see `left_out`: tools and their calls, documents, thoughts
+that a conversation brings along, pictures.
 """
+_BEYOND = {
+    "tools": r"\b(?:tools|tool_calls|builtin_tools)\b", "documents": r"\bdocuments\b",
+    "thoughts": r"\b(?:reasoning_content|enable_thinking)\b", "pictures": r"\b(?:image|image_url|video)\b",
+}  # fmt: skip
 
 _DEFAULT_SYSTEM = re.compile(r"<\|im_start\|>system(?:\n|\\n)((?:[^'\"{}\\]|\\.)*?)<\|im_end\|>", re.DOTALL)
 OUR_TEMPLATE = "{#- instructgpt -#}"
@@ -292,6 +296,11 @@ def find_format(control: Collection[str], template: str = "") -> ChatFormat | No
     if "[INST]" in template and "[SYSTEM_PROMPT]" not in template and has(LLAMA2.control):
         return LLAMA2 if "<<SYS>>" in template else MISTRAL1
     return None
+
+
+def left_out(template: str) -> list[str]:
+    """What a model's own template does that no format here does: tools, documents, thoughts, pictures."""
+    return [what for what, mark in _BEYOND.items() if re.search(mark, template)]
 
 
 def _chatml(template: str) -> ChatFormat:

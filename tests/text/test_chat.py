@@ -85,6 +85,7 @@ def test_a_conversation_starts_with_its_prompt(tokenizer: Tokenizer) -> None:
         ([], "empty"),
         ([{"role": "usr", "content": "a"}], "unknown role 'usr'; did you mean 'user'"),
         ([{"role": None, "content": "a"}], "unknown role None"),
+        ([{"role": "tool", "content": "4"}], "message 1 has the role 'tool': no chat format here renders tools"),
         ([{"role": "user", "content": None}], "NoneType where text should be"),
         ([{"role": "user", "content": ["a"]}], "list where text should be"),
         ([{"role": "user"}], "must have 'role' and 'content'"),

@@ -14,7 +14,18 @@ from instructgpt.data.data_file import DataFile
 from instructgpt.data.instructions import read_instructions
 from instructgpt.errors import UserError
 from instructgpt.text.chat import Conversation, Message, render_answer, render_conversation, render_prompt
-from instructgpt.text.formats import CHATML, FORMATS, LLAMA3, LLAMA31, MISTRAL3, OURS, QWEN3, find_format, format_named
+from instructgpt.text.formats import (
+    CHATML,
+    FORMATS,
+    LLAMA3,
+    LLAMA31,
+    MISTRAL3,
+    OURS,
+    QWEN3,
+    find_format,
+    format_named,
+    left_out,
+)
 from tests.text import families as made
 from tests.text.families import FAMILIES
 
@@ -169,6 +180,13 @@ def test_formats_are_found_by_control_tokens_and_by_the_look_of_a_template() -> 
 )
 def test_no_format_is_guessed(control: tuple[str, ...], template: str) -> None:
     assert find_format(control, template) is None
+
+
+def test_what_a_template_does_beyond_its_format_is_named() -> None:
+    beyond = "{%- if tools %}{{ documents }}{%- endif %}{{ message.reasoning_content }}{% if item.type == 'image' %}"
+    assert left_out(beyond) == ["tools", "documents", "thoughts", "pictures"]
+    assert left_out(made.SMOLLM2) == left_out(made.LLAMA3) == left_out("{{ stools.imagery }}") == []
+    assert left_out(made.QWEN3) == ["thoughts"]
 
 
 def test_a_format_is_named() -> None:
