@@ -1,9 +1,10 @@
-"""What common mistakes in tuning a language model cost: `python -m benchmarks.mistakes --base RUN --sft RUN`.
+"""What common mistakes in tuning a language model cost: `python -m benchmarks.mistakes --base RUN`.
 
 Each mistake of `planted.py` is put into the real stage from outside, on the instruction world, and compared with the
 same stage without it: same seed, same data, same number of updates. Instruction tuning starts from --base and is scored
-by the exact match of greedy answers; reward models, DPO, PPO and GRPO start from --sft and are scored by the true
-reward of sampled answers, a reward model by that of the best of --best-of which it chooses. Runs are short: the figures
+by the exact match of greedy answers. Reward models, DPO, PPO and GRPO start from a model that is tuned on flawed
+demonstrations, as in `rlhf`, and are scored by the true reward of sampled answers, a reward model by that of the best
+of --best-of which it chooses. Runs are short: the figures
 say what a mistake costs early in tuning, and not where a model ends. A cost is the difference within a seed, with its
 95% interval over the seeds by Student's t.
 
@@ -52,8 +53,8 @@ class MistakesConfig(Settings):
 
     base: FilePath = "runs/tiny/pretrain"
     """The base model, of `make train`, that instruction tuning starts from."""
-    sft: FilePath = "runs/tiny/sft"
-    """The tuned model that reward models and policies start from."""
+    sft: FilePath = ""
+    """The tuned model that reward models and policies start from; without it, one is made from --base."""
     out: FilePath = "runs/mistakes"
     """Where runs go; each replaces the one before."""
     preset: str = "tiny"
@@ -76,6 +77,8 @@ class MistakesConfig(Settings):
 
 _UPDATES: dict[Road, int] = {"sft": 240, "reward": 120, "dpo": 120, "ppo": 48, "grpo": 64}
 """Of each run, before --scale."""
+_FLAWED_UPDATES, _FLAWED_SHARE = 800, 0.45
+"""Of the tuning that policies start from."""
 _STAGES: dict[Road, Any] = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo, "grpo": grpo}
 _ROW_LENGTH = 128
 """Of comparisons and rollouts, as in `rlhf`."""
@@ -138,6 +141,20 @@ def train(run: Run, config: MistakesConfig) -> None:
         if run.mistake is not None and not run.is_use:
             planted.enter_context(run.mistake.plant())
         _STAGES[run.stage].run(stage_config(run, config))
+
+
+def start(config: MistakesConfig) -> str:
+    """The run that reward models and policies start from, tuned unless it is there."""
+    out = Path(config.out) / "start"
+    if not (out / "eval.json").is_file():
+        settings = recipe(config.preset).flawed_sft
+        updates = max(1, round(_FLAWED_UPDATES * config.scale))
+        fit = replace(settings.fit, max_steps=updates, eval_every=0, save_every=0, log_every=1000)
+        sft.run(replace(
+            settings, data=("world",), flawed_share=_FLAWED_SHARE, init=config.base, device=config.device,
+            out=str(out), overwrite=True, compile="off", expected_minutes=0.0, fit=fit,
+        ))  # fmt: skip
+    return str(out)
 
 
 # ---- scores
@@ -265,6 +282,8 @@ def measure(config: MistakesConfig) -> int:
     if document.get("settings") != settings:
         document = {"settings": settings, "scores": {}, "minutes": 0.0}
     found: Scores = document["scores"]
+    if not config.sft and any(stage_of(each) != "sft" for each in mistakes.values()):
+        config = replace(config, sft=start(config))
     judge = Judge(config)
     for run in runs(mistakes, config.seeds):
         scores = found.setdefault(run.stage, {}).setdefault(run.name, [])

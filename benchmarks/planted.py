@@ -291,7 +291,7 @@ def _minus(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
 LAYOUTS: dict[str, Layout] = {
     "right": Layout(),
     "right, a conversation a row": Layout(
-        swapped(packing, "collate", first_alone), {"rows": 16, "row_length": 128}
+        swapped(packing, "collate", first_alone), {"rows": 28, "row_length": 128}
     ),
     "right, in micro-batches": Layout(settings={"rows": 1, "fit": {"micro_batches": 6}}),
 }  # fmt: skip

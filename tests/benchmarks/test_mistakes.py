@@ -33,6 +33,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(mistakes, "score", score)
     monkeypatch.setattr(mistakes, "Judge", lambda config: None)
+    monkeypatch.setattr(mistakes, "start", lambda config: "start")
     return said
 
 
@@ -101,7 +102,7 @@ def test_all_of_it_runs(tmp_path: Path):
     run.write_config("pretrain", shape, tokenizer, {})
     run.save_model(Transformer(shape))
     config = MistakesConfig(
-        base=str(run.path), sft=str(run.path), out=str(tmp_path / "runs"), json=str(tmp_path / "m.json"), device="cpu",
+        base=str(run.path), out=str(tmp_path / "runs"), json=str(tmp_path / "m.json"), device="cpu",
         seeds=1, n=1, best_of=2, scale=0.01,
     )  # fmt: skip
     assert measure(config) == 0
