@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import random
 from itertools import islice
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -70,20 +70,24 @@ def test_a_conversation_is_what_the_models_own_template_gives(family, messages, 
     same_as_template(family, messages if system is None else [turn("system", system), *messages])
 
 
-@pytest.mark.slow
-def test_two_hundred_real_conversations_are_what_the_models_own_templates_give(family, real_data) -> None:
+def real_conversations(folder: Path) -> list[list[Message]]:
+    """Two hundred, English ones of several turns and Chinese ones; a third has a system message."""
+
     def read(name: str, count: int) -> list[list[Message]]:
-        return list(islice(read_instructions([DataFile(str(real_data / name))], Account(name)), count))
+        return list(islice(read_instructions([DataFile(str(folder / name))], Account(name)), count))
 
     conversations = read("hh-rlhf/harmless-base/test.jsonl.gz", 120)
     conversations += read("alpaca-chinese/data/alpaca_chinese_part_10.json", 80)
     assert len(conversations) == 200 and sum(len(each) > 2 for each in conversations) > 60
-    draw = random.Random(0)
-    for messages in conversations:
-        plain: list[Message] = [turn(each["role"], each["content"]) for each in messages]
-        if draw.random() < 0.3 and plain[0]["role"] != "system":
-            plain = [turn("system", "You are a careful assistant.\n"), *plain]
-        same_as_template(family, plain)
+    plain = [[turn(each["role"], each["content"]) for each in messages] for messages in conversations]
+    system = turn("system", "You are a careful assistant.\n")
+    return [[system, *each] if i % 3 == 0 and each[0]["role"] != "system" else each for i, each in enumerate(plain)]
+
+
+@pytest.mark.slow
+def test_two_hundred_real_conversations_are_what_the_models_own_templates_give(family, real_data) -> None:
+    for messages in real_conversations(real_data):
+        same_as_template(family, messages)
 
 
 def test_what_is_trained_on_is_the_answer_and_what_closes_it(family) -> None:

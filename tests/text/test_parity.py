@@ -16,12 +16,11 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Library
 
 from instructgpt.pretrained import hub, smollm2
-from instructgpt.text.chat import render_conversation, render_prompt
 from instructgpt.text.reading import read_folder, read_gguf
 from instructgpt.text.sentence_piece import SentencePiece
 from instructgpt.text.tokenizer import Special, Tokenizer
 from tests.text.families import FAMILIES, SMOLLM2, sentence_piece
-from tests.text.test_formats import CHATS
+from tests.text.test_formats import CHATS, real_conversations, same_as_template
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +79,7 @@ def test_gpt2(lines, real_data, tmp_path) -> None:
     same(tokenizer, lines, oracle(lines)["input_ids"])
 
 
-def test_smollm2(lines) -> None:
+def test_smollm2(lines, real_data) -> None:
     """The real one, from its GGUF file."""
     file = hub.cache_folder() / smollm2.NAME / smollm2.FILE
     if not file.exists():
@@ -101,7 +100,5 @@ def test_smollm2(lines) -> None:
     assert fields["tokenizer.chat_template"] == SMOLLM2
     oracle.chat_template = SMOLLM2
     same(tokenizer, lines, oracle(lines)["input_ids"])
-    for messages in CHATS:
-        assert render_conversation(messages, tokenizer).ids == oracle.apply_chat_template(messages, return_dict=False)
-        prompt = oracle.apply_chat_template(messages[:-1], return_dict=False, add_generation_prompt=True)
-        assert render_prompt(messages[:-1], tokenizer) == prompt
+    for messages in [*CHATS, *real_conversations(real_data)]:
+        same_as_template(("smollm2", tokenizer, oracle), messages)
