@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import instructgpt as ig
+from benchmarks.agreement import PROMPTS
 from instructgpt.cli import run_command
 from instructgpt.model import KVCache, Transformer
 from instructgpt.pretrained import hub, smollm2
@@ -20,14 +21,6 @@ pytestmark = pytest.mark.slow
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("gguf")
 
-PROMPTS = (
-    "What is the capital of France?", "Translate to French: The cat sits on the mat.", "What is 12 + 30?",
-    "Why is the sky blue?", "Write a poem about rain.", "Name three animals that fly.", "Who wrote Hamlet?",
-    "Explain photosynthesis to a child.", "What is the opposite of cold?", "List the days of the week.",
-    "How do I boil an egg?", "Write a Python function that adds two numbers.", "What is a prime number?",
-    "Summarise: The dog ran home because it was raining.", "Give me a name for a bakery.", "What year did WWII end?",
-    "Is a tomato a fruit?", "Tell me a joke.", "What does HTTP stand for?", "Say hello in Spanish.",
-)  # fmt: skip
 TOKENS = 64
 
 
