@@ -119,6 +119,8 @@ class ByteBPE:
             known = sorted([*PRE_TOKENIZERS, *_SAME])
             raise UserError(f"its text is cut into words in an unknown way, {pre!r}{suggestion(pre, known)}", where)
         added = [_added(i, pieces[i], special) for i, special in sorted(control.items())]
+        names = {pieces[i] for i in control}
+        pairs = [merge.split(" ") if isinstance(merge, str) else list(merge) for merge in merges]
         spec = {
             "version": "1.0",
             "truncation": None,
@@ -138,7 +140,7 @@ class ByteBPE:
                 "byte_fallback": False,
                 "ignore_merges": pre in _WHOLE_WORDS,
                 "vocab": {piece: i for i, piece in enumerate(pieces) if i not in control},
-                "merges": [merge.split(" ") if isinstance(merge, str) else list(merge) for merge in merges],
+                "merges": [pair for pair in pairs if names.isdisjoint((*pair, "".join(pair)))],
             },
         }
         return cls(json.dumps(spec, ensure_ascii=False).encode(), where)
@@ -324,13 +326,18 @@ def _encoder(spec: dict[str, Any], control: Mapping[str, int], where: str | Path
         ) from None
     taken = set(control.values())
     vocab = {piece: i for piece, i in spec["model"]["vocab"].items() if i not in taken}
+    merges = []
     for merge in spec["model"].get("merges", ()):
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(piece, str) for piece in pair):
             raise UserError(f"is no tokenizer: {merge!r} is no merge of two pieces", where)
-        if missing := next((piece for piece in (*pair, "".join(pair)) if piece not in vocab), None):
+        made = (*pair, "".join(pair))
+        if not control.keys().isdisjoint(made):
+            continue  # no text is to be merged into a control token
+        if missing := next((piece for piece in made if piece not in vocab), None):
             raise UserError(f"is no tokenizer: its merges name the piece {missing!r}, which it does not have", where)
-    model = spec["model"] | {"vocab": vocab, "unk_token": None, "dropout": None}
+        merges.append(pair)
+    model = spec["model"] | {"vocab": vocab, "merges": merges, "unk_token": None, "dropout": None}
     bare = spec | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None, "model": model}
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(bare))
