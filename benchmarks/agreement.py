@@ -54,8 +54,8 @@ class AgreementConfig(Settings):
     """The file to write; auto is benchmarks/results/cpu-agreement.json, empty is none."""
 
 
-def llama_cpp_answers(file: Path, prompts: list[list[int]], tokens: int) -> list[str]:
-    """What llama.cpp answers to prompts of ids, greedily."""
+def llama_cpp_answers(file: Path, prompts: list[list[int]], tokens: int, is_exact: bool) -> list[str]:
+    """What llama.cpp answers to prompts of ids, greedily. is_exact: with keys and values, too, in float32."""
     try:
         llama: Any = import_module("xllamacpp")
     except ImportError:
@@ -63,6 +63,9 @@ def llama_cpp_answers(file: Path, prompts: list[list[int]], tokens: int) -> list
     params = llama.CommonParams()
     params.model.path, params.n_ctx, params.n_parallel, params.verbosity = str(file), 512, 1, -1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
+    if is_exact:
+        params.cache_type_k = params.cache_type_v = llama.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = llama.Server(params)
     asked = {"n_predict": tokens, "temperature": 0.0, "cache_prompt": False}
     return [server.handle_completions({**asked, "prompt": ids})["choices"][0]["text"] for ids in prompts]
@@ -78,11 +81,13 @@ def agreeing(tokenizer: Tokenizer, ids: list[int], text: str) -> int:
     return len(ids)
 
 
-def compared(config: AgreementConfig, file: Path, what: str, prompts: list[list[int]]) -> dict[str, Any]:
+def compared(
+    config: AgreementConfig, file: Path, what: str, prompts: list[list[int]], is_exact: bool
+) -> dict[str, Any]:
     """Our answers beside those of llama.cpp from a file."""
     model, tokenizer = load(config.run, "cpu")
     ours = generate_ids(model, tokenizer, prompts, SamplingConfig(max_new_tokens=config.tokens))
-    theirs = llama_cpp_answers(file, prompts, config.tokens)
+    theirs = llama_cpp_answers(file, prompts, config.tokens, is_exact)
     rows = [
         {"prompt": prompt, "tokens": len(done.ids), "agree": agreeing(tokenizer, done.ids, text),
          "equal": done.text == text, "ours": done.text, "llama.cpp": text}
@@ -101,11 +106,11 @@ def main() -> int:
         raise UserError("no such file; `make smollm2` brings it", file)
     shape, tokenizer, weights = RunDirectory(config.run).open_model()
     prompts = [render_prompt(as_messages(prompt), tokenizer) for prompt in PROMPTS]
-    found = [compared(config, file, f"{file.name}, activations in 8 bits", prompts)]
+    found = [compared(config, file, f"{file.name}, activations in 8 bits", prompts, is_exact=False)]
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder) / "model.gguf"
         export_gguf(exported, shape, weights, tokenizer, "float32")
-        found.append(compared(config, exported, "exported in float32", prompts))
+        found.append(compared(config, exported, "exported in float32", prompts, is_exact=True))
     device = torch.device("cpu")
     publish({**describe(device), "comparisons": found}, results_file(config.json, device, "agreement"))
     return 0

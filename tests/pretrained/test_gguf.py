@@ -123,6 +123,13 @@ def test_rows_that_are_no_whole_blocks_become_float16(tmp_path):
     assert (kinds["blk.0.attn_q.weight"], kinds["blk.0.ffn_down.weight"]) == ("F16", "Q4_0")
 
 
+def test_positions_stay_in_float32(save, tmp_path):
+    """As llama.cpp's own converter has them: they are looked up, and added to what is looked up in the embedding."""
+    path = write(tmp_path / "x.gguf", *of_folder(save("gpt2").folder), "float16")
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
+    assert (kinds["position_embd.weight"], kinds["blk.0.attn_qkv.weight"]) == ("F32", "F16")
+
+
 def test_a_weight_too_large_for_float16_is_refused(small, tmp_path):
     config, weights = small
     with pytest.raises(UserError, match=r"70000.* is too much for F16"):
