@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("tokenizers", reason="tokenizers of others need the extra pretrained")
-
 from instructgpt.text.reading import read_folder
 from instructgpt.text.tokenizer import Tokenizer
 from tests.text.families import FAMILIES, saved

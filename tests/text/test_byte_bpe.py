@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -223,6 +224,13 @@ def test_merges_of_unknown_pieces(families, tmp_path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(broken))
     with pytest.raises(UserError, match=r"tokenizer\.json: is no tokenizer: .*'zz'"):
         read_folder(tmp_path)
+
+
+def test_without_the_package_it_is_told_what_to_install(families, monkeypatch) -> None:
+    model = families["smollm2"][0].subwords.model
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(UserError, match=r"x\.json: this tokenizer needs the package tokenizers; install it with pip"):
+        ByteBPE(model, "x.json")
 
 
 def test_a_normaliser_that_changes_text_is_told(families) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
-pytest.importorskip("transformers", reason="the oracle")
-
 from transformers import PreTrainedTokenizerFast
 
 from instructgpt.errors import UserError
