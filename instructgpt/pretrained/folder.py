@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor
@@ -50,21 +51,22 @@ def open_folder(folder: Path) -> Tensors:
 class PickledFile:
     """A file of `torch.save`, of which nothing is executed: `weights_only` builds tensors alone, and refuses the rest.
 
-    The file is mapped into memory: what was read can be let go of at any time.
+    The file is mapped into memory: what was read can be let go of at any time. One of before 2020, which is no zip
+    archive, is read whole.
     """
 
     def __init__(self, path: Path):
         try:
-            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
         except FileNotFoundError:
             raise UserError("no such file", path) from None
         except pickle.UnpicklingError:
             raise UserError(
                 "holds more than tensors, or is damaged; nothing else is unpickled: save it as safetensors", path
             ) from None
-        except (RuntimeError, OSError, ValueError, EOFError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"is damaged, or no file of torch.save in its zip format ({reason})", path) from None
+        except (RuntimeError, OSError, ValueError, EOFError, KeyError, AttributeError, IndexError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"is damaged, or no file of torch.save ({reason})", path) from None
         if not isinstance(tensors, Mapping) or not all(isinstance(t, Tensor) for t in tensors.values()):
             raise UserError("holds no dictionary of tensors, as weights are saved", path)
         self._tensors: Mapping[str, Tensor] = tensors

@@ -59,7 +59,11 @@ def open_model(path: Path, dtype: torch.dtype | None = None, chat_format: str = 
     out by the control tokens.
     """
     if path.is_dir():
+        if not (path / CONFIG).is_file() and (files := sorted(path.glob("*.gguf"))):
+            raise UserError(f"holds no {CONFIG}; of a GGUF file, name the file itself: {files[0].name}", path)
         values = read_json(path / CONFIG)
+        if "stage" in values:
+            raise UserError("is a run of this project already; name it with --model or --init", path)
         config, family, notes = model_config(values, path / CONFIG)
         tensors: Tensors = Imported(open_folder(path), config, family, "folder", path)
         tokenizer = read_folder(path, chat_format)

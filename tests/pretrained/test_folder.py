@@ -160,6 +160,19 @@ def test_what_torch_did_not_save(folder, data):
         read(folder)
 
 
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_pickled_weights_of_today_and_of_before_2020(folder, save, is_zip):
+    (folder / "model.safetensors").unlink()
+    state = {name: tensor.clone() for name, tensor in save("llama-grouped-tied").model.state_dict().items()}
+    torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=is_zip)
+    read(folder)
+    whole = (folder / "pytorch_model.bin").read_bytes()
+    for end in (10, len(whole) // 2, len(whole) - 10):
+        (folder / "pytorch_model.bin").write_bytes(whole[:end])
+        with pytest.raises(UserError, match=r"pytorch_model\.bin: "):
+            read(folder)
+
+
 def test_a_number_too_large_for_another_format(save):
     source = Held({"w": torch.tensor([1.0, -70_000.0])})
     assert Converted(source, torch.bfloat16).read("w").dtype == torch.bfloat16

@@ -291,9 +291,12 @@ def test_what_cannot_leave(ours, tmp_path, capsys):
     assert theirs(text)["input_ids"] == unigram.document_start + unigram.encode(text)
 
 
-def test_a_file_of_another_layout_is_told(tmp_path, capsys):
+def test_a_file_of_another_layout_is_told(ours, tmp_path, capsys):
     (tmp_path / "x.bin").write_bytes(b"x")
     assert "is weights alone" in failed(capsys, "import", "--from", tmp_path / "x.bin", "--out", tmp_path / "run")
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    assert "name the file itself: x.gguf" in failed(capsys, "import", "--from", tmp_path, "--out", tmp_path / "run")
+    assert "is a run of this project already" in failed(capsys, "import", "--from", ours, "--out", tmp_path / "run")
     (tmp_path / "x.zip").write_bytes(b"PK")
     assert "is no GGUF file" in failed(capsys, "import", "--from", tmp_path / "x.zip", "--out", tmp_path / "run")
 
