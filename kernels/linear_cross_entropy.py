@@ -208,12 +208,13 @@ def _fused(hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool) 
 @custom_op("kernels::head_statistics_backward")
 def _fused_backward(
     hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, entropy: Tensor,
-    dlse: Tensor, dtarget: Tensor, dentropy: Tensor, with_entropy: bool,
+    dlse: Tensor, dtarget: Tensor, dentropy: Tensor, with_entropy: bool, with_dweight: bool = True,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As `_chunked_backward`, with dx from a kernel, rounded to the inputs' dtype for the two products that follow."""
     hidden, weight, targets = _rows(hidden), _rows(weight), targets.contiguous()
     (N, C), V = hidden.shape, weight.size(0)
-    dhidden, dweight = hidden.new_empty(N, C), weight.new_zeros(V, C, dtype=torch.float32)
+    dhidden = hidden.new_empty(N, C)
+    dweight = weight.new_zeros((V, C) if with_dweight else 0, dtype=torch.float32)
     launch, step = _backward_plan(N, C, hidden.dtype, hidden.device)
     dlogits = hidden.new_empty(step, 64 * cdiv(V, 64))  # rows that begin at whole cache lines
     row_numbers = [t.contiguous() for t in (targets, lse, entropy, dlse, dtarget, dentropy)]

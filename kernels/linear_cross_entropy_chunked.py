@@ -98,11 +98,13 @@ def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool
 @custom_op("kernels::head_statistics_chunked_backward")
 def _chunked_backward(
     hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, entropy: Tensor,
-    dlse: Tensor, dtarget: Tensor, dentropy: Tensor, with_entropy: bool,
+    dlse: Tensor, dtarget: Tensor, dentropy: Tensor, with_entropy: bool, with_dweight: bool = True,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """dhidden and dweight. The gradients of the rows are known only now, so the logits are computed again."""
+    """dhidden, and dweight, which is empty without `with_dweight`. The gradients of the rows are known only now, so the
+    logits are computed again."""
     wide = lse.dtype
-    dhidden, dweight = hidden.new_empty(hidden.shape), weight.new_zeros(weight.shape, dtype=wide)
+    dhidden = hidden.new_empty(hidden.shape)
+    dweight = weight.new_zeros(weight.shape if with_dweight else 0, dtype=wide)
     targets, _ = known_targets(targets, len(weight))
     for rows, logits in _logits(hidden, weight):
         logprobs = logits.sub_(lse[rows, None])
@@ -116,8 +118,11 @@ def _chunked_backward(
 
 
 def matrix_products(dlogits: Tensor, hidden: Tensor, weight: Tensor, dhidden: Tensor, dweight: Tensor) -> None:
-    """Writes dhidden = dx W of some rows, and adds their dxᵀ h to dweight, which is float32 for half precision."""
+    """Writes dhidden = dx W of some rows, and adds their dxᵀ h to dweight, which is float32 for half precision; not to
+    one that is empty."""
     torch.mm(dlogits, weight, out=dhidden)
+    if not dweight.numel():
+        return
     if dweight.dtype == hidden.dtype:
         dweight.addmm_(dlogits.mT, hidden)
     elif hidden.is_cuda:
@@ -135,8 +140,11 @@ def _fake(hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool) -
     return lse, target, entropy
 
 
-def _fake_backward(hidden: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape)
+def _fake_backward(
+    hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, entropy: Tensor,
+    dlse: Tensor, dtarget: Tensor, dentropy: Tensor, with_entropy: bool, with_dweight: bool = True,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape if with_dweight else 0)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -152,8 +160,11 @@ def register(op: Any, backward_op: Any) -> None:
         hidden, weight, targets, lse, entropy = ctx.saved_tensors
         # An unknown target's logit is NaN, and so is all that depends on it. dlse is 0 where a row is not used for it.
         dlse = dlse.masked_fill(is_unknown(targets, len(weight)) & (dlse != 0), float("nan"))
-        dhidden, dweight = backward_op(hidden, weight, targets, lse, entropy, dlse, dtarget, dentropy, ctx.with_entropy)
-        return dhidden, dweight, None, None
+        with_dweight = ctx.needs_input_grad[1]  # a head that is frozen has no gradient, which would be as large as it
+        dhidden, dweight = backward_op(
+            hidden, weight, targets, lse, entropy, dlse, dtarget, dentropy, ctx.with_entropy, with_dweight
+        )
+        return dhidden, dweight if with_dweight else None, None, None
 
     op.register_fake(_fake)
     backward_op.register_fake(_fake_backward)

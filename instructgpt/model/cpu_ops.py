@@ -67,11 +67,11 @@ class _RMSNorm(torch.autograd.Function):
         return normed * weight.to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
         normed, scale, weight = ctx.saved_tensors
         N = normed.size(-1)
         product = (dy * normed).reshape(-1, N)
-        dweight = product.sum(0, dtype=weight.dtype)
+        dweight = product.sum(0, dtype=weight.dtype) if ctx.needs_input_grad[1] else None
         mean = (product @ (weight / N).to(dy.dtype)).view(scale.shape)  # mean_j(g_j·x̂_j), (..., 1)
         return torch.addcmul(dy * weight.to(dy.dtype), normed, mean, value=-1).mul_(scale), dweight, None
 
@@ -147,10 +147,10 @@ _LARGEST_GATHERED = 32
 """Rows from which on 8 bits are unpacked before the product, which then is that of any matrices."""
 
 
-def can_multiply_packed(weight: Tensor, bits: int, group: int) -> bool:
-    """PyTorch's products with packed integers are made for weights like this one; on other shapes they read beyond
-    their ends."""
-    M, K = weight.shape
+def can_multiply_packed(weight: Tensor, bits: int, group: int, shape: tuple[int, int] | None = None) -> bool:
+    """PyTorch's products with packed integers are made for weights like this one, or of this shape; on other shapes
+    they read beyond their ends."""
+    M, K = shape or weight.shape
     is_even = M % 16 == 0 and K % 32 == 0 and (bits == 8 or K % group == 0)
     op = "_weight_int8pack_mm" if bits == 8 else "_weight_int4pack_mm_for_cpu"
     return weight.device.type == "cpu" and weight.dtype != torch.float64 and is_even and hasattr(torch.ops.aten, op)
@@ -165,10 +165,26 @@ def quantize(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
         step = scales.float()[:, None]
         integers = torch.where(step > 0, weight.detach().float() / step, 0.0).round().clamp(-127, 127)
         return integers.to(torch.int8), scales
-    packed, scales = kernels.quantize(weight, 4, group)
+    return repacked(*kernels.quantize(weight, 4, group))
+
+
+def repacked(packed: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    """4 bits of `kernels.quantize`, whose groups divide their rows, as `quantize` gives them."""
     integers = kernels.dequantize(packed, torch.ones_like(scales), 4)  # (M, K), from -7 to 7
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu((integers + 8).int(), 1)
     return packed, torch.stack((scales.T, torch.zeros_like(scales.T)), dim=-1).bfloat16()
+
+
+def dequantize(packed: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """ŵ (M, K) of `quantize`, float32."""
+    if bits == 8:
+        return _unpacked(packed, scales, torch.float32)
+    groups, M, _ = scales.shape
+    K = 2 * packed.numel() // M
+    # Only the product knows the order of packed bits: with the unit matrix and scales of 1 it gives the integers.
+    one = torch.stack((torch.ones_like(scales[..., 0]), torch.zeros_like(scales[..., 0])), dim=-1)
+    integers = _packed_product(torch.eye(K, dtype=torch.bfloat16), packed, one, bits).T  # (M, K)
+    return integers.float() * scales[..., 0].T.float().repeat_interleave(K // groups, dim=1)
 
 
 def is_packed(scales: Tensor) -> bool:

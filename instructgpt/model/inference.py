@@ -6,18 +6,18 @@ takes longer than the product. So weights are cast once for all tokens, and on a
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instructgpt.model import cpu_ops
+from instructgpt.model.adapters import AdaptedLinear, LowRank, adapters_of
 from instructgpt.model.quantize import QuantizedLinear
 from instructgpt.model.transformer import Transformer
+from instructgpt.model.tree import with_exchanged
 
 
 class CastLinear(nn.Module):
@@ -33,6 +33,29 @@ class CastLinear(nn.Module):
         return F.linear(x.to(self.dtype), self.weight, self.bias)
 
 
+class Beside(nn.Module):
+    """A layer with an adapter in two products, whatever its parts: A is one matrix, B has zeros between them."""
+
+    def __init__(self, made: nn.Module, adapter: LowRank, base: nn.Linear | QuantizedLinear, dtype: torch.dtype):
+        """made: what computes the base's part, in `dtype`."""
+        super().__init__()
+        self.made, self.dtype = made, dtype
+        self.gain = self.offset = None
+        A, B = adapter.as_two()
+        if adapter.is_dora:
+            gain = adapter.gain(base).detach()  # (out,)
+            self.gain, B = gain.to(dtype), gain[:, None] * B
+            self.offset = None if base.bias is None else ((1 - gain) * base.bias.detach()).to(dtype)
+        self.A, self.B = A.detach().to(dtype), B.detach().to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2).to(self.dtype)
+        y = self.made(rows).to(self.dtype)
+        if self.gain is not None:
+            y = y * self.gain if self.offset is None else torch.addcmul(self.offset, y, self.gain)
+        return torch.addmm(y, F.linear(rows, self.A), self.B.T).view(*x.shape[:-1], -1)
+
+
 def computed_dtype(model: Transformer) -> torch.dtype:
     """What the model computes keys and values in, under the caller's autocast if there is one."""
     device = model.device.type
@@ -45,38 +68,42 @@ def for_inference(model: Transformer) -> Transformer:
     """`model` for a while of generation, without gradients: it shares what is not multiplied by, and holds copies of
     the weights as they are now, for the caller's autocast. Where nothing would be gained it is the model itself.
 
-    On a CPU, packed integers are multiplied in bfloat16 in any case; then the rest of the model is, too.
+    On a CPU, packed integers are multiplied in bfloat16 in any case; then the rest of the model is, too. An adapter is
+    the one that is in use now, whichever is used later.
     """
     dtype = computed_dtype(model)
     on_cpu = model.device.type == "cpu"
     layers = [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]
-    is_quantized = bool(layers) and all(cpu_ops.is_packed(layer.scales) for layer in layers)
+    is_quantized = bool(layers) and all(layer.becomes_packed for layer in layers)
+    make: Make | None = None
     if on_cpu and cpu_ops.can_pack() and (dtype == torch.bfloat16 or is_quantized):
-        make: Make = cpu_ops.PackedLinear
+        make, dtype = cpu_ops.PackedLinear, torch.bfloat16
     elif dtype != model.embedding.weight.dtype:
         make = partial(CastLinear, dtype=dtype)
-    else:
+    elif not (adapters_of(model) or any(layer.for_training for layer in layers)):
         return model
-    twin = _exchanged(model, make)
-    twin.packed_head = make(model.output_weight, None)
+    twin = with_exchanged(model, partial(_exchanged, make=make, dtype=dtype))
+    if make is not None:
+        twin.packed_head = make(model.output_weight, None)
     return twin.eval()
 
 
 Make = Callable[[Tensor, Tensor | None], nn.Module]
 """(weight, bias) -> what computes with them"""
-Module = TypeVar("Module", bound=nn.Module)
 
 
-def _exchanged(module: Module, make: Make) -> Module:
-    """A copy of the tree of modules, not of what they hold, with its linear layers made anew."""
-
-    def exchanged(child: nn.Module) -> nn.Module:
-        if isinstance(child, nn.Linear):
-            return make(child.weight, child.bias)
-        if isinstance(child, QuantizedLinear) and make is cpu_ops.PackedLinear and cpu_ops.is_packed(child.scales):
-            return cpu_ops.PackedIntegers(child.packed, child.scales, child.bias, child.bits)
-        return _exchanged(child, make)
-
-    twin = copy.copy(module)
-    twin.__dict__["_modules"] = {name: child and exchanged(child) for name, child in module._modules.items()}
-    return twin
+def _exchanged(layer: nn.Module, make: Make | None, dtype: torch.dtype) -> nn.Module | None:
+    """What computes in a linear layer's place; None for other modules, and for what stays as it is."""
+    if isinstance(layer, AdaptedLinear):
+        alone = layer.active is None or layer.merged_name == layer.active
+        base = layer.alone() if alone else layer.base
+        made = _exchanged(base, make, dtype) or base
+        return made if alone or layer.in_use is None else Beside(made, layer.in_use, layer.base, dtype)
+    if isinstance(layer, nn.Linear) and make is not None:
+        return make(layer.weight, layer.bias)
+    if isinstance(layer, QuantizedLinear):
+        layer = layer.for_generation()
+        if make is cpu_ops.PackedLinear and cpu_ops.is_packed(layer.scales):
+            return cpu_ops.PackedIntegers(layer.packed, layer.scales, layer.bias, layer.bits)
+        return layer
+    return None

@@ -48,13 +48,14 @@ class _Mix(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
         x, weight, positions = ctx.saved_tensors
-        dx, dweight = dy.clone(), torch.empty_like(weight)
+        dx, dweight = dy.clone(), torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         for shift, row in enumerate(weight, start=1):
             near = dy[:, shift:] * _same_document(positions, shift, dy.dtype)
             dx[:, :-shift].addcmul_(near, row)
-            dweight[shift - 1] = near.mul_(x[:, :-shift]).sum((0, 1))
+            if dweight is not None:
+                dweight[shift - 1] = near.mul_(x[:, :-shift]).sum((0, 1))
         return dx, dweight, None
 
 
