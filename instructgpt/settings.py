@@ -89,5 +89,5 @@ class Settings:
             object.__setattr__(self, name, found)  # the dataclass is frozen
         for name, allowed in _ranges(type(self)).items():
             value = getattr(self, name)
-            if value not in allowed:
+            if value is not None and value not in allowed:
                 raise UserError(f"{name} is {value}; it must be {allowed}")

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from instructgpt.config import ModelConfig
 from instructgpt.errors import UserError, suggestion
-from instructgpt.model.quantize import QuantizedLinear
+from instructgpt.model.quantize import QuantizedLinear, unquantize
 from instructgpt.model.transformer import Compiled, Transformer
 from instructgpt.model.tree import with_exchanged
 from instructgpt.settings import Positive, PositiveInt, Settings
@@ -345,6 +345,12 @@ def remove_adapters(model: Transformer) -> Transformer:
                 raise ValueError("an adapter is in use that is not merged: merge it, or use none")
             setattr(place.holder, place.attribute, place.layer.alone())
     return model.requires_grad_(True)
+
+
+def settled(model: Transformer) -> Transformer:
+    """The same model with plain linear layers, all of it trained again, in which the adapter in use is for good."""
+    merge(model)
+    return unquantize(remove_adapters(model))
 
 
 def _linear(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:

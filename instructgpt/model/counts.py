@@ -60,9 +60,15 @@ def forward_flops_per_token(config: ModelConfig, tokens: int, head_share: float 
     return 2 * count_parameters(config).matrices + attention + head * head_share
 
 
-def training_flops_per_token(config: ModelConfig, tokens: int, head_share: float = 1.0) -> float:
-    """FLOPs of forward and backward: the backward repeats each product twice, for its input and for its weight."""
-    return 3 * forward_flops_per_token(config, tokens, head_share)
+def training_flops_per_token(
+    config: ModelConfig, tokens: int, head_share: float = 1.0, is_frozen: bool = False
+) -> float:
+    """FLOPs of forward and backward: the backward repeats each product twice, for its input and for its weight.
+
+    is_frozen: an adapter beside it is trained, which spares the weights' own gradients. The adapter's products, a rank
+    wide, are not counted.
+    """
+    return (2 if is_frozen else 3) * forward_flops_per_token(config, tokens, head_share)
 
 
 def recomputed_flops_per_token(config: ModelConfig, tokens: int) -> float:

@@ -16,6 +16,7 @@ from instructgpt.data.prefetch import Prefetched
 from instructgpt.errors import UserError
 from instructgpt.evaluation.loss import evaluate_loss
 from instructgpt.figures import write_json
+from instructgpt.model.adapters import adapters_of, count_trained
 from instructgpt.model.backend import resolve_backend
 from instructgpt.model.checkpointing import Checkpointing
 from instructgpt.model.counts import training_flops_per_token
@@ -34,6 +35,7 @@ from instructgpt.runtime import (
     threads_told,
 )
 from instructgpt.settings import FilePath, NonNegative, NonNegativeInt, PositiveInt, Settings, ShareBelow1
+from instructgpt.stages.adapting import adapter_record
 from instructgpt.stages.resumption import inputs, resumable
 from instructgpt.strict_json import write_json_lines
 from instructgpt.text.tokenizer import Tokenizer
@@ -187,12 +189,14 @@ def train(
     prepared = prepare(transformer, choice.mode, work, machine.device, machine.precision)
     if is_first:
         head = "reward" if isinstance(model, RewardModel) else "language"
-        run.write_config(stage, model.config, tokenizer, config, head, inputs(config), compiled=prepared.mode)
+        run.write_config(
+            stage, model.config, tokenizer, config, head, inputs(config), prepared.mode, adapter_record(config)
+        )
         (run.path / "eval.json").unlink(missing_ok=True)  # it is of weights that are about to be replaced
         if held_out:
             write_json_lines(run.path / VAL_FILE, held_out)
     device, precision = machine.device, machine.precision
-    flops = training_flops_per_token(model.config, config.row_length or model.config.context)
+    flops = _training_flops(transformer, config.row_length or model.config.context)
     start = snapshot.values["progress"] if snapshot else {"step": 0, "seconds": 0.0}
     first_step = int(start["step"])
     sinks: list[Sink] = []
@@ -226,8 +230,9 @@ def train(
     # A CPU has no core to spare for prefetching.
     stream = Prefetched(batches, device=device) if device.type == "cuda" and may_prefetch else batches
     try:
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         result = fit(
-            {**dict(model.named_parameters()), **(beside or {})}, stream, step_loss, config.fit, hooks,
+            {**trained, **(beside or {})}, stream, step_loss, config.fit, hooks,
             device=device, precision=precision, ranks=machine.ranks, resume_from=snapshot,
         )  # fmt: skip
     finally:
@@ -241,7 +246,7 @@ def train(
         if not config.fit.max_steps:
             _tell_warmup(config.fit, result.progress.step)
         plot_curves({stage: run.metrics_file}, run.path / "curves.png")
-        _write_eval(run, result, peak_memory(device), prepared)
+        _write_eval(run, result, peak_memory(device), prepared, model)
     return result
 
 
@@ -267,10 +272,18 @@ def _workload(config: StageConfig, model: Transformer, sequences: int) -> Worklo
     rows = 0 if sequences else getattr(config, "rows", 0)
     tokens = rows * row_length or sequences * row_length / 2
     updates = config.fit.max_steps * config.fit.micro_batches
-    return Workload(rows, row_length, updates * tokens * training_flops_per_token(model.config, row_length))
+    return Workload(rows, row_length, updates * tokens * _training_flops(model, row_length))
 
 
-def _write_eval(run: RunDirectory, result: FitResult, memory: int, prepared: Prepared) -> None:
+def _training_flops(model: Transformer, row_length: int) -> float:
+    """A token."""
+    return training_flops_per_token(model.config, row_length, is_frozen=bool(adapters_of(model)))
+
+
+def _write_eval(
+    run: RunDirectory, result: FitResult, memory: int, prepared: Prepared, model: Transformer | RewardModel
+) -> None:
+    trained, parameters = count_trained(model)
     progress = result.progress
     seconds = progress.seconds + prepared.seconds
     write_json(
@@ -286,6 +299,8 @@ def _write_eval(run: RunDirectory, result: FitResult, memory: int, prepared: Pre
             "compile_seconds": prepared.seconds,
             "skipped_steps": progress.skipped_steps,
             "peak_memory": memory,
+            "parameters": parameters,
+            "trained_parameters": trained,
         },
     )
 
@@ -305,11 +320,12 @@ def _tell_warmup(fit: FitConfig, steps: int) -> None:
 
 def _description(stage: str, machine: Machine, model: Transformer | RewardModel, first_step: int) -> str:
     """One line that says what is about to run."""
-    parameters = sum(p.numel() for p in model.parameters())
+    trained, parameters = count_trained(model)
+    part = f", {trained / 1e6:.3f}M of them trained ({trained / parameters:.2%})" if adapters_of(model) else ""
     ranks = f" x {machine.ranks.size}" if machine.ranks.size > 1 else ""
     threads = f" with {threads_told()}" if machine.device.type == "cpu" else ""
     going_on = f", going on from step {first_step}" if first_step else ""
     return (
-        f"{stage}: {parameters / 1e6:.2f}M parameters on {machine.device.type}{threads}{ranks}, "
+        f"{stage}: {parameters / 1e6:.2f}M parameters{part} on {machine.device.type}{threads}{ranks}, "
         f"{machine.precision.name}, backend {model.backend.name}{going_on}"
     )

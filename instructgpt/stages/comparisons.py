@@ -27,6 +27,7 @@ from instructgpt.data.preferences import Ranking, read_rankings
 from instructgpt.errors import UserError
 from instructgpt.objectives.lm import Loss
 from instructgpt.settings import FilePath, NonNegativeInt, PositiveInt, ShareBelow1
+from instructgpt.stages.adapting import AdapterFlags
 from instructgpt.stages.common import StageConfig, say_split
 from instructgpt.stages.mixture import groups, mixed, of_group, require_weights
 from instructgpt.text.tokenizer import Tokenizer
@@ -52,6 +53,7 @@ class ComparisonConfig(StageConfig):
     their prompt in another file."""
     val_pairs: NonNegativeInt = 600
     """Pairs of the embedded world validated on."""
+    adapter: AdapterFlags = field(default_factory=AdapterFlags)
     reading: Reading = field(default_factory=Reading)
 
 

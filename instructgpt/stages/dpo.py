@@ -26,10 +26,12 @@ from instructgpt.objectives.preference import (
     simpo_loss,
 )
 from instructgpt.settings import NonNegative, Positive, Range
+from instructgpt.stages.adapting import adapted, adapter_record
 from instructgpt.stages.common import Machine, build_model, fitting_row_length, require, train
 from instructgpt.stages.comparisons import ComparisonConfig, comparisons, validation
-from instructgpt.training.checkpoint import load
+from instructgpt.training.checkpoint import load_settled
 from instructgpt.training.loop import FitResult
+from instructgpt.training.rollouts import frozen_copy
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,9 @@ def run(config: DPOConfig) -> FitResult:
     machine = Machine.of(config)
 
     # Section 4, "DPO outline": 1. the policy begins as π_SFT; 2. the reference is π_SFT, and stays it.
-    initial, tokenizer = load(config.init, machine.device, config.backend)
-    policy = build_model(config, machine, lambda: initial)
-    reference = frozen_copy(config, machine) if config.loss in ("dpo", "ipo") else None
+    initial, tokenizer = load_settled(config.init, machine.device, config.backend)
+    policy = build_model(config, machine, lambda: adapted(initial, adapter_record(config)))
+    reference = frozen_copy(policy) if config.loss in ("dpo", "ipo") else None
     context = fitting_row_length(config, policy.config)
     source, held_out = comparisons(config, tokenizer, context)
 
@@ -83,12 +85,6 @@ def run(config: DPOConfig) -> FitResult:
     if result.metrics.get("val_chosen_shift", 0.0) < 0:
         print(_why_both_fall(result.metrics), flush=True)
     return result
-
-
-def frozen_copy(config: DPOConfig, machine: Machine) -> Transformer:
-    """The model in --init once more, without gradients. Every weight of the policy moves, so none can be shared."""
-    reference, _ = load(config.init, machine.device, config.backend)
-    return reference.to(machine.precision.parameters).requires_grad_(False)
 
 
 def preference_loss(config: DPOConfig, batch: ComparisonBatch, logprobs: Tensor, reference: Transformer | None) -> Loss:

@@ -17,10 +17,11 @@ from instructgpt.generation.engine import Completion
 from instructgpt.model.heads import RewardModel
 from instructgpt.model.transformer import Transformer
 from instructgpt.settings import FilePath, NonNegative, PositiveInt
+from instructgpt.stages.adapting import AdapterFlags, adapted, adapter_record
 from instructgpt.stages.common import Machine, StageConfig, build_model, fitting_row_length, require, say_split
 from instructgpt.stages.mixture import groups, mixed, require_some, require_weights
 from instructgpt.text.tokenizer import Tokenizer
-from instructgpt.training.checkpoint import load, load_reward_model
+from instructgpt.training.checkpoint import load_reward_model, load_settled
 from instructgpt.training.rewards import Reward, RewardSum, WorldReward, load_function, shown
 from instructgpt.training.rollouts import (
     Answered,
@@ -67,6 +68,7 @@ class PolicyStageConfig(StageConfig):
     """Taken from the reward of an answer that was cut off: nobody can use it, and the reward never saw it end."""
     val_examples: PositiveInt = 200
     """Held-out prompts of the embedded world, or of the files, on which reward and KL are measured."""
+    adapter: AdapterFlags = field(default_factory=AdapterFlags)
     reading: Reading = field(default_factory=Reading)
 
 
@@ -76,7 +78,7 @@ class Actors:
 
     policy: Transformer
     reference: Transformer
-    """The model that the policy started from, frozen."""
+    """The model that the policy started from, frozen; of a policy with an adapter, itself without it."""
     tokenizer: Tokenizer
     reward: Reward
     queries: QuerySource
@@ -151,8 +153,8 @@ def start(config: PolicyStageConfig, machine: Machine) -> Actors:
     require(config.init, "--init", "name the run directory to start from, an instruction-tuned model")
     require(config.reward or config.reward_function, "--reward", "name a reward model's directory, or `world`")
     require(config.out, "--out", "name the run directory to write")
-    model, tokenizer = load(config.init, machine.device, config.backend)
-    policy = build_model(config, machine, lambda: model)
+    initial, tokenizer = load_settled(config.init, machine.device, config.backend)
+    policy = build_model(config, machine, lambda: adapted(initial, adapter_record(config)))
     row_length = fitting_row_length(config, policy.config)
     reward = _reward(config, machine, tokenizer)
     queries, held_out = _queries(config, tokenizer, row_length - config.max_new_tokens)

@@ -80,7 +80,8 @@ def _files(given: str) -> Iterator[Path]:
     """The files behind the value of a flag: a file, two with + between them, a function's, those of a run directory."""
     path = Path(given)
     if given and path.is_dir():
-        yield from (path / name for name in ("model.safetensors", *FILE_NAMES) if (path / name).is_file())
+        names = ("model.safetensors", "adapter.safetensors", *FILE_NAMES)
+        yield from (path / name for name in names if (path / name).is_file())
     elif path.is_file():
         yield path
     else:

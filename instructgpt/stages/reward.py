@@ -29,9 +29,10 @@ from instructgpt.figures import write_json
 from instructgpt.model.heads import RewardModel
 from instructgpt.objectives.lm import Loss
 from instructgpt.objectives.preference import reward_loss
+from instructgpt.stages.adapting import adapted, adapter_record
 from instructgpt.stages.common import Machine, build_model, fitting_row_length, require, train
 from instructgpt.stages.comparisons import ComparisonConfig, comparisons, validation
-from instructgpt.training.checkpoint import RunDirectory, load
+from instructgpt.training.checkpoint import RunDirectory, load_settled
 from instructgpt.training.loop import FitResult
 
 
@@ -48,8 +49,8 @@ def run(config: RewardConfig) -> FitResult:
     machine = Machine.of(config)
 
     # Section 3.5: "starting from the SFT model with the final unembedding layer removed", a scalar comes in its place.
-    language_model, tokenizer = load(config.init, machine.device, config.backend)
-    model = build_model(config, machine, lambda: RewardModel(language_model))
+    language_model, tokenizer = load_settled(config.init, machine.device, config.backend)
+    model = build_model(config, machine, lambda: RewardModel(adapted(language_model, adapter_record(config))))
     context = fitting_row_length(config, model.config)
     source, held_out = comparisons(config, tokenizer, context)
 

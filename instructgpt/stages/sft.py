@@ -17,6 +17,7 @@ from instructgpt.data.windows import Long, all_windows
 from instructgpt.objectives.lm import next_token_loss
 from instructgpt.runtime import resolve_device
 from instructgpt.settings import FilePath, NonNegativeInt, Share, ShareBelow1
+from instructgpt.stages.adapting import AdapterFlags, adapted, adapter_record
 from instructgpt.stages.common import (
     LanguageStageConfig,
     Machine,
@@ -30,7 +31,7 @@ from instructgpt.stages.common import (
 from instructgpt.stages.mixture import groups, mixed, of_group, require_weights
 from instructgpt.text.chat import Message
 from instructgpt.text.tokenizer import Tokenizer
-from instructgpt.training.checkpoint import load
+from instructgpt.training.checkpoint import load_settled
 from instructgpt.training.loop import FitResult
 
 
@@ -52,6 +53,7 @@ class SFTConfig(LanguageStageConfig):
     """Examples of the embedded world validated on."""
     flawed_share: Share = 0.0
     """Share of the embedded world's demonstrations that are wrong, badly formatted or rambling, as real ones are."""
+    adapter: AdapterFlags = field(default_factory=AdapterFlags)
     reading: Reading = field(default_factory=Reading)
 
 
@@ -62,8 +64,8 @@ def run(config: SFTConfig) -> FitResult:
     require(config.out, "--out", "name the run directory to write")
     check(config)
     machine = Machine.of(config)
-    model, tokenizer = load(config.init, machine.device, config.backend)
-    model = build_model(config, machine, lambda: model)
+    initial, tokenizer = load_settled(config.init, machine.device, config.backend)
+    model = build_model(config, machine, lambda: adapted(initial, adapter_record(config)))
     row_length = fitting_row_length(config, model.config)
     data = sources(config, tokenizer, row_length)
     validation = list(batches_of(data.held_out, row_length, config.rows))

@@ -3,6 +3,7 @@
 config.json         the stage, its settings, the model's shape and head, fingerprints of tokenizer and inputs
 tokenizer.model     SentencePiece's own file; of others tokenizer.json may stand in its place, and chat.json beside it
 model.safetensors   the weights to use, with a checksum of each tensor
+adapter.safetensors in its place, where an adapter was trained beside the weights of another run: see `adapter_file.py`
 metrics.jsonl       a line a record
 eval.json, samples.md, curves.png
 state/              state.safetensors: weights, optimizer, random state and data cursor, while it can be resumed
@@ -10,7 +11,9 @@ state/              state.safetensors: weights, optimizer, random state and data
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, is_dataclass
@@ -18,18 +21,20 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from instructgpt.config import ModelConfig
 from instructgpt.errors import UserError
-from instructgpt.model.backend import Backend, resolve_backend
+from instructgpt.model.adapters import adapters_of, settled
+from instructgpt.model.backend import resolve_backend
 from instructgpt.model.heads import RewardModel
 from instructgpt.model.quantize import quantize
 from instructgpt.model.transformer import Transformer
 from instructgpt.runtime import resolve_device
 from instructgpt.strict_json import to_json, write_json
-from instructgpt.tensors import Held, SafetensorsFile, write_safetensors
+from instructgpt.tensors import Held, SafetensorsFile, Tensors, write_safetensors
 from instructgpt.text.tokenizer import FILE_NAMES, Tokenizer
+from instructgpt.training.adapter_file import AdapterRecord, add_recorded, copy_into, own_tensors
 from instructgpt.training.loop import Snapshot
 
 Head = Literal["language", "reward"]
@@ -60,6 +65,7 @@ class RunDirectory:
         self.path = Path(path)
         self.config_file = self.path / "config.json"
         self.model_file = self.path / "model.safetensors"
+        self.adapter_file = self.path / "adapter.safetensors"
         self.metrics_file = self.path / "metrics.jsonl"
         self.state_file = self.path / "state" / "state.safetensors"
 
@@ -70,7 +76,7 @@ class RunDirectory:
         if run.path.exists() and not run.path.is_dir():
             raise UserError("is a file; --out names a directory", run.path)
         if run.holds_run and overwrite and not resume:
-            for file in (run.config_file, run.model_file, run.metrics_file):
+            for file in (run.config_file, run.model_file, run.adapter_file, run.metrics_file):
                 file.unlink(missing_ok=True)
             for file in ("eval.json", "samples.md", "curves.png", *FILE_NAMES):
                 (run.path / file).unlink(missing_ok=True)
@@ -86,7 +92,7 @@ class RunDirectory:
     @property
     def holds_run(self) -> bool:
         """Whether a stage has left something here."""
-        return self.config_file.exists() or self.model_file.exists() or self.state_file.exists()
+        return any(file.exists() for file in (self.config_file, self.model_file, self.adapter_file, self.state_file))
 
     def write_config(
         self,
@@ -97,10 +103,12 @@ class RunDirectory:
         head: Head = "language",
         inputs: dict[str, str] | None = None,
         compiled: str = "off",
+        adapter: AdapterRecord | None = None,
     ) -> None:
         """Writes config.json and the tokenizer: what is known before training starts.
 
         inputs: digests of what is read, by path. compiled: how the steps are, which decides the last bits of a run.
+        adapter: what is trained, if that is not the model itself.
         """
         tokenizer.save(self.path)
         config = {
@@ -111,7 +119,7 @@ class RunDirectory:
             "settings": _jsonable(settings),
             "inputs": inputs or {},
             "compiled": compiled,
-        }
+        } | ({"adapter": adapter.to_json()} if adapter else {})
         write_json(self.config_file, config)
 
     def read_eval(self) -> dict[str, Any]:
@@ -134,8 +142,8 @@ class RunDirectory:
             raise UserError("is not a run's configuration: it has no 'stage'", self.config_file)
         return config
 
-    def open_model(self) -> tuple[ModelConfig, Tokenizer, SafetensorsFile]:
-        """Shape, tokenizer and weights, of which none is read yet. UserError where one is missing or not the run's."""
+    def describe(self) -> tuple[ModelConfig, Tokenizer]:
+        """The shape of the run's model and its tokenizer. UserError where one is missing or not the run's."""
         config = self.read_config()
         if not config.get("model"):
             raise UserError(f"holds a {config['stage']} run, which has no model; name a pretrain or sft run", self.path)
@@ -150,14 +158,39 @@ class RunDirectory:
                 f"model has {shape.vocab_size} embeddings, the tokenizer {tokenizer.vocab_size} tokens",
                 self.config_file,
             )
-        if not self.model_file.is_file():
-            raise UserError(
-                "holds no model yet: model.safetensors is missing; train it, or go on with --resume", self.path
-            )
-        return shape, tokenizer, SafetensorsFile(self.model_file)
+        return shape, tokenizer
 
-    def save_model(self, model: nn.Module) -> None:
-        save_tensors(self.model_file, dict(model.state_dict()))
+    def read_adapter(self) -> AdapterRecord | None:
+        """What config.json says of the adapter; None where the run has a model of its own."""
+        values = self.read_config().get("adapter")
+        return None if values is None else AdapterRecord.from_json(values, self.config_file)
+
+    def weights(self) -> SafetensorsFile:
+        """The run's own weights, none of which is read yet: those of its model or, beside another, of its adapter."""
+        file = self.model_file if self.read_adapter() is None else self.adapter_file
+        if not file.is_file():
+            raise UserError(f"holds no model yet: {file.name} is missing; train it, or go on with --resume", self.path)
+        return SafetensorsFile(file)
+
+    def open_model(self) -> tuple[ModelConfig, Tokenizer, Tensors]:
+        """Shape, tokenizer and weights, of which none is read yet; only those that an adapter is part of are made."""
+        weights = (
+            self.weights() if self.read_adapter() is None else Held(load_settled(self.path, "cpu")[0].state_dict())
+        )
+        return *self.describe(), weights
+
+    def digest(self) -> str:
+        """SHA-256 that stands for the weights that the run ends with, those of its base included."""
+        record, file = self.read_adapter(), self.weights()
+        own = file.digest or _digest_of(file)
+        return hashlib.sha256(f"{own} beside {record.base_sha256}".encode()).hexdigest() if record else own
+
+    def save_model(self, model: Transformer | RewardModel) -> None:
+        """The weights; of a model with an adapter, the adapter's alone."""
+        if adapters_of(model):
+            save_tensors(self.adapter_file, own_tensors(model))
+        else:
+            save_tensors(self.model_file, model.state_dict())
 
     def save_state(self, snapshot: Snapshot) -> None:
         save_tensors(self.state_file, snapshot.tensors, snapshot.values)
@@ -165,6 +198,15 @@ class RunDirectory:
     def load_state(self) -> Snapshot | None:
         """The last saved state; None when nothing was saved yet."""
         return Snapshot(*load_tensors(self.state_file)) if self.state_file.is_file() else None
+
+
+def _digest_of(file: SafetensorsFile) -> str:
+    """Of a file that has no digests in it."""
+    digest = hashlib.sha256()
+    for name in sorted(file.specs):
+        digest.update(f"{name} {file.specs[name]}\n".encode())
+        digest.update(file.read(name).reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def model_config(values: dict[str, Any], where: Path) -> ModelConfig:
@@ -175,22 +217,36 @@ def model_config(values: dict[str, Any], where: Path) -> ModelConfig:
 
 
 def load(
-    directory: str | Path, device: str | torch.device = "auto", backend: str = "auto", quantized: str = ""
-) -> tuple[Transformer, Tokenizer]:
-    """Language model (in eval mode, on `device`) and tokenizer of a run directory.
+    directory: str | Path, device: str | torch.device = "auto", backend: str = "auto", quantized: str = "",
+    adapter: str | Path = "",
+) -> tuple[Transformer, Tokenizer]:  # fmt: skip
+    """Language model (in eval mode, on `device`) and tokenizer of a run directory; an adapter's stands beside its base.
 
     quantized: int8 or int4 keeps the blocks' weights in so few bits, for generation; the model cannot be trained then.
+    adapter: a run directory with an adapter, which is put beside this model instead of the one that it names.
     Raises UserError when a file is missing, damaged, or does not belong with the others, and for a reward model.
     """
     run = RunDirectory(directory)
+    _require_language(run)
+    if adapter:
+        own = RunDirectory(adapter)
+        _require_language(own)
+        record = own.read_adapter()
+        if record is None:
+            raise UserError("holds a model of its own and no adapter: give it as --model", own.path)
+        model, tokenizer = _adapted(own, record, run, device, backend, lambda transformer: transformer)
+    else:
+        model, tokenizer = _load(run, device, backend, lambda transformer: transformer)
+    if quantized:
+        quantize(model, quantized)
+    return model, tokenizer
+
+
+def _require_language(run: RunDirectory) -> None:
     if run.read_config().get("head") == "reward":
         raise UserError(
             "holds a reward model, which scores answers and writes none; name a pretrain, sft or policy run", run.path
         )
-    model, tokenizer = _load(run, device, backend, lambda shape, backend: Transformer(shape, backend))
-    if quantized:
-        quantize(model, quantized)
-    return model, tokenizer
 
 
 def load_reward_model(
@@ -201,27 +257,52 @@ def load_reward_model(
     config = run.read_config()
     if config.get("head") != "reward":
         raise UserError(f"holds a {config['stage']} run, not a reward model; name a reward run", run.path)
-    return _load(run, device, backend, lambda shape, backend: RewardModel(Transformer(shape, backend)))
+    return _load(run, device, backend, RewardModel)
+
+
+def load_settled(
+    directory: str | Path, device: str | torch.device = "auto", backend: str = "auto"
+) -> tuple[Transformer, Tokenizer]:
+    """As `load`, an adapter being in the weights for good: a model to start something new from."""
+    model, tokenizer = load(directory, device, backend)
+    return settled(model), tokenizer
 
 
 Model = TypeVar("Model", Transformer, RewardModel)
 
 
 def _load(
-    run: RunDirectory, device: str | torch.device, backend: str, make: Callable[[ModelConfig, Backend], Model]
+    run: RunDirectory, device: str | torch.device, backend: str, make: Callable[[Transformer], Model]
 ) -> tuple[Model, Tokenizer]:
-    shape, tokenizer, file = run.open_model()
+    """make: what stands on the Transformer, or that itself."""
+    record = run.read_adapter()
+    if record is not None:
+        base = RunDirectory(os.path.normpath(run.path / record.base))
+        if not base.config_file.is_file():
+            raise UserError(
+                f"its adapter belongs beside {base.path}, which is not there; where that run is now, "
+                f"`--model THERE --adapter {run.path}` use both",
+                run.path,
+            )
+        return _adapted(run, record, base, device, backend, make)
+    shape, tokenizer = run.describe()
+    file = run.weights()
     where = resolve_device(str(device))
-    model = make(shape, resolve_backend(backend, where))
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: spec.shape for name, spec in file.specs.items()}
-    if expected != found:
-        name = next(n for n in sorted({**expected, **found}) if expected.get(n) != found.get(n))
-        raise UserError(
-            f"does not fit config.json: {name} has shape {found.get(name)}, the configuration asks for "
-            f"{expected.get(name)}",
-            run.model_file,
-        )
-    for name, tensor in model.state_dict().items():  # one by one: file and model are never both whole in memory
-        tensor.copy_(file.read(name))
+    model = make(Transformer(shape, resolve_backend(backend, where)))
+    copy_into(model.state_dict(), file, run.model_file, "config.json")
     return model.to(where).eval(), tokenizer
+
+
+def _adapted(
+    run: RunDirectory, record: AdapterRecord, base: RunDirectory, device: str | torch.device, backend: str,
+    make: Callable[[Transformer], Model],
+) -> tuple[Model, Tokenizer]:  # fmt: skip
+    """The model of `base` with the adapter of `run` beside it."""
+    _, tokenizer = run.describe()
+    file = run.weights()
+    if base.digest() != record.base_sha256:
+        raise UserError(f"its adapter belongs beside other weights than those in {base.path}", run.path)
+    transformer, _ = load_settled(base.path, device, backend)
+    model = make(add_recorded(transformer, record)).to(transformer.device)
+    copy_into(own_tensors(model), file, run.adapter_file, "config.json")
+    return model.eval(), tokenizer

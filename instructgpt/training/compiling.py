@@ -201,10 +201,7 @@ def _try(model: Transformer, work: Workload, device: torch.device, precision: Pr
         try:
             with precision.context(device), torch.enable_grad():
                 hidden = model.hidden(ids, positions, documents)
-                if model.output_weight.requires_grad:
-                    loss = model.token_losses(hidden[:, 1:].flatten(0, 1), ids[:, 1:].flatten()).sum()
-                else:
-                    loss = hidden.float().sum()  # a reward model's trunk, whose head reads no tokens
+                loss = model.token_losses(hidden[:, 1:].flatten(0, 1), ids[:, 1:].flatten()).sum()
             loss.backward()
         finally:
             model.train(was_training)

@@ -25,6 +25,7 @@ from instructgpt.data.queries import Query
 from instructgpt.data.tokens import Tokens
 from instructgpt.generation.engine import Completion, generate_ids
 from instructgpt.generation.sampling import SamplingConfig
+from instructgpt.model.adapters import adapters_of, base_of
 from instructgpt.model.transformer import Compiled, Transformer
 from instructgpt.objectives.lm import Loss
 from instructgpt.text.tokenizer import Tokenizer
@@ -136,7 +137,11 @@ def examine(policy: Transformer, reference: Transformer, answered: Sequence[Answ
 
 
 def frozen_copy(model: Transformer) -> Transformer:
-    """The model as it is now, never to be trained. Tensors that are not trained in `model` are shared, not copied."""
+    """What a model starts from, never to be trained: the model as it is now. Tensors that are not trained in it are
+    shared, not copied; and of one with an adapter, which begins by changing nothing, all are: it is the base alone.
+    """
+    if adapters_of(model):
+        return base_of(model).eval()
     shared: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
     shared |= {id(buffer): buffer for buffer in model.buffers()}
     return copy.deepcopy(model, shared).requires_grad_(False).eval()
