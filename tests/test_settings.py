@@ -120,8 +120,8 @@ def test_a_tilde_is_the_home_folder(given: str, found: str, monkeypatch: pytest.
 
 
 NO_FILE = {
-    "answer", "backend", "chosen", "columns", "device", "dtype", "encoding", "families", "labels", "preset", "prompt",
-    "rejected", "separator", "stop", "system", "text_field",
+    "answer", "backend", "chosen", "columns", "device", "dtype", "encoding", "families", "labels", "lora_on", "preset",
+    "prompt", "rejected", "separator", "stop", "system", "text_field",
 }  # fmt: skip
 
 

@@ -21,6 +21,9 @@ class ModelChoice(Settings):
 
     model: FilePath = ""
     """The run directory to use, such as runs/tiny/sft."""
+    adapter: FilePath = ""
+    """A run directory with an adapter, or a folder as PEFT writes it, to put beside the model in --model. A run that
+    was tuned with --lora-rank finds its base by itself: name it as --model."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     dtype: str = "auto"
@@ -36,7 +39,7 @@ class ModelChoice(Settings):
             raise UserError("--model is missing: name a run directory, such as runs/tiny/sft")
         device = resolve_device(self.device)
         precision = resolve_precision(self.dtype, device)
-        model, tokenizer = load(self.model, device, self.backend)
+        model, tokenizer = load(self.model, device, self.backend, adapter=self.adapter)
         model = model.to(precision.parameters)
         if self.quantize != "none":
             quantize(model, self.quantize)

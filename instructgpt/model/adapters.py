@@ -225,7 +225,7 @@ class _Place(NamedTuple):
 
 
 def _places(model: Transformer) -> Iterator[_Place]:
-    fused = _fused(model.config)
+    fused = fused_rows(model.config)
     for number, block in enumerate(model.blocks):
         for room in ("attention", "mlp"):
             holder: nn.Module = getattr(block, room)
@@ -236,8 +236,8 @@ def _places(model: Transformer) -> Iterator[_Place]:
                     yield _Place(holder, name, layer, rows, f"blocks.{number}.{room}")
 
 
-def _fused(config: ModelConfig) -> dict[str, dict[str, int]]:
-    """Rows of the parts of matrices that are multiplied as one."""
+def fused_rows(config: ModelConfig) -> dict[str, dict[str, int]]:
+    """Rows of the parts of matrices that are multiplied as one, by the layer's name."""
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
     return {
         "qkv": {"query": queries, "key": keys, "value": keys},

@@ -13,9 +13,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from instructgpt.cli import run_command
 from instructgpt.flags import run_main
 from instructgpt.model.adapters import adapters_of, base_of
 from instructgpt.model.transformer import Transformer
+from instructgpt.pretrained.peft import write_peft
 from instructgpt.stages import dpo, grpo, main, policy, ppo
 from instructgpt.stages.adapting import AdapterFlags
 from instructgpt.training.checkpoint import RunDirectory, load, load_reward_model, load_settled, load_tensors
@@ -341,3 +343,32 @@ def test_words_with_commas_or_spaces() -> None:
         lora = AdapterFlags(lora_rank=3, lora_on=on).lora
         assert lora is not None and lora.on == ("query", "mlp") and lora.alpha == 32
     assert AdapterFlags().lora is None
+
+
+def test_commands_put_an_adapter_beside_a_model(
+    tune: Callable[..., int], runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`generate` and `eval`: a run with its base, base and adapter by name, a folder as PEFT writes it."""
+    shape = "--context 64 --layers 1 --width 32 --heads 2 --rows 2 --max-steps 1 --val-rows 4 --qk-window 1".split()
+    where = ("--text", runs / "text.txt", "--tokenizer", runs / "tokenizer", "--out", tmp_path / "base", *shape, *CPU)
+    assert run_main(lambda: main(["pretrain", *map(str, where), "--no-qk-norm"])) == 0
+    assert tune("sft", "tuned", "--max-steps", 20, *LORA, "--learning-rate", 0.1, init=tmp_path / "base") == 0
+    run, base = RunDirectory(tmp_path / "tuned"), RunDirectory(tmp_path / "base")
+    record, (shape_of_base, _) = run.read_adapter(), base.describe()
+    assert record is not None
+    write_peft(tmp_path / "peft", shape_of_base, load_tensors(run.adapter_file)[0], record.lora, "base", base.digest())
+
+    def said(*flags: object) -> str:
+        capsys.readouterr()
+        words = ["generate", "--prompt", "How many, 3?", "--max-new-tokens", "8", "--device", "cpu", *map(str, flags)]
+        assert run_main(lambda: run_command(words)) == 0
+        return capsys.readouterr().out
+
+    tuned = said("--model", run.path)
+    assert tuned != said("--model", base.path)
+    assert said("--model", base.path, "--adapter", run.path) == tuned
+    assert said("--model", base.path, "--adapter", tmp_path / "peft") == tuned
+    assert said("--model", base.path, "--adapter", run.path, "--quantize", "int8")
+    refused = ["generate", "--prompt", "x", "--model", str(runs / "pretrain"), "--adapter", str(tmp_path / "peft")]
+    assert run_main(lambda: run_command(refused)) == 2
+    assert "beside other weights" in capsys.readouterr().err
