@@ -30,6 +30,7 @@ from instructgpt.model.backend import resolve_backend
 from instructgpt.model.heads import RewardModel
 from instructgpt.model.quantize import quantize
 from instructgpt.model.transformer import Transformer
+from instructgpt.pretrained import peft
 from instructgpt.runtime import resolve_device
 from instructgpt.strict_json import to_json, write_json
 from instructgpt.tensors import Held, SafetensorsFile, Tensors, write_safetensors
@@ -223,12 +224,16 @@ def load(
     """Language model (in eval mode, on `device`) and tokenizer of a run directory; an adapter's stands beside its base.
 
     quantized: int8 or int4 keeps the blocks' weights in so few bits, for generation; the model cannot be trained then.
-    adapter: a run directory with an adapter, which is put beside this model instead of the one that it names.
+    adapter: a run directory with an adapter, which is put beside this model instead of the one that it names; or a
+    folder with one as PEFT writes it.
     Raises UserError when a file is missing, damaged, or does not belong with the others, and for a reward model.
     """
     run = RunDirectory(directory)
     _require_language(run)
-    if adapter:
+    if adapter and (Path(adapter) / peft.CONFIG).is_file():
+        model, tokenizer = load_settled(directory, device, backend)
+        peft.read_peft(Path(adapter), model, run.digest())
+    elif adapter:
         own = RunDirectory(adapter)
         _require_language(own)
         record = own.read_adapter()

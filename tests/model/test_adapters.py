@@ -400,7 +400,7 @@ def test_it_learns_beside_integers() -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        found[bits] = float(loss)
+        found[bits] = float(loss.detach())
     assert found["float"] < 3.4 and abs(found["int4"] / found["float"] - 1) < 0.1, found
 
 

@@ -57,7 +57,10 @@ def ours(base: Path) -> Transformer:
 def modules(base: Path, kind: str) -> list[str]:
     names = {
         "gpt2": {"attention": ["c_attn"], "all": ["c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"]},
-        "llama": {"attention": ["q_proj", "v_proj"], "all": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]},
+        "llama": {
+            "attention": ["q_proj", "v_proj"],
+            "all": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        },
     }  # fmt: skip
     return names[read_json(base / "config.json")["model_type"]][kind]
 
@@ -133,6 +136,7 @@ def test_what_is_written_here_says_the_same_in_peft_and_comes_back(base: Path, l
         ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),
         ({"lora_alpha": 0}, "lora_alpha is 0"),
         ({"lora_alpha": "many"}, "lora_alpha is 'many'"),
+        ({"alpha_pattern": {".*_proj": 3}}, "no end of a layer's name"),
         ({"use_dora": True}, "lacks a magnitude, against use_dora"),
     ],
 )
