@@ -15,12 +15,14 @@ import torch
 
 from instructgpt.config import ModelConfig
 from instructgpt.errors import UserError
+from instructgpt.model.adapters import LoRA
 from instructgpt.model.backend import Backend, resolve_backend, triton
 from instructgpt.model.checkpointing import Checkpointing
 from instructgpt.model.counts import count_parameters, recomputed_flops_per_token, training_flops_per_token
 from instructgpt.runtime import Precision, resolve_device, resolve_precision
 from instructgpt.settings import NonNegative, NonNegativeInt, PositiveInt, Settings
 from instructgpt.sizes import parse_size, size_text
+from instructgpt.stages.adapting import AdapterFlags
 from instructgpt.stages.presets import recipe
 from instructgpt.training.compiling import CompileFlag
 from instructgpt.training.memory import Plan, StepMemory, step_memory
@@ -62,6 +64,7 @@ class PlanConfig(Settings):
     tflops: NonNegative = 0.0
     """The device's matrix rate in 10¹² FLOP/s, in the format trained in; 0 measures it, where the device is here."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterFlags = field(default_factory=AdapterFlags)
     update: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
@@ -80,7 +83,7 @@ def run(config: PlanConfig) -> None:
     plan, is_here = planned(config)
     memory = given or _memory_of(plan.device, is_here)
     needed = plan.precision.parameters.itemsize * count_parameters(plan.model).total
-    if needed > memory:
+    if needed > memory and plan.base_format == "float":
         raise UserError(
             f"--memory {config.memory or size_text(memory)} is less than the parameters alone take, {size_text(needed)}"
         )
@@ -111,7 +114,7 @@ def planned(config: PlanConfig) -> tuple[Plan, bool]:
     precision, backend = _formats(config, device) if is_here else _formats_elsewhere(config)
     plan = Plan(
         config.model.resolved(), config.rows, config.row_length or config.model.context, config.update, precision,
-        backend, device, config.checkpointing, config.micro_batches,
+        backend, device, config.checkpointing, config.micro_batches, config.adapter.lora, config.adapter.base_format,
     )  # fmt: skip
     return plan, is_here
 
@@ -161,17 +164,19 @@ def most_rows(peak: Callable[[int], int], room: float, known: dict[int, int]) ->
 
 def _described(plan: Plan) -> str:
     shape = plan.model
+    beside = f" beside weights in {plan.base_format}" if plan.base_format != "float" else ""
+    adapter = f", an adapter of rank {plan.lora.rank} on {', '.join(plan.lora.on)}{beside}" if plan.lora else ""
     return (
         f"{count_parameters(shape).total / 1e6:.1f}M parameters ({shape.layers} layers, {shape.width} wide, vocabulary "
         f"{shape.vocab_size:,}), {plan.rows} rows x {plan.row_length} tokens on {plan.device.type}, "
-        f"{plan.precision.name}, backend {plan.backend.name}, --checkpointing {plan.checkpointing}"
+        f"{plan.precision.name}, backend {plan.backend.name}, --checkpointing {plan.checkpointing}{adapter}"
     )
 
 
 def _table(plan: Plan, found: StepMemory) -> str:
     parts = {
         "parameters": (found.parameters, "float32 masters included" if plan.precision.parameters.itemsize < 4 else ""),
-        "gradients": (found.gradients, ""),
+        "gradients": (found.gradients, "of the adapter" if plan.lora else ""),
         "optimizer": (found.optimizer, f"{plan.optimizer.optimizer}, {plan.optimizer.optimizer_state}"),
         "activations": (found.activations, "kept by the forward for the backward"),
         "logits": (
@@ -189,7 +194,7 @@ def _expectation(plan: Plan, flops: float, is_here: bool, is_compiled: bool) -> 
     measured = "" if flops else ", measured now"
     flops = flops or measure_peak_flops(plan.device, plan.precision)
     share = _REACHED.get(plan.device.type, (0.2, 0.2))[is_compiled]
-    cost = training_flops_per_token(plan.model, plan.row_length)
+    cost = training_flops_per_token(plan.model, plan.row_length, is_frozen=plan.lora is not None)
     if plan.checkpointing == "blocks":
         cost += recomputed_flops_per_token(plan.model, plan.row_length)
     return (
@@ -204,6 +209,7 @@ def _advice(plan: Plan) -> str:
         "--checkpointing selective": replace(plan, checkpointing="selective"),
         "--checkpointing blocks": replace(plan, checkpointing="blocks"),
         "--optimizer-state int8": replace(plan, optimizer=replace(plan.optimizer, optimizer_state="int8")),
+        "--lora-rank 16": plan if plan.lora else replace(plan, lora=LoRA()),
     }
     tried = {flag: step_memory(other).peak for flag, other in others.items() if other != plan}
     told = [f"{flag} needs {size_text(peak)}" for flag, peak in tried.items()]

@@ -20,10 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from instructgpt.config import ModelConfig
+from instructgpt.model.adapters import LoRA
 from instructgpt.model.backend import Backend
 from instructgpt.model.checkpointing import Checkpointing
 from instructgpt.model.transformer import Transformer
 from instructgpt.runtime import Precision
+from instructgpt.training.adapter_file import AdapterRecord, BaseFormat, add_recorded
 from instructgpt.training.optimizer import Optimizer, OptimizerConfig
 from kernels.launch import building_for
 
@@ -73,6 +75,9 @@ class Plan:
     device: torch.device
     checkpointing: Checkpointing = "none"
     micro_batches: int = 1
+    lora: LoRA | None = None
+    """The adapter that is trained; None where the model itself is."""
+    base_format: BaseFormat = "float"
 
 
 @dataclass(frozen=True)
@@ -80,10 +85,10 @@ class StepMemory:
     """Bytes that a training step holds."""
 
     parameters: int
-    """float32 masters of half-precision parameters included."""
+    """float32 masters of half-precision parameters included, and weights of few bits."""
     optimizer: int
     gradients: int
-    """Of all parameters, when the backward is done."""
+    """Of all that is trained, when the backward is done."""
     activations: int
     """What the forward keeps for the backward, up to the last hidden states; weights cast by autocast included."""
     logits: int
@@ -107,12 +112,14 @@ def step_memory(plan: Plan) -> StepMemory:
         meter = stack.enter_context(Meter())
         with device, _default_dtype(plan.precision.parameters):  # such tensors cannot be converted in place
             model = Transformer(plan.model, plan.backend)
+            if plan.lora is not None:
+                add_recorded(model, AdapterRecord(plan.lora, "", "", plan.base_format))
         model.checkpoint(plan.checkpointing)
         optimizer = Optimizer(
             dict(model.named_parameters()), plan.optimizer, plan.precision.autocast or plan.precision.parameters
         )
         parameters = {id(p): p for p in (*model.parameters(), *optimizer.masters.values())}.values()
-        parameter_bytes = sum(p.nbytes for p in parameters)
+        parameter_bytes = sum(tensor.nbytes for tensor in (*parameters, *model.buffers()))
         state_bytes = sum(tensor.nbytes for name, tensor in optimizer.state().items() if not name.startswith("master/"))
         ids = torch.zeros(plan.rows, plan.row_length, dtype=torch.long, device=device)
         targets, positions, documents = (ids.clone() for _ in range(3))

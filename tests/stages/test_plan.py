@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from instructgpt.flags import flag_types
 from instructgpt.stages import STAGES
+from instructgpt.stages.adapting import AdapterFlags
 from instructgpt.stages.plan import PlanConfig, most_rows
 from instructgpt.stages.pretrain import PretrainConfig
 from tests.stages.conftest import stage
@@ -18,7 +19,7 @@ SMALL = "plan --context 64 --layers 1 --width 32 --heads 2 --rows 4 --tflops 1 -
 
 
 def test_flags_are_those_of_training() -> None:
-    ours, theirs = flag_types(PlanConfig), flag_types(PretrainConfig)
+    ours, theirs = flag_types(PlanConfig), flag_types(PretrainConfig) | flag_types(AdapterFlags)
     assert {flag for flag in ours if ours[flag] != theirs.get(flag)} == {"--memory", "--tflops"}
     assert fields(PlanConfig) and "plan" in STAGES
 
@@ -69,3 +70,13 @@ def test_the_most_rows(fixed: int, row: int, bend: int, room: int) -> None:
     most = most_rows(peak, room, {16: peak(16)})
     assert most == 0 if peak(1) > room else peak(most) <= room < peak(most + max(1, most // 100))
     assert len(calls) < 30
+
+
+def test_an_adapter_needs_less(capsys: pytest.CaptureFixture[str]) -> None:
+    """Gradients and moments of what is trained alone; weights of 4 bits in an eighth of the bytes."""
+    told = {}
+    for name, flags in (("whole", ""), ("lora", "--lora-rank 2"), ("int4", "--lora-rank 2 --base-format int4")):
+        assert stage(*SMALL, "--memory", "2GB", "--width", 64, "--layers", 4, *flags.split()) == 0
+        told[name] = capsys.readouterr().out
+    assert "of the adapter" in told["lora"] and "of the adapter" not in told["whole"]
+    assert "an adapter of rank 2 on attention, mlp beside weights in int4" in told["int4"]

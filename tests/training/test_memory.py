@@ -11,9 +11,11 @@ import torch
 from instructgpt.config import ModelConfig
 from instructgpt.data.batch import Batch
 from instructgpt.model import Transformer
+from instructgpt.model.adapters import LoRA, count_trained
 from instructgpt.model.backend import naive, sdpa, triton
 from instructgpt.objectives.lm import next_token_loss
 from instructgpt.runtime import resolve_precision
+from instructgpt.training.adapter_file import AdapterRecord, add_recorded
 from instructgpt.training.loop import FitConfig, Hooks, fit
 from instructgpt.training.memory import Meter, Plan, step_memory
 from instructgpt.training.optimizer import OptimizerConfig
@@ -164,3 +166,16 @@ def test_nothing_is_computed_and_nothing_stays() -> None:
 def test_kernels_are_planned_where_they_cannot_run() -> None:
     plan = planned("gpt2", backend=triton(), device=torch.device("cuda"))
     assert step_memory(plan).logits < step_memory(planned("gpt2")).logits
+
+
+@pytest.mark.parametrize("base_format", ["float", "int8", "int4"])
+def test_an_adapter(base_format: Any) -> None:
+    """Its gradients and moments alone; the weights beside it in the bytes that they take."""
+    whole = planned("llama")
+    adapted = replace(whole, lora=LoRA(rank=2), base_format=base_format)
+    model = add_recorded(Transformer(whole.model, whole.backend), AdapterRecord(LoRA(rank=2), "", "", base_format))
+    trained, _ = count_trained(model)
+    found = step_memory(adapted)
+    assert found.gradients == 4 * trained and found.optimizer == pytest.approx(8 * trained, rel=0.05)
+    assert found.parameters == sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    assert found.peak < step_memory(whole).peak
