@@ -9,6 +9,7 @@ from typing import Literal
 
 from instructgpt.commands.import_ import DTYPES
 from instructgpt.errors import UserError
+from instructgpt.pretrained import peft
 from instructgpt.pretrained.folder import CONFIG
 from instructgpt.pretrained.gguf import FORMATS
 from instructgpt.pretrained.outgoing import export_folder, export_gguf
@@ -22,16 +23,19 @@ GGUF_NAME = "model.gguf"
 @dataclass(frozen=True)
 class ExportConfig(Settings):
     """Writes a run's model for other engines: transformers and vLLM (hf), llama.cpp (gguf); tokenizer and chat template
-    included."""
+    included, an adapter as a part of the weights. Or an adapter alone, for PEFT."""
 
     model: FilePath = ""
     """The run directory to export."""
     to: FilePath = ""
     """The folder to write into, made if missing."""
-    format: Literal["hf", "gguf"] = "hf"
-    """hf: config.json, model.safetensors and tokenizer.json; gguf: one file, model.gguf."""
+    format: Literal["hf", "gguf", "peft"] = "hf"
+    """hf: config.json, model.safetensors and tokenizer.json; gguf: one file, model.gguf; peft: adapter_config.json and
+    adapter_model.safetensors, of a run that was tuned with --lora-rank."""
     dtype: Literal["keep", "float32", "bfloat16", "float16", "q8_0", "q4_0"] = "keep"
     """The number format of the weights; q8_0 and q4_0, 8 and 4 bits, are GGUF's."""
+    base: FilePath = ""
+    """peft: what PEFT is to put the adapter beside, such as the folder that its base was exported to."""
     overwrite: bool = False
     """Replace a model that the folder holds."""
 
@@ -49,20 +53,46 @@ def export(config: ExportConfig) -> int:
     run, folder = RunDirectory(config.model), Path(config.to)
     if run.read_config().get("head") == "reward":
         raise UserError("holds a reward model, which no other engine reads; name a run that answers", run.path)
-    shape, tokenizer, source = run.open_model()
-    target = folder / (GGUF_NAME if config.format == "gguf" else CONFIG)
+    _require_uses(config, run)
+    target = folder / {"hf": CONFIG, "gguf": GGUF_NAME, "peft": peft.CONFIG}[config.format]
     if folder.exists() and not folder.is_dir():
         raise UserError("is a file; --to names a folder", folder)
     if folder.resolve() == run.path.resolve():
         raise UserError("is the run itself; --to names another folder", folder)
     if target.exists() and not config.overwrite:
         raise UserError("is there already; replace it with --overwrite", target)
+    if config.format == "peft":
+        target.unlink(missing_ok=True)
+        _export_adapter(run, folder, config.base)
+        return _told(config, folder, started)
+    shape, tokenizer, source = run.open_model()
     if config.format == "gguf":
         assert config.dtype == "keep" or config.dtype in FORMATS
         export_gguf(target, shape, source, tokenizer, config.dtype)
     else:
         target.unlink(missing_ok=True)
         export_folder(folder, shape, source, tokenizer, DTYPES[config.dtype])
+    return _told(config, folder, started)
+
+
+def _told(config: ExportConfig, folder: Path, started: float) -> int:
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     print(f"{folder}: {config.format}, {size_text(size)}, in {time.perf_counter() - started:.1f} s")
     return 0
+
+
+def _require_uses(config: ExportConfig, run: RunDirectory) -> None:
+    """Raises UserError where a flag says something of another format, or there is no adapter to write."""
+    if config.format != "peft" and config.base:
+        raise UserError("--base says what an adapter is put beside: take --format peft, or leave it out")
+    if config.format == "peft" and config.dtype != "keep":
+        raise UserError(f"--dtype {config.dtype}: an adapter keeps its number format; leave it out")
+    if config.format == "peft" and run.read_adapter() is None:
+        raise UserError("holds a model of its own and no adapter: take --format hf or gguf", run.path)
+
+
+def _export_adapter(run: RunDirectory, folder: Path, base: str) -> None:
+    record, (shape, _), file = run.read_adapter(), run.describe(), run.weights()
+    assert record is not None
+    tensors = {name: file.read(name) for name in file.specs}
+    peft.write_peft(folder, shape, tensors, record.lora, base or record.base, record.base_sha256)

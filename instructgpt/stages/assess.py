@@ -18,6 +18,7 @@ from instructgpt.evaluation.assessment import assess
 from instructgpt.evaluation.ledger import Entry, Ledger, Row
 from instructgpt.evaluation.loss import evaluate_loss
 from instructgpt.figures import write_json
+from instructgpt.pretrained import peft
 from instructgpt.runtime import resolve_device, resolve_precision
 from instructgpt.settings import FilePath, PositiveInt, Settings
 from instructgpt.text.chat import render_conversation
@@ -38,6 +39,9 @@ class LedgerConfig(Settings):
     runs: tuple[FilePath, ...] = ()
     """Run directories, such as runs/rlhf/*/; those of one stage that differ only in their seed are one row. The `sft`
     run among them is what KL is measured to; a `reward` run scores the policies of its seed, or all if it is alone."""
+    adapter: tuple[FilePath, ...] = ()
+    """Run directories with adapters, or folders as PEFT writes them, to be measured beside the first policy of --runs.
+    A run that was tuned with --lora-rank finds its base by itself: it belongs in --runs."""
     split: Literal["val", "test", "test_phrasing"] = "test"
     """Which split of the world the prompts are from."""
     n: PositiveInt = 12
@@ -75,6 +79,13 @@ class Described:
         title = f"{config['stage']} ({' + '.join(rewards)})" if "world" in rewards else config["stage"]
         return cls(str(path), config["stage"], settings.get("seed", 0), json.dumps(common, sort_keys=True), title)
 
+    @classmethod
+    def of_adapter(cls, path: str | Path) -> Described:
+        """Of a folder that need be no run."""
+        if (Path(path) / peft.CONFIG).is_file():
+            return cls(str(path), "adapter", 0, str(path), f"adapter ({Path(path).name})")
+        return cls.of(path)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -85,10 +96,15 @@ class Task:
     """The run directory that KL is measured to; empty for none."""
     reward: str
     """The run directory of the reward model; empty for none."""
+    base: str = ""
+    """The run directory of the model that it is an adapter beside; empty where it is a run that finds its own."""
 
 
-def tasks(runs: Iterable[str | Path]) -> list[Task]:
-    """Which of the run directories are to be measured, and with which others. Raises UserError when none is."""
+def tasks(runs: Iterable[str | Path], adapters: Iterable[str | Path] = ()) -> list[Task]:
+    """Which of the run directories are to be measured, and with which others. Raises UserError when none is.
+
+    adapters: what is measured beside the first policy.
+    """
     described = [Described.of(run) for run in runs]
     rewards = {run.seed: run.path for run in described if run.stage == "reward"}
     sft = next((run.path for run in described if run.stage == "sft"), "")
@@ -96,7 +112,12 @@ def tasks(runs: Iterable[str | Path]) -> list[Task]:
     if not policies:
         raise UserError("the ledger needs a run with a policy: --runs DIR..., such as sft, dpo, ppo and grpo runs")
     any_reward = next(iter(rewards.values()), "")
-    return [Task(run, "" if run.stage == "pretrain" else sft, rewards.get(run.seed, any_reward)) for run in policies]
+
+    def task(run: Described, base: str = "") -> Task:
+        return Task(run, "" if run.stage == "pretrain" else sft, rewards.get(run.seed, any_reward), base)
+
+    beside = [Described.of_adapter(adapter) for adapter in adapters]
+    return [*map(task, policies), *(task(adapter, policies[0].path) for adapter in beside)]
 
 
 def measure(task: Task, config: LedgerConfig) -> Entry:
@@ -104,7 +125,9 @@ def measure(task: Task, config: LedgerConfig) -> Entry:
     device = resolve_device(config.device)
     precision = resolve_precision(config.dtype, device)
     run = RunDirectory(task.policy.path)
-    model, tokenizer = load(run.path, device, config.backend)
+    model, tokenizer = load(
+        task.base or run.path, device, config.backend, adapter=task.policy.path if task.base else ""
+    )
     reference = reward_model = None
     if task.sft:
         reference, _ = _same_tokenizer(load(task.sft, device, config.backend), tokenizer, task.sft)
@@ -120,7 +143,7 @@ def measure(task: Task, config: LedgerConfig) -> Entry:
     with precision.context(device):
         assessment = assess(model, tokenizer, examples, requests, reference, reward_model, task.policy.seed)
         loss = evaluate_loss(model, tokenizer, batches_of((text[i] for i in range(_TEXTS)), model.config.context, 8))
-    trained = run.read_eval()
+    trained = run.read_eval() if run.config_file.is_file() else {}
     return Entry(
         task.policy.path, task.policy.seed, trained.get("minutes", 0.0), trained.get("peak_memory", 0), assessment,
         loss.bits_per_byte,
@@ -167,7 +190,7 @@ def ledger_of(measured: Iterable[tuple[Task, Entry]], runs: Iterable[str | Path]
 
 def run(config: LedgerConfig, measure_all: Callable[[list[Task]], list[Entry]] | None = None) -> Ledger:
     """Measures --runs, prints the ledger, and writes it where asked. `measure_all` may do it in several processes."""
-    measurements = tasks(config.runs)
+    measurements = tasks(config.runs, config.adapter)
     entries = measure_all(measurements) if measure_all else [measure(task, config) for task in measurements]
     ledger = ledger_of(zip(measurements, entries), config.runs)
     table = ledger.table()

@@ -17,7 +17,6 @@ from instructgpt.cli import run_command
 from instructgpt.flags import run_main
 from instructgpt.model.adapters import adapters_of, base_of
 from instructgpt.model.transformer import Transformer
-from instructgpt.pretrained.peft import write_peft
 from instructgpt.stages import dpo, grpo, main, policy, ppo
 from instructgpt.stages.adapting import AdapterFlags
 from instructgpt.training.checkpoint import RunDirectory, load, load_reward_model, load_settled, load_tensors
@@ -354,14 +353,22 @@ def test_commands_put_an_adapter_beside_a_model(
     assert run_main(lambda: main(["pretrain", *map(str, where), "--no-qk-norm"])) == 0
     assert tune("sft", "tuned", "--max-steps", 20, *LORA, "--learning-rate", 0.1, init=tmp_path / "base") == 0
     run, base = RunDirectory(tmp_path / "tuned"), RunDirectory(tmp_path / "base")
-    record, (shape_of_base, _) = run.read_adapter(), base.describe()
-    assert record is not None
-    write_peft(tmp_path / "peft", shape_of_base, load_tensors(run.adapter_file)[0], record.lora, "base", base.digest())
+
+    def done(*words: object) -> int:
+        return run_main(lambda: run_command([str(word) for word in words]))
+
+    assert done("export", "--model", run.path, "--to", tmp_path / "peft", "--format", "peft", "--base", "there") == 0
+    assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["base_model_name_or_path"] == "there"
+    assert done("export", "--model", run.path, "--to", tmp_path / "folder") == 0
+    assert done("import", "--from", tmp_path / "folder", "--out", tmp_path / "back") == 0
+    merged, back = load_settled(run.path, "cpu")[0], load(tmp_path / "back", "cpu")[0]
+    assert torch.equal(merged(IDS), back(IDS)), "what leaves has the adapter in its weights"
+    assert done("export", "--model", base.path, "--to", tmp_path / "no", "--format", "peft") == 2
+    assert "no adapter: take --format hf or gguf" in capsys.readouterr().err
 
     def said(*flags: object) -> str:
         capsys.readouterr()
-        words = ["generate", "--prompt", "How many, 3?", "--max-new-tokens", "8", "--device", "cpu", *map(str, flags)]
-        assert run_main(lambda: run_command(words)) == 0
+        assert done("generate", "--prompt", "How many, 3?", "--max-new-tokens", 8, "--device", "cpu", *flags) == 0
         return capsys.readouterr().out
 
     tuned = said("--model", run.path)
@@ -369,6 +376,5 @@ def test_commands_put_an_adapter_beside_a_model(
     assert said("--model", base.path, "--adapter", run.path) == tuned
     assert said("--model", base.path, "--adapter", tmp_path / "peft") == tuned
     assert said("--model", base.path, "--adapter", run.path, "--quantize", "int8")
-    refused = ["generate", "--prompt", "x", "--model", str(runs / "pretrain"), "--adapter", str(tmp_path / "peft")]
-    assert run_main(lambda: run_command(refused)) == 2
+    assert done("generate", "--prompt", "x", "--model", runs / "pretrain", "--adapter", tmp_path / "peft") == 2
     assert "beside other weights" in capsys.readouterr().err

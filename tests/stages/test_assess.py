@@ -41,6 +41,18 @@ def test_runs_of_one_stage_are_a_row_and_know_what_they_are_measured_with(aligne
     assert found[0].policy.settings == found[1].policy.settings
 
 
+def test_adapters_are_measured_beside_the_first_policy(aligned: Path, tmp_path: Path) -> None:
+    """A run with an adapter is the stage that made it; a folder as PEFT writes it is none."""
+    (tmp_path / "french").mkdir()
+    (tmp_path / "french" / "adapter_config.json").write_text("{}")
+    runs = [aligned / "reward-1", aligned / "sft", aligned / "dpo-1"]
+    found = tasks(runs, [tmp_path / "french", aligned / "dpo-0"])
+    assert [(task.policy.title, Path(task.base).name) for task in found] == [
+        ("sft", ""), ("dpo", ""), ("adapter (french)", "sft"), ("dpo", "sft")
+    ]  # fmt: skip
+    assert {Path(task.reward).name for task in found} == {"reward-1"} and {Path(t.sft).name for t in found} == {"sft"}
+
+
 def test_the_command(aligned: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ("sft", "dpo-0", "dpo-1", "reward-0", "reward-1")
     flags = ["--n", "1", "--device", "cpu", "--json", tmp_path / "l.json", "--plot", tmp_path / "l.png"]

@@ -22,8 +22,10 @@ from instructgpt.data.batch import Batch
 from instructgpt.data.queries import Query
 from instructgpt.errors import UserError
 from instructgpt.generation.engine import Completion
+from instructgpt.model.adapters import LoRA, adapter_tensors, add_adapter
 from instructgpt.model.backend import triton
 from instructgpt.model.heads import RewardModel
+from instructgpt.model.quantize import quantize
 from instructgpt.model.transformer import Compiled, Transformer
 from instructgpt.objectives.lm import next_token_loss
 from instructgpt.runtime import Precision
@@ -98,6 +100,32 @@ def test_one_curve_and_one_graph(mode, rows):
     assert losses_of(mode, "eager", 4, rows) == eager
     # Blocks are one graph for both of them; a step is two, the trunk and the head with its loss.
     assert counters["stats"]["unique_graphs"] == (1 if mode == "blocks" else 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "bits"),
+    [({}, ""), pytest.param({"dora": True, "on": ("query", "mlp")}, "int4", marks=pytest.mark.slow)],
+)
+def test_an_adapter_is_a_part_of_the_graph(settings, bits):
+    """The same gradients. Two graphs: into the first block, behind an embedding that is frozen, none is sent back."""
+    batch, gradients = next(Rows(3)), []
+    for mode in ("off", "blocks"):
+        model = new_model()
+        if bits:
+            quantize(model, bits, for_training=True)
+        torch.manual_seed(1)
+        add_adapter(model, LoRA(rank=2, **settings))
+        with torch.no_grad():
+            for tensor in adapter_tensors(model).values():
+                tensor.add_(0.1)
+        torch._dynamo.reset()
+        counters.clear()
+        assert not prepare(model, mode, Workload(3, CONTEXT, 0), CPU, FLOAT32, "aot_eager").failure
+        model.hidden(batch.ids, batch.positions, batch.documents).square().sum().backward()
+        gradients.append([tensor.grad for tensor in adapter_tensors(model).values()])
+        assert counters["stats"]["unique_graphs"] == (2 if mode == "blocks" else 0)
+    for eager, compiled in zip(*gradients):
+        torch.testing.assert_close(compiled, eager)
 
 
 @pytest.mark.slow
