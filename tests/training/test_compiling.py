@@ -125,7 +125,7 @@ def test_an_adapter_is_a_part_of_the_graph(settings, bits):
         gradients.append([tensor.grad for tensor in adapter_tensors(model).values()])
         assert counters["stats"]["unique_graphs"] == (2 if mode == "blocks" else 0)
     for eager, compiled in zip(*gradients):
-        torch.testing.assert_close(compiled, eager)
+        assert (compiled - eager).norm() <= 1e-5 * eager.norm()
 
 
 @pytest.mark.slow
