@@ -10,6 +10,7 @@ control tokens to guard; their documents still cannot be ended by a text.)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple, TypedDict
 
@@ -102,7 +103,6 @@ class Conversation:
         own = [] if self.system is None or self._is_borne else self.layout.system_turn(self.system)
         self._opening = [*self.layout.start, *own]
         self._turns = [self._turn(message) for message in self.messages]
-        self._ends = list(accumulate((len(turn.ids) for turn in self._turns), initial=0))
         self._bearing: dict[int, Rendered] = {}
 
     def _turn(self, message: Message, system: str | None = None) -> Rendered:
@@ -114,6 +114,11 @@ class Conversation:
         learnt = self.layout.learnt(answer) if is_learnt(message) else 0
         is_answer = [False] * len(header) + [True] * learnt + [False] * (len(answer) - learnt)
         return Rendered([*header, *answer], is_answer)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Tokens of the turns before each, and of all."""
+        return list(accumulate((len(turn.ids) for turn in self._turns), initial=0))
 
     def answer(self, i: int) -> Rendered:
         """The i-th turn, the assistant's, without what opens it."""
