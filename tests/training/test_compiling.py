@@ -120,12 +120,12 @@ def test_an_adapter_is_a_part_of_the_graph(settings, bits):
                 tensor.add_(0.1)
         torch._dynamo.reset()
         counters.clear()
-        assert not prepare(model, mode, Workload(3, CONTEXT, 0), CPU, FLOAT32, "aot_eager").failure
-        model.hidden(batch.ids, batch.positions, batch.documents).square().sum().backward()
+        assert not prepare(model, mode, Workload(3, CONTEXT, 0), CPU, FLOAT32, "eager").failure
+        next_token_loss(model, batch).total.backward()
         gradients.append([tensor.grad for tensor in adapter_tensors(model).values()])
         assert counters["stats"]["unique_graphs"] == (2 if mode == "blocks" else 0)
     for eager, compiled in zip(*gradients):
-        assert (compiled - eager).norm() <= 1e-5 * eager.norm()
+        assert (compiled - eager).norm() <= 1e-4 * eager.norm()
 
 
 @pytest.mark.slow
