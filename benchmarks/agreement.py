@@ -95,7 +95,8 @@ def compared(
     ]  # fmt: skip
     equal = sum(row["equal"] for row in rows)
     until = median([row["agree"] for row in rows if not row["equal"]] or [0])
-    print(f"{what}: {equal} of {len(rows)} answers are equal; the others agree for {until:g} tokens (median)")
+    others = f"; the others agree for {until:g} tokens (median)" if equal < len(rows) else ""
+    print(f"{what}: {equal} of {len(rows)} answers are equal{others}")
     return {"what": what, "equal": equal, "of": len(rows), "others_agree_until": until, "answers": rows}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def open_model(path: Path, dtype: torch.dtype | None = None, chat_format: str = 
             raise UserError("is a run of this project already; name it with --model or --init", path)
         config, family, notes = model_config(values, path / CONFIG)
         tensors: Tensors = Imported(open_folder(path), config, family, "folder", path)
-        tokenizer = read_folder(path, chat_format)
+        with _told_as_damaged(path):
+            tokenizer = read_folder(path, chat_format)
     else:
         if path.suffix in (".safetensors", ".bin"):
             raise UserError("is weights alone; name the folder that holds them with config.json and a tokenizer", path)
@@ -74,7 +76,8 @@ def open_model(path: Path, dtype: torch.dtype | None = None, chat_format: str = 
         config, family, notes = model_config(folder_settings(file), path)
         config = with_rope_scaling(file, config)
         tensors = Imported(file, config, family, "gguf", path)
-        tokenizer = read_gguf(_without_unused(file.values), path, chat_format)
+        with _told_as_damaged(path):
+            tokenizer = read_gguf(_without_unused(file.values), path, chat_format)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding {config.vocab_size} rows: they do not "
@@ -95,6 +98,15 @@ def open_model(path: Path, dtype: torch.dtype | None = None, chat_format: str = 
     if tokenizer.loses:
         notes = [*notes, f"its tokenizer loses {tokenizer.loses} of a text"]
     return Incoming(config, family, tensors, tokenizer, notes, path)
+
+
+@contextmanager
+def _told_as_damaged(path: Path) -> Iterator[None]:
+    """A number where a text should be, or the like, anywhere in what says how a tokenizer works, as a UserError."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        raise UserError(f"holds a tokenizer that is not as it should be ({error!r})", path) from error
 
 
 def _without_unused(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -119,7 +119,11 @@ def _number(values: Mapping[str, Any], key: str, where: Path) -> Any:
 
 def _rope(values: Mapping[str, Any], where: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """RoPE's settings as config.json's older form has them, and our scaling. Newer folders keep both in one record."""
-    found = {**(values.get("rope_scaling") or {}), **(values.get("rope_parameters") or {})}
+    found: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        if not isinstance(values.get(key), (dict, type(None))):
+            raise UserError(f"{key} is {values[key]!r}; it must be an object or null", where)
+        found |= values.get(key) or {}
     kind = found.get("rope_type", found.get("type", "default"))
     plain = {key: found[key] for key in ("rope_theta", "partial_rotary_factor") if key in found}
     if kind in ("default", None):

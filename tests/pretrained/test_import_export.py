@@ -201,6 +201,27 @@ def test_what_cannot_come_in_leaves_no_run(save, tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "place", "value"),
+    [
+        ("tokenizer.json", ("model", "merges"), 0),
+        ("tokenizer.json", ("model", "type"), {"a": 1}),
+        ("tokenizer.json", ("added_tokens",), 1e9),
+        ("tokenizer.json", ("post_processor",), 3),
+        ("tokenizer_config.json", ("chat_template",), [1]),
+    ],
+)
+def test_values_of_another_kind_in_a_tokenizers_files(save, tmp_path, capsys, file, place, value):
+    folder = Path(shutil.copytree(save("llama").folder, tmp_path / "model"))
+    whole = json.loads((folder / file).read_text())
+    inner = whole
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (folder / file).write_text(json.dumps(whole))
+    failed(capsys, "import", "--from", folder, "--out", tmp_path / "run")
+
+
 def test_a_tokenizer_larger_than_the_embedding(save, tmp_path, capsys):
     folder = Path(shutil.copytree(save("llama").folder, tmp_path / "model"))
     whole = json.loads((folder / "tokenizer.json").read_text())

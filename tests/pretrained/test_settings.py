@@ -77,6 +77,8 @@ def test_a_sliding_window_bounds_the_context(changed, context):
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope scaling 'linear'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling 'yarn'"),
         ({"rope_parameters": {"rope_type": "dynamic"}}, "rope scaling 'dynamic'"),
+        ({"rope_scaling": "llama3"}, "rope_scaling is 'llama3'; it must be an object or null"),
+        ({"rope_parameters": [LLAMA3]}, "rope_parameters is .*; it must be an object or null"),
         ({"rope_scaling": {**LLAMA3, "factor": "8"}}, "scaling's factor is '8'; it must be a number"),
         ({"rope_scaling": {**LLAMA3, "high_freq_factor": 0.5}}, "rope_low_factor 1.0 is not below"),
         ({"attention_bias": True}, "attention_bias True needs .* a bias on attention's output"),
