@@ -125,7 +125,7 @@ def test_an_adapter_is_a_part_of_the_graph(settings, bits):
         gradients.append([tensor.grad for tensor in adapter_tensors(model).values()])
         assert counters["stats"]["unique_graphs"] == (2 if mode == "blocks" else 0)
     for eager, compiled in zip(*gradients):
-        assert (compiled - eager).norm() <= 1e-4 * eager.norm()
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-6)  # sums in another order
 
 
 @pytest.mark.slow
