@@ -92,6 +92,7 @@ class Ids:
     def __init__(self, vocab_size: int):
         self.vocab_size, self.byte_lengths = vocab_size, np.ones(vocab_size, dtype=np.int64)
         self.end = self.eos = vocab_size - 1  # `random_model` never says it
+        self.closing = frozenset((self.end,))
 
     def stream(self) -> Ids:
         return self
@@ -201,6 +202,8 @@ def step_bytes(model: Transformer, prompts: list[list[int]], new_tokens: int, fo
     shape, is_gpu = model.config, model.device.type == "cuda"
     parts = {"float32": (4.0, 4), "bfloat16": (2.0, 2), "int8": (1.0, 2), "int4": (0.5 + 2 / 64, 2)}
     block_bytes, head_bytes = parts[format]
+    if format in FORMATS and not is_gpu:
+        head_bytes = 1
     cache_bytes = 4 if format == "float32" or (format in FORMATS and not is_gpu) else 2
     products = sum(layer.weight.numel() for layer in model.blocks.modules() if isinstance(layer, nn.Linear))
     tokens = sum(map(len, prompts)) + len(prompts) * new_tokens / 2

@@ -104,7 +104,8 @@ class Decoder:
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, config: SamplingConfig):
         self.model, self.config, self._pad = for_inference(model), config, tokenizer.pad
-        self._is_forbidden = forbidden_tokens(tokenizer, model.config.vocab_size).to(model.device)  # (V,)
+        self._forbidden = forbidden_tokens(tokenizer, model.config.vocab_size).nonzero()[:, 0].to(model.device)
+        """Their ids, which are few: a mask over the vocabulary would be read for every token."""
 
     @property
     def device(self) -> torch.device:
@@ -129,7 +130,7 @@ class Decoder:
             return torch.zeros(shape, device=self.device, dtype=dtype)
 
         is_punished = self.config.repetition_penalty != 1
-        is_generated = zeros(cache.batch, len(self._is_forbidden), dtype=torch.bool) if is_punished else None
+        is_generated = zeros(cache.batch, self.model.config.vocab_size, dtype=torch.bool) if is_punished else None
         return DecodeState(cache, zeros(cache.batch), numbers, zeros(1), is_generated)
 
     def rows_for(self, rows: int) -> int:
@@ -146,7 +147,8 @@ class Decoder:
         self._choose(state, decode_step(self.model, state.tokens.clamp(min=0), state.cache))
 
     def _choose(self, state: DecodeState, logits: Tensor) -> None:
-        logits = logits.masked_fill(self._is_forbidden, -torch.inf)
+        # The largest of bfloat16s takes a CPU longer to find than to convert them.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).index_fill_(1, self._forbidden, -torch.inf)
         u = None
         if not self.config.greedy:
             # Finished rows may go on beyond their last number.

@@ -20,7 +20,7 @@ class Scope:
     visibility: Any
     """Which keys each query may attend to, as the backend's attention takes it, or its decode_attention."""
     rotation: tuple[Tensor, Tensor] | None
-    """RoPE's cos and sin, each (B, T, head_dim/2); None with learned positions."""
+    """RoPE's cos and sin, as the backend's rope takes them; None with learned positions."""
     positions: Tensor
     """(1 or B, T), how many tokens stand before each in its document."""
     cache: KVCache | None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,6 +51,9 @@ class Backend:
     """(q (B, H, 1, D), k and v (B, K, slots, D), reach) -> (B, H, 1, D), without gradient"""
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     layer_norm: Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
+    rotation: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    """cos and sin (B, T, D/2) of RoPE -> the two that this backend's `rope` takes. Made once a forward, used by every
+    layer."""
     rope: Callable[[Tensor, Tensor, Tensor], Tensor]
     swiglu: Callable[[Tensor, Tensor], Tensor]
     gelu: Callable[[Tensor], Tensor]
@@ -95,6 +99,20 @@ def under_autocast(tensor: Tensor) -> Tensor:
     return tensor.to(torch.get_autocast_dtype(device))
 
 
+def _cos_and_sin(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    return cos, sin
+
+
+def without_gradients(backend: Backend, device: torch.device, dtype: torch.dtype) -> Backend:
+    """The backend for a while of generation, in which queries and keys have this dtype: what is faster where nothing
+    is differentiated, and may round otherwise. The same backend where there is nothing such."""
+    if backend.name != "sdpa" or device.type != "cpu":
+        return backend
+    return replace(
+        backend, rms_norm=_fused_rms_norm, rotation=partial(cpu_ops.rotation, dtype=dtype), rope=cpu_ops.rotated
+    )
+
+
 def naive() -> Backend:
     """The references, operator by operator: slow, and the judge of the others."""
     return Backend(
@@ -105,6 +123,7 @@ def naive() -> Backend:
         decode_attention=_naive_decode_attention,
         rms_norm=kernels.rms_norm_reference,
         layer_norm=kernels.layer_norm_reference,
+        rotation=_cos_and_sin,
         rope=kernels.rope_reference,
         swiglu=kernels.swiglu_reference,
         gelu=kernels.gelu_reference,
@@ -149,6 +168,7 @@ def triton() -> Backend:
         decode_attention=_triton_decode_attention,
         rms_norm=_triton_rms_norm,
         layer_norm=_triton_layer_norm,
+        rotation=_cos_and_sin,
         rope=_triton_rope,
         swiglu=_triton_swiglu,
         gelu=_triton_gelu,
@@ -213,6 +233,7 @@ def sdpa() -> Backend:
         decode_attention=_sdpa_decode_attention,
         rms_norm=_rms_norm,
         layer_norm=_layer_norm,
+        rotation=_cos_and_sin,
         rope=_rope,
         swiglu=_swiglu,
         gelu=_gelu,
@@ -290,6 +311,10 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if x.device.type == "cpu":
         return cpu_ops.rms_norm(x, weight, eps)
     return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def _fused_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
 
 
 def _rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

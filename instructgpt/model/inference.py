@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from instructgpt.model import cpu_ops
 from instructgpt.model.adapters import AdaptedLinear, LowRank, adapters_of
+from instructgpt.model.attention import Attention
+from instructgpt.model.backend import without_gradients
 from instructgpt.model.quantize import QuantizedLinear
-from instructgpt.model.transformer import Transformer
+from instructgpt.model.transformer import Norm, Transformer
 from instructgpt.model.tree import with_exchanged
 
 
@@ -59,7 +61,7 @@ class Beside(nn.Module):
 def computed_dtype(model: Transformer) -> torch.dtype:
     """What the model computes keys and values in, under the caller's autocast if there is one."""
     device = model.device.type
-    if isinstance(model.packed_head, cpu_ops.PackedLinear):
+    if isinstance(model.packed_head, cpu_ops.PackedLinear | cpu_ops.PackedIntegers):
         return torch.bfloat16
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.embedding.weight.dtype
 
@@ -80,10 +82,15 @@ def for_inference(model: Transformer) -> Transformer:
         make, dtype = cpu_ops.PackedLinear, torch.bfloat16
     elif dtype != model.embedding.weight.dtype:
         make = partial(CastLinear, dtype=dtype)
-    elif not (adapters_of(model) or any(layer.for_training for layer in layers)):
+    backend = without_gradients(model.backend, model.device, dtype)
+    is_as_trained = adapters_of(model) or any(layer.for_training for layer in layers)
+    if make is None and backend is model.backend and not is_as_trained:
         return model
     twin = with_exchanged(model, partial(_exchanged, make=make, dtype=dtype))
-    if make is not None:
+    for module in twin.modules():
+        if isinstance(module, (Transformer, Attention, Norm)):  # these are the twin's own
+            module.backend = backend
+    if make is not None and model.packed_head is None:
         twin.packed_head = make(model.output_weight, None)
     return twin.eval()
 

@@ -204,6 +204,8 @@ class Transformer(nn.Module):
         if cache is not None and documents is not None:
             raise ValueError("a cache holds one document a row: give documents or a cache, not both")
         rotation = _rotation(positions, self.config)
+        if rotation is not None:
+            rotation = self.backend.rotation(*rotation)
         if cache is not None and queries == 1 and not torch.is_grad_enabled():
             reach = self.backend.reach(*cache.span(), x.device, cache.keys.dtype)
             return Scope(reach, rotation, positions, cache, is_decoding=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from instructgpt.model import cpu_ops
-from instructgpt.model.backend import sdpa
+from instructgpt.model.backend import naive, sdpa, without_gradients
 from kernels import attention_reference, rms_norm_reference, rope_reference, rope_table
 
 
@@ -166,3 +166,37 @@ def test_a_packed_linear_is_what_autocast_computes(shape, has_bias: bool, leadin
     assert y.dtype == torch.bfloat16 and y.shape == expected.shape
     torch.testing.assert_close(y, expected, rtol=0.01, atol=0.01)
     torch.testing.assert_close(packed(x.bfloat16()), y, rtol=0, atol=0)
+
+
+# ---- without gradients
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 3, 1, 64), (2, 1, 5, 2), (3, 2, 4, 6)])
+def test_a_rotation_in_three_operators_is_that_of_the_reference(shape: tuple[int, ...], dtype: torch.dtype):
+    torch.manual_seed(0)
+    B, _, T, D = shape
+    x = torch.randn(shape).to(dtype)
+    cos, sin = rope_table(torch.randint(0, 2000, (B, T)), D, 1e4)
+    exact = rope_reference(x.double(), cos.double(), sin.double())
+    y = cpu_ops.rotated(x, *cpu_ops.rotation(cos, sin, dtype))
+    assert y.dtype == dtype and y.shape == x.shape
+    assert (y.double() - exact).norm() <= 4 * torch.finfo(dtype).eps * exact.norm()
+
+
+def test_without_gradients_a_backend_computes_the_same():
+    """Each operator against float64, where the usual one stands, too."""
+    torch.manual_seed(0)
+    usual, cpu = sdpa(), torch.device("cpu")
+    x, weight, (cos, sin) = torch.randn(2, 3, 5, 32), torch.rand(32) + 0.5, rope_table(torch.arange(5)[None], 32, 1e4)
+    for dtype in (torch.float32, torch.bfloat16):
+        fast, half = without_gradients(usual, cpu, dtype), x.to(dtype)
+        norm = rms_norm_reference(half.double(), weight.double(), 1e-5)
+        turned = rope_reference(half.double(), cos.double(), sin.double())
+        for backend in (usual, fast):
+            tolerance = 8 * torch.finfo(dtype).eps
+            found = backend.rms_norm(half, weight, 1e-5)
+            assert found.dtype == dtype and (found.double() - norm).norm() < tolerance * norm.norm()
+            found = backend.rope(half, *backend.rotation(cos, sin))
+            assert found.dtype == dtype and (found.double() - turned).norm() < tolerance * turned.norm()
+    assert without_gradients(naive(), cpu, torch.float32) == naive()

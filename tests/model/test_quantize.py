@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_integers_that_are_not_all_packed_stay_as_they_are(trained: Transformer)
     """Groups of 128 do not divide a row of 64."""
     quantized, ids = quantize(copy_of(trained), "int4", group=128), text(2, 1)
     with torch.inference_mode():
-        assert for_inference(quantized) is quantized
+        torch.testing.assert_close(for_inference(quantized)(ids), quantized(ids), rtol=1e-5, atol=1e-5)
         with torch.autocast("cpu", torch.bfloat16):
             cache = KVCache(CONFIG, 2, 16, dtype=torch.bfloat16)
             assert for_inference(quantized)(ids, cache=cache).isfinite().all()
@@ -111,6 +112,52 @@ def test_generation_from_integers_is_what_the_quantized_model_says(trained: Tran
         whole = twin(ids)
     assert (whole.float() - expected).norm() < 0.02 * expected.norm()
     assert (logits[::2].float() - expected[::2]).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("to", ["int8", "int4"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_head_has_8_bits_on_a_cpu_and_says_almost_the_same(to: str, tied: bool) -> None:
+    """Against float64: each weight is off by half a step at most, the row's largest over 127, and so the logits by
+    about that over √3, times the hidden state; bfloat16 rounds weights' scales, state and logit beside it."""
+    torch.manual_seed(0)
+    model = Transformer(replace(CONFIG, tie_embeddings=tied)).eval()
+    weight = model.output_weight.detach().double()
+    hidden = torch.randn(7, CONFIG.width) * torch.logspace(-1, 1, 7)[:, None]
+    exact = hidden.double() @ weight.T
+    quantized = quantize(model, to)
+    for said in (quantized, for_inference(quantized)):
+        with torch.inference_mode():
+            found = said.head(hidden).double()
+        step = weight.abs().amax(1) / 127 / 12**0.5  # (V,) the error of a weight
+        rounding = 2**-8 * (hidden.double().abs() @ weight.T.abs())
+        bound = 4 * hidden.double().norm(dim=1)[:, None] * step + rounding
+        assert ((found - exact).abs() < bound).all()
+    with torch.inference_mode():  # the loss is of the weights that are looked up, and trained
+        assert torch.equal(quantized.output_weight.double(), weight)
+
+
+def test_a_row_does_not_depend_on_its_batch(trained: Transformer) -> None:
+    """Generation step by step, alone and beside others."""
+    for to in ("int8", "int4"):
+        with torch.inference_mode():
+            twin, ids = for_inference(quantize(copy_of(trained), to, group=32)), text(5, 3)
+            logits = []
+            for rows in (ids, ids[2:3]):
+                cache = KVCache(CONFIG, len(rows), 16, dtype=torch.bfloat16)
+                twin(rows[:, :8], cache=cache)
+                logits.append(torch.cat([twin(rows[:, t : t + 1], cache=cache) for t in range(8, 16)], 1))
+        together, alone = logits[0][2].float(), logits[1][0].float()
+        assert (together - alone).norm() < 0.02 * alone.norm()
+
+
+def test_a_twin_in_float32_says_the_same_and_leaves_the_model(trained: Transformer) -> None:
+    ids, backend = text(3, 2), trained.backend
+    with torch.inference_mode():
+        twin = for_inference(trained)
+        torch.testing.assert_close(twin(ids), trained(ids), rtol=1e-5, atol=1e-5)
+    assert twin.embedding.weight is trained.embedding.weight
+    assert all(block.attention.backend is backend for block in trained.blocks)
+    assert all(block.attention.backend is not backend for block in twin.blocks)
 
 
 def test_unknown_format_suggests_the_near_one(trained: Transformer) -> None:
