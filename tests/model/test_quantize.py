@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from instructgpt.config import ModelConfig
 from instructgpt.errors import UserError
 from instructgpt.model import KVCache, Transformer, cpu_ops
+from instructgpt.model.attention import Attention
 from instructgpt.model.inference import computed_dtype, for_inference
 from instructgpt.model.quantize import QuantizedLinear, quantize
 
@@ -156,8 +157,8 @@ def test_a_twin_in_float32_says_the_same_and_leaves_the_model(trained: Transform
         twin = for_inference(trained)
         torch.testing.assert_close(twin(ids), trained(ids), rtol=1e-5, atol=1e-5)
     assert twin.embedding.weight is trained.embedding.weight
-    assert all(block.attention.backend is backend for block in trained.blocks)
-    assert all(block.attention.backend is not backend for block in twin.blocks)
+    of_each = [{m.backend for m in model.modules() if isinstance(m, Attention)} for model in (trained, twin)]
+    assert of_each[0] == {backend} and backend not in of_each[1]
 
 
 def test_unknown_format_suggests_the_near_one(trained: Transformer) -> None:
