@@ -9,6 +9,9 @@ PRESET ?=
 OUT ?=
 # Processes that `make test` runs at once. Each computes in one thread: more would fight for the same cores.
 WORKERS ?= 2
+# For `make translate`: a folder of sentence pairs, and the model to begin with.
+DATA ?=
+INIT ?=
 # Further flags for what the target runs, such as ARGS="--resume --seed 1".
 ARGS ?=
 
@@ -19,7 +22,7 @@ FOR_USE = $(VENV)/.installed-for-use
 FOR_WORK = $(VENV)/.installed-for-work
 
 .NOTPARALLEL:
-.PHONY: help setup train rlhf smollm2 test test-all lint kernels bench gpu notebooks
+.PHONY: help setup train rlhf smollm2 translate test test-all lint kernels bench gpu notebooks
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -46,6 +49,12 @@ smollm2: $(FOR_USE) ## a model that others trained: download SmolLM2-135M-Instru
 		printf '\n> %s\n' "$$question" && $(BIN)/python -m instructgpt generate --model "$$out" --temperature 0 \
 			--max-new-tokens 60 --prompt "$$question" $(ARGS) || exit; \
 	done
+
+translate: $(FOR_USE) ## the worked example: a model learns to translate, scored before and after (DATA=FOLDER of multi30k, INIT=RUN)
+	@test -n "$(INIT)" || test -e runs/smollm2/config.json || \
+		$(BIN)/python -m instructgpt import --from smollm2 --out runs/smollm2
+	$(BIN)/python train.py translate --init "$(or $(INIT),runs/smollm2)" --data "$(or $(DATA),world)" \
+		--out "$(or $(OUT),runs/translate)" $(ARGS)
 
 test: $(FOR_WORK) ## the tests, quick profile
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m 'not slow' $(ARGS)

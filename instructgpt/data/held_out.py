@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_MOST = 500
+MOST_HELD = 500
+"""Records that are validated on: more would take longer and tell little."""
 _ELSEWHERE = 1 << 40  # how far away in the endless world another example is drawn instead
 
 
@@ -32,7 +33,7 @@ def prompt_key(messages: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def held_out_keys(keys: Iterable[str], share: float, most: int = _MOST) -> set[str]:
+def held_out_keys(keys: Iterable[str], share: float, most: int = MOST_HELD) -> set[str]:
     """Of the distinct keys every n-th, at most `most` of them, evenly spread; none of a single one."""
     distinct = list(dict.fromkeys(keys))
     if not share or len(distinct) < 2:

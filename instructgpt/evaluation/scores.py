@@ -85,6 +85,18 @@ def seed_interval(means: Sequence[float]) -> Interval | None:
     return Interval(mean, mean - half, mean + half, n)
 
 
+def token_accuracy(answers: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> float:
+    """Share of token places at which an answer, as it was generated, has the reference's token; a place that only one
+    of the two has counts as wrong. Raises ValueError for no places.
+
+    Not the share of argmaxes that are right after the reference's own tokens, which knows no consequence of a mistake.
+    """
+    places = sum(max(len(answer), len(right)) for answer, right in zip(answers, references, strict=True))
+    if not places:
+        raise ValueError("the token accuracy of nothing")
+    return sum(a == b for answer, right in zip(answers, references) for a, b in zip(answer, right)) / places
+
+
 @dataclass(frozen=True)
 class LabelScores:
     """Classification, beside what always saying the most frequent label would get."""

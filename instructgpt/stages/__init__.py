@@ -8,7 +8,20 @@ from typing import Any
 
 from instructgpt.errors import UserError, suggestion
 from instructgpt.flags import flag_types, given_value, parse, split_flags, train_command
-from instructgpt.stages import best_of_n, dpo, grpo, pipeline, plan, ppo, pretrain, reward, rlhf, sft, tokenizer
+from instructgpt.stages import (
+    best_of_n,
+    dpo,
+    grpo,
+    pipeline,
+    plan,
+    ppo,
+    pretrain,
+    reward,
+    rlhf,
+    sft,
+    tokenizer,
+    translate,
+)  # fmt: skip
 from instructgpt.stages.advice import advising
 from instructgpt.stages.presets import recipe
 
@@ -36,6 +49,12 @@ STAGES: dict[str, Stage] = {
         rlhf.RLHFConfig,
         lambda preset: rlhf.RLHFConfig(preset=preset),
         "SFT on flawed demonstrations, reward model, DPO, PPO, GRPO, and the ledger of what each did",
+    ),
+    "translate": Stage(
+        translate.run,
+        translate.TranslateConfig,
+        lambda preset: translate.TranslateConfig(),
+        "the worked example: sentence pairs to a model that translates, by an adapter and as a whole, scored",
     ),
     "plan": Stage(plan.run, plan.PlanConfig, plan.defaults, "nothing: it says what training would need, and what fits"),
     "tokenizer": Stage(

@@ -21,7 +21,7 @@ _FREE = {
     "max_minutes", "log_every", "save_every", "eval_every", "patience", "max_bad_steps",
 }  # fmt: skip
 # Flags that name what is read: files of data, run directories, files with functions.
-_INPUTS = ("text", "data", "ptx", "init", "tokenizer", "reward", "reward_function")
+_INPUTS = ("text", "data", "val_data", "ptx", "init", "tokenizer", "reward", "reward_function")
 _READ_WHOLE = 1 << 26
 """Bytes up to which all of a file is hashed: a fraction of a second."""
 _SAMPLES, _SAMPLE = 256, 1 << 18

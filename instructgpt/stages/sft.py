@@ -8,12 +8,13 @@ from typing import NamedTuple
 from instructgpt.data.account import Account
 from instructgpt.data.ahead import ahead_for
 from instructgpt.data.data_file import DataFile, Reading
-from instructgpt.data.held_out import conversation_key, held_out_keys
+from instructgpt.data.held_out import MOST_HELD, conversation_key, held_out_keys
 from instructgpt.data.instructions import read_instructions
 from instructgpt.data.packing import PackedStream, batches_of
 from instructgpt.data.sources import Conversations, ExampleSource, WorldInstructions
 from instructgpt.data.tokens import Tokens
 from instructgpt.data.windows import Long, all_windows
+from instructgpt.errors import UserError
 from instructgpt.objectives.lm import next_token_loss
 from instructgpt.runtime import resolve_device
 from instructgpt.settings import FilePath, NonNegativeInt, Share, ShareBelow1
@@ -47,8 +48,12 @@ class SFTConfig(LanguageStageConfig):
     long: Long = "windows"
     """What becomes of a conversation longer than the context: `windows` of whole turns, which teach every answer once
     and begin with the system message; `cut` keeps the first of these alone; `drop` leaves it out."""
+    val_data: tuple[FilePath, ...] = ()
+    """Files to validate on (at most 500 records, evenly spread), none of whose records is trained on; then all of
+    --data is."""
     val_share: ShareBelow1 = 0.05
-    """Share of the files' records that is validated on (at most 500, evenly spread), and not trained on by any way."""
+    """Without --val-data, the share of the files' records that is validated on (at most 500, evenly spread), and not
+    trained on by any way."""
     val_examples: NonNegativeInt = 400
     """Examples of the embedded world validated on."""
     flawed_share: Share = 0.0
@@ -85,7 +90,11 @@ def run(config: SFTConfig) -> FitResult:
 def check(config: SFTConfig) -> None:
     """Raises UserError for what can be told to be wrong with --data from the first records of each file."""
     require_weights(config.data, config.weights)
-    for file in config.reading.files(config.data):
+    if "world" in config.val_data:
+        raise UserError(
+            "--val-data names files; where --data has `world`, --val-examples of it are validated on anyway"
+        )
+    for file in config.reading.files((*config.data, *config.val_data)):
         next(read_instructions([file]))
 
 
@@ -103,8 +112,15 @@ def sources(config: SFTConfig, tokenizer: Tokenizer, context: int) -> Sources:
     """What to train on and what to hold out of --data; says how much of it that is."""
     files = config.reading.files(config.data)
     records = conversations(files, config)
-    held = held_out_keys((conversation_key(each) for part in records for each in part), config.val_share)
-    validated = [each for part in records for each in part if conversation_key(each) in held]
+    apart = conversations(config.reading.files(config.val_data), config)
+    if apart:  # all of it is kept from training
+        validated = [each for part in apart for each in part]
+        held = set(map(conversation_key, validated))
+        validated = validated[:: -(-len(validated) // MOST_HELD)]
+        records = [[each for each in part if conversation_key(each) not in held] for part in records]
+    else:
+        held = held_out_keys((conversation_key(each) for part in records for each in part), config.val_share)
+        validated = [each for part in records for each in part if conversation_key(each) in held]
     held_out = all_windows(validated, tokenizer, context, config.long)[0]
     has_world = "world" in config.data
     world_held: set[str] = set()
@@ -114,7 +130,8 @@ def sources(config: SFTConfig, tokenizer: Tokenizer, context: int) -> Sources:
         world_held = {conversation_key(validation.conversation(i)) for i in range(config.val_examples)}
     trained = [[each for each in part if conversation_key(each) not in held | world_held] for part in records]
     if files:
-        say_split("conversations", config.out, sum(map(len, records)), sum(map(len, trained)), len(validated))
+        read = sum(map(len, records)) + (len(validated) if apart else 0)
+        say_split("conversations", config.out, read, sum(map(len, trained)), len(validated))
     parts: list[ExampleSource] = []
     for group in groups(config.data, config.weights):
         if group == ["world"]:

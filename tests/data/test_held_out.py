@@ -16,6 +16,7 @@ from instructgpt.data.held_out import conversation_key, held_out_keys, prompt_ke
 from instructgpt.data.queries import WorldQueries
 from instructgpt.data.sources import WorldInstructions
 from instructgpt.errors import UserError
+from instructgpt.stages import sft
 from instructgpt.stages.sft import SFTConfig, sources
 from instructgpt.text.tokenizer import Tokenizer
 
@@ -119,6 +120,28 @@ def test_a_second_file_does_not_train_what_is_held_out(
     assert "90 records read, 80 kept, 10 dropped" in out and f"dropped 10: exact duplicate (first at {second}:1)" in out
     assert f"64 conversations to train on, 16 held out to validate on, in {tmp_path / 'out' / 'val.jsonl'}" in out
     assert "kept, " in out and "duplicate, kept" not in out and "duplicates" not in out
+
+
+def test_a_file_to_validate_on_is_kept_from_training_in_any_form(
+    tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = write(tmp_path / "a.jsonl", [chat(i) for i in range(30)])
+    val = write(tmp_path / "b.jsonl", [alpaca(i) for i in range(20, 50)])
+    config = SFTConfig(data=(trained,), val_data=(val,), out=str(tmp_path / "out"))
+    data = sources(config, tokenizer, CONTEXT)
+    assert [record[0]["content"] for record in data.held_out_records] == [f"number {i}?" for i in range(20, 50)]
+    texts = {tokenizer.decode(data.training[i].ids.tolist()).casefold() for i in range(100)}
+    for number in range(30):
+        assert any(f"number {number}?" in text for text in texts) == (number < 20)
+    assert "20 conversations to train on, 30 held out to validate on" in capsys.readouterr().out
+    monkeypatch.setattr(sft, "MOST_HELD", 7)
+    few = sources(config, tokenizer, CONTEXT).held_out_records
+    assert [record[0]["content"] for record in few] == [f"number {i}?" for i in range(20, 50, 5)]
+
+
+def test_the_world_is_no_file_to_validate_on() -> None:
+    with pytest.raises(UserError, match="--val-data names files"):
+        sft.check(SFTConfig(data=("world",), val_data=("world",)))
 
 
 def test_what_the_world_validates_on_is_not_trained_on_through_a_file(

@@ -15,6 +15,7 @@ from instructgpt.evaluation.scores import (
     has_sacrebleu,
     macro_interval,
     mean_interval,
+    token_accuracy,
 )
 
 needs_sacrebleu = pytest.mark.skipif(not has_sacrebleu(), reason="sacrebleu (extra `eval`) is not installed")
@@ -123,3 +124,22 @@ def test_without_sacrebleu_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
 def test_answers_without_references_are_refused():
     with pytest.raises(ValueError, match="2 answers for 1 references"):
         bleu_chrf(["a", "b"], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("said", "right", "share"),
+    [
+        ([[1, 2, 3]], [[1, 2, 3]], 1.0),
+        ([[1, 2]], [[1, 2, 3, 4]], 0.5),  # what is missing is wrong
+        ([[1, 2, 3, 4]], [[1, 2]], 0.5),  # and so is what goes on
+        ([[9, 1, 2, 3]], [[1, 2, 3]], 0.0),  # one token too many moves all others
+        ([[], [5]], [[7], [5]], 0.5),
+    ],
+)
+def test_token_accuracy_is_place_by_place(said: list[list[int]], right: list[list[int]], share: float):
+    assert token_accuracy(said, right) == share
+
+
+def test_the_token_accuracy_of_nothing_is_none():
+    with pytest.raises(ValueError, match="of nothing"):
+        token_accuracy([[]], [[]])
