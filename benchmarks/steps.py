@@ -109,7 +109,7 @@ def _leave_memory_to_others(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-class _Timed:
+class Timed:
     """The same batch a number of times; the time between two of them is a step's."""
 
     def __init__(self, batch: Batch, device: torch.device):
@@ -149,7 +149,7 @@ def _our_steps(case: StepCase, shape: ModelConfig, batch: Batch, device: torch.d
         losses.append(record.get("loss", math.nan))
 
     def steps(count: int) -> tuple[float, float]:
-        timed = _Timed(batch, device)
+        timed = Timed(batch, device)
         config = FitConfig(
             optimizer=case.optimizer,
             optimizer_state=case.optimizer_state,
