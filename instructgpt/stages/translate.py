@@ -71,17 +71,17 @@ class TranslateConfig(Settings):
     """The language to translate to."""
     tune: tuple[Way, ...] = ("lora", "full")
     """What to train: lora (an adapter beside the model), full (all of it), each from --init."""
-    steps: PositiveInt = 240
+    steps: PositiveInt = 480
     """Most updates of each."""
-    rows: PositiveInt = 8
+    rows: PositiveInt = 4
     """Rows of a batch, of 128 tokens each."""
     learning_rate: Positive = 2e-4
     """Peak rate of the whole model."""
-    lora_learning_rate: Positive = 2e-3
+    lora_learning_rate: Positive = 1e-3
     """Peak rate of the adapter."""
     lora_rank: PositiveInt = 32
     """The adapter's rank; it stands beside all layers of the blocks."""
-    eval_every: PositiveInt = 60
+    eval_every: PositiveInt = 120
     """Updates between validations."""
     patience: NonNegativeInt = 2
     """Stop after so many validations without a better loss, and keep the best weights; 0 never stops early."""
