@@ -94,7 +94,7 @@ class Ids:
         self.end = self.eos = vocab_size - 1  # `random_model` never says it
         self.closing = frozenset((self.end,))
 
-    def stream(self) -> Ids:
+    def stream(self, *_: object, **__: object) -> Ids:
         return self
 
     def push(self, token: int) -> str:
