@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.lab.interpreter import reversed_programs
 from kernels.lab.limits import RUNS, Limit, Wrong, differences
-from kernels.lab.memory import broadcast
+from kernels.lab.memory import NOT_A_NUMBER, NUMBERS, broadcast
 from kernels.lab.rounding import RandomRounding
 from kernels.lab.spec import Case, Inputs, Spec
 from kernels.lab.trial import Tensors, Trial, call, differentiable, differing, gradients_of, require_like
@@ -32,9 +32,9 @@ class Example:
     """None for a gradient that there is not."""
     layout: str
 
-    def trial(self) -> Trial:
+    def trial(self, fill: int = NOT_A_NUMBER) -> Trial:
         right = {name: t for name in self.spec.outputs if (t := self.naive[name]) is not None}
-        return Trial.on(self.spec, self.inputs, right, self.cotangents, self.layout)
+        return Trial.on(self.spec, self.inputs, right, self.cotangents, self.layout, fill)
 
     def compare(self, got: dict[str, Tensor | None]) -> dict[str, float]:
         """Error over limit of each; raises Wrong where one is above 1, or not like the reference's."""
@@ -67,12 +67,13 @@ def judging_device() -> torch.device:
 def judge(spec: Spec, case: Case, dtype: torch.dtype, layout: str) -> dict[str, float]:
     """Error over limit of every output and gradient; raises Wrong where one is above 1, or anything else is amiss.
 
-    The op must give the same bits twice: in the interpreter with its programs in reversed order, else repeated. Where
-    its order is that of atomics, both results must be within their limits instead.
+    The op must give the same bits twice: in the interpreter with its programs in reversed order, else repeated, and the
+    second time with numbers in memory that is nobody's, which held NaN the first time. Where its order is that of
+    atomics, both results must be within their limits instead.
     """
     asked = example(spec, case, dtype, layout)
     first = asked.trial().run()
-    second = asked.trial().run(reversed_programs() if INTERPRETED else None)
+    second = asked.trial(NUMBERS).run(reversed_programs() if INTERPRETED else None)
     order = "in reversed order" if INTERPRETED else "once more"
     if (len(first.forward), len(first.backward)) != (len(second.forward), len(second.backward)):
         raise Wrong(
@@ -82,7 +83,10 @@ def judge(spec: Spec, case: Case, dtype: torch.dtype, layout: str) -> dict[str, 
     if spec.order == "atomics":
         asked.compare(second.all)
     elif (name := differing(first, second)) is not None:
-        raise Wrong(f"{name}: differs when its programs run {order}: they depend on each other's results")
+        raise Wrong(
+            f"{name}: differs when its programs run {order} and other numbers lie in unused memory: they depend on "
+            "each other's results, or on memory that nobody wrote"
+        )
     return asked.compare(first.all)
 
 

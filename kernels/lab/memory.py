@@ -33,6 +33,10 @@ ALLOCATORS = (
 )  # fmt: skip
 
 
+NOT_A_NUMBER, NUMBERS = 255, 60
+"""Bytes that fill what is not a tensor's. The first make NaN, which shows in any sum; the others 0.0115, or 1.06 in
+float16, for a kernel that computes again what is NaN would hide what it has read."""
+
 LARGEST_FILLED = 2**28
 """Bytes; a larger storage is filled only where its tensor is."""
 
@@ -44,25 +48,28 @@ class Region:
     tensor: Tensor
     storage: Tensor
     """The whole of it, as bytes; in the layout `far`, whose storage has holes, the tensor's own bits."""
+    filled: int = NOT_A_NUMBER
 
     def band_is_intact(self) -> bool:
         """Whether nothing was written before or after a tensor without gaps."""
         band = BAND * self.tensor.element_size()
-        return bool((self.storage[:band] == 255).all() and (self.storage[-band:] == 255).all())
+        return bool((self.storage[:band] == self.filled).all() and (self.storage[-band:] == self.filled).all())
 
 
-def region(shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Region:
-    """A tensor of 0xFF within bands of 0xFF; of one that spans gigabytes, what lies in between takes no room."""
+def region(
+    shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, device: torch.device, fill: int
+) -> Region:
+    """A tensor of the byte `fill` within bands of it; of one that spans gigabytes, what lies between takes no room."""
     span = 1 + sum((size - 1) * step for size, step in zip(shape, stride)) if 0 not in shape else 0
     size = (span + 2 * BAND) * dtype.itemsize
     has_holes = device.type == "cpu" and size > LARGEST_FILLED
-    storage = full_of_holes(size) if has_holes else torch.full((size,), 255, dtype=torch.uint8, device=device)
+    storage = full_of_holes(size) if has_holes else torch.full((size,), fill, dtype=torch.uint8, device=device)
     tensor = torch.tensor([], dtype=dtype, device=device).set_(storage.untyped_storage(), BAND, shape, stride)
     if has_holes:
         band = BAND * dtype.itemsize
-        for part in (storage[:band], storage[-band:], bits(tensor)):
-            part.fill_(255 if part.dtype == torch.uint8 else -1)
-    return Region(tensor, storage)
+        storage[:band], storage[-band:] = fill, fill
+        bits(tensor).fill_(int.from_bytes(bytes([fill]) * dtype.itemsize, "little", signed=dtype.itemsize > 1))
+    return Region(tensor, storage, fill)
 
 
 def full_of_holes(size: int) -> Tensor:
@@ -85,15 +92,15 @@ def strides_of(shape: tuple[int, ...]) -> list[int]:
     return strides
 
 
-def lay_out(values: Tensor, layout: str, index: int, device: torch.device) -> Region:
-    """`values` in a layout of `LAYOUTS`; dimensions in which their stride is 0 keep it.
+def lay_out(values: Tensor, layout: str, index: int, device: torch.device, fill: int = NOT_A_NUMBER) -> Region:
+    """`values` in a layout of `LAYOUTS`, in memory of the byte `fill`; dimensions in which their stride is 0 keep it.
 
     `index` numbers an op's tensors, so that two of one shape get different strides.
     """
     stored = values[tuple(slice(0, 1) if step == 0 else slice(None) for step in values.stride())]
     shape = tuple(stored.shape)
     if layout == "far" and device.type == "cpu":
-        return far_apart(stored, index)
+        return far_apart(stored, index, fill)
     if layout == "mixed":
         layout = ("padded", "contiguous", "transposed", "strided")[index % 4]
     if layout == "padded":
@@ -104,19 +111,19 @@ def lay_out(values: Tensor, layout: str, index: int, device: torch.device) -> Re
         stride = strides_of(shape[::-1])[::-1]
     else:
         stride = strides_of(shape)
-    laid = region(shape, tuple(stride), values.dtype, device)
+    laid = region(shape, tuple(stride), values.dtype, device, fill)
     laid.tensor.copy_(stored)
-    return Region(laid.tensor.expand(values.shape), laid.storage)
+    return Region(laid.tensor.expand(values.shape), laid.storage, fill)
 
 
-def far_apart(values: Tensor, index: int) -> Region:
+def far_apart(values: Tensor, index: int, fill: int) -> Region:
     """`values` with 2³¹ elements or more between the first and the last place of one dimension, the last one excepted:
     an offset in 32 bits wraps around, though each stride fits. Contiguous where no dimension has the three places that
     this takes. Around the tensor is nothing but 0, 2³¹ elements before it too, where wrapped offsets lead to."""
     shape, stride = tuple(values.shape), strides_of(tuple(values.shape))
     long = [i for i, size in enumerate(shape[:-1]) if size >= 3]
     if not long or 0 in shape:
-        laid = region(shape, tuple(stride), values.dtype, torch.device("cpu"))
+        laid = region(shape, tuple(stride), values.dtype, torch.device("cpu"), fill)
         laid.tensor.copy_(values)
         return laid
     far = long[index % len(long)]
@@ -138,8 +145,8 @@ def broadcast(values: Tensor, layout: str) -> Tensor:
 
 
 @contextmanager
-def guarded_allocations() -> Iterator[list[Region]]:
-    """Inside, what Python allocates with `torch.empty` and its kin is NaN until written, and lies within bands.
+def guarded_allocations(fill: int = NOT_A_NUMBER) -> Iterator[list[Region]]:
+    """Inside, what Python allocates with `torch.empty` and its kin holds `fill` until written, and lies within bands.
 
     Yields the list of these tensors, which grows.
     """
@@ -150,7 +157,7 @@ def guarded_allocations() -> Iterator[list[Region]]:
             plain = allocate(*args, **kwargs)
             if not plain.numel():  # the interpreter makes such ones for each argument of a launch
                 return plain
-            guarded = region(tuple(plain.shape), plain.stride(), plain.dtype, plain.device)
+            guarded = region(tuple(plain.shape), plain.stride(), plain.dtype, plain.device, fill)
             if is_filled:
                 guarded.tensor.copy_(plain)
             regions.append(guarded)

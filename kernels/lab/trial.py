@@ -13,7 +13,7 @@ from torch import Tensor
 from kernels.lab.interpreter import Unsupported, faithful_bfloat16, inability
 from kernels.lab.launches import Launch, watched_launches
 from kernels.lab.limits import Wrong
-from kernels.lab.memory import Region, bits, guarded_allocations, lay_out
+from kernels.lab.memory import NOT_A_NUMBER, Region, bits, guarded_allocations, lay_out
 from kernels.lab.spec import Inputs, Spec
 from kernels.lab.surroundings import same_state
 from kernels.launch import INTERPRETED
@@ -49,18 +49,22 @@ class Trial:
     """Outputs of the right shape and dtype."""
     laid: dict[str, Region]
     cotangents: dict[str, Region]
+    fill: int
+    """The byte that is in memory which is nobody's, or not written yet."""
 
     @staticmethod
-    def on(spec: Spec, inputs: Inputs, right: Tensors, cotangents: Tensors, layout: str) -> Trial:
+    def on(
+        spec: Spec, inputs: Inputs, right: Tensors, cotangents: Tensors, layout: str, fill: int = NOT_A_NUMBER
+    ) -> Trial:
         device = torch.device("cpu" if INTERPRETED else "cuda")
         laid = {
-            name: lay_out(t, "contiguous" if name in inputs.contiguous else layout, index, device)
+            name: lay_out(t, "contiguous" if name in inputs.contiguous else layout, index, device, fill)
             for index, (name, t) in enumerate(inputs.tensors.items())
         }
-        return Trial(
-            spec, inputs, right, laid,
-            {name: lay_out(t, layout, len(laid) + i, device) for i, (name, t) in enumerate(cotangents.items())},
-        )  # fmt: skip
+        delivered = {
+            name: lay_out(t, layout, len(laid) + i, device, fill) for i, (name, t) in enumerate(cotangents.items())
+        }
+        return Trial(spec, inputs, right, laid, delivered, fill)
 
     def run(self, within: AbstractContextManager[Any] | None = None, are_kernels_run: bool = True) -> Results:
         """The op's results; `within` surrounds the calls. Raises Wrong for what was written where it must not be."""
@@ -70,7 +74,7 @@ class Trial:
             same_state(),
             within or nullcontext(),
             faithful_bfloat16() if INTERPRETED else nullcontext(),
-            guarded_allocations() as allocated,
+            guarded_allocations(self.fill) as allocated,
             watched_launches(are_kernels_run) as launched,
         ):
             try:
