@@ -169,7 +169,7 @@ CHEATS: dict[str, tuple[Callable[[], Callable[..., Any]], str]] = {
     "returns its input": (lambda: a_view, "lies in the memory of the input x"),
     "computes lazily": (lambda: lazily, "is of type Lazy"),
     "right twice": (Tires, "differs when it is called again"),
-    "right four times": (lambda: Tires(4), "differs when|keeps results"),
+    "right four times": (lambda: Tires(4), "differs when|keeps results|error"),
     "writes its input": (lambda: overwriting, "x: an input was overwritten"),
     "zeros where it is tiny": (lambda: zeros_where_tiny, "y: error"),
     "sets the default dtype": (lambda: setting(lambda: torch.set_default_dtype(torch.float64)), "default dtype"),
