@@ -33,6 +33,7 @@ from instructgpt.evaluation.predictions import Predictions
 from instructgpt.evaluation.report import Outcome, Report
 from instructgpt.evaluation.scores import require_sacrebleu, token_accuracy
 from instructgpt.figures import write_json
+from instructgpt.model.checkpointing import Checkpointing
 from instructgpt.runtime import resolve_device, resolve_precision
 from instructgpt.settings import FilePath, NonNegativeInt, Positive, PositiveInt, Settings
 from instructgpt.stages import sft
@@ -95,6 +96,8 @@ class TranslateConfig(Settings):
     """float32, bfloat16, float16, bfloat16-master or auto."""
     backend: str = "auto"
     """naive, sdpa, triton or auto."""
+    checkpointing: Checkpointing = "none"
+    """What the backward computes again instead of keeping it: none, selective or blocks."""
     resume: bool = False
     """Go on where an interrupted run stopped; what is done is not done again."""
     overwrite: bool = False
@@ -200,8 +203,8 @@ def stage(way: Way, pairs: Pairs, row_length: int, config: TranslateConfig) -> S
     return SFTConfig(
         out=str(Path(config.out) / way), init=config.init, data=(pairs.train,), val_data=(pairs.val,),
         reading=pairs.reading, rows=config.rows, row_length=row_length, seed=config.seed, device=config.device,
-        dtype=config.dtype, backend=config.backend, resume=config.resume, overwrite=config.overwrite, fit=fit,
-        adapter=adapter,
+        dtype=config.dtype, backend=config.backend, checkpointing=config.checkpointing, resume=config.resume,
+        overwrite=config.overwrite, fit=fit, adapter=adapter,
     )  # fmt: skip
 
 

@@ -309,7 +309,7 @@ def test_a_twin_for_generation_keeps_the_adapter_it_was_made_for() -> None:
             use_adapter(model, name)
             twins[name], said[name] = for_inference(model), model(IDS)
         for name, twin in twins.items():
-            close(twin(IDS), said[name], 1e-6)
+            close(twin(IDS), said[name], 5e-6)  # of logits near 1, the kernels of a batch and of a step apart
 
 
 @pytest.mark.parametrize("config", VARIANTS)
