@@ -79,7 +79,10 @@ class SentencePiece:
         byte_ids = {value[0]: i for i, value in enumerate(self.token_bytes) if processor.IsByte(i)}
         if len(byte_ids) != 256:
             raise UserError("has no byte fallback, so it cannot hold every text", where)
-        self._space_ids = [byte_ids[byte] for byte in SPACE.encode()]
+        # What SentencePiece takes for a space, and a space where no piece holds one: it would come out as that.
+        spelt = (SPACE,) if SPACE in pieces else (SPACE, " ")
+        self._spelt = {character: [byte_ids[byte] for byte in character.encode()] for character in spelt}
+        self._is_spelt = re.compile(f"([{''.join(spelt)}])")
         self.begins_with_space: bool = processor.Normalize("a") != "a"
         self._within = _processor(model + model_proto.NO_PREFIX, where) if self.begins_with_space else processor
         self.loses: str = _losses(self._within)
@@ -156,15 +159,11 @@ class SentencePiece:
         return self._encode(text, self._within)
 
     def _encode(self, text: str, processor: sentencepiece.SentencePieceProcessor) -> list[int]:
-        if SPACE not in text:
+        if not self._is_spelt.search(text):
             return processor.EncodeAsIds(text)
-        # SentencePiece would take a literal U+2581 for a space: spell it in bytes, and encode what is between.
-        first, *rest = (text if processor is self._within else f" {text}").split(SPACE)
-        ids = self._within.EncodeAsIds(first)
-        for part in rest:
-            ids += self._space_ids
-            ids += self._within.EncodeAsIds(part)
-        return ids
+        # Spelt in bytes, and what is between is encoded.
+        parts = self._is_spelt.split(text if processor is self._within else f" {text}")
+        return [i for part in parts for i in self._spelt.get(part) or self._within.EncodeAsIds(part)]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`[encode(text) for text in texts]`, on all cores when there is enough of it."""
@@ -173,7 +172,7 @@ class SentencePiece:
         threads = 1 if sum(map(len, texts)) < _ONE_THREAD_BELOW else -1
         batch = self._processor.Encode(list(texts), out_type=int, num_threads=threads)
         for i, text in enumerate(texts):
-            if SPACE in text:
+            if self._is_spelt.search(text):
                 batch[i] = self.encode(text)
         return batch
 

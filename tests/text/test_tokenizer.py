@@ -54,6 +54,16 @@ def test_encode_then_decode_is_the_identity(tokenizer: Tokenizer, text: str) -> 
     assert tokenizer.byte_lengths[ids].sum() == len(text.encode())
 
 
+@pytest.mark.parametrize(
+    ("texts", "size"), [(["xyz"], 267), (["春眠不觉晓"], 269), (["你好" * 3000, "再 见"], 266), (["abab"] * 9, 267)]
+)
+def test_a_space_comes_back_where_training_saw_none_or_too_few_to_learn(texts: list[str], size: int) -> None:
+    learnt = Tokenizer.train(texts, size)
+    for text in ("a b", "  春 眠  ", "▁ ▁", " "):
+        assert learnt.decode(learnt.encode(text)) == text
+        assert learnt.encode_batch([text]) == [learnt.encode(text)]
+
+
 @given(texts=st.lists(any_text, max_size=5))
 def test_batch_equals_one_by_one(tokenizer: Tokenizer, texts: list[str]) -> None:
     assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
