@@ -17,11 +17,11 @@ from instructgpt.pretrained.settings import model_config
 from instructgpt.tensors import Held, write_safetensors
 
 
-def read(folder: Path) -> None:
+def read(folder: Path) -> dict[str, torch.Tensor]:
+    """Our parameters of the folder's model."""
     config, family, _ = model_config(read_json(folder / CONFIG), folder / CONFIG)
     source = Imported(open_folder(folder), config, family, "folder", folder)
-    for name in source.specs:
-        source.read(name)
+    return {name: source.read(name) for name in source.specs}
 
 
 @pytest.fixture
@@ -69,8 +69,11 @@ def test_tensors_that_are_not_as_they_should_be(folder, edit, complaint):
 
 
 def test_a_tied_head_that_was_saved_all_the_same_is_read(folder):
+    before = read(folder)
     change(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
-    read(folder)
+    after = read(folder)
+    assert "head_weight" not in after and after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_a_folder_without_config_or_weights(folder):

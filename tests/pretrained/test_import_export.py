@@ -219,7 +219,9 @@ def test_values_of_another_kind_in_a_tokenizers_files(save, tmp_path, capsys, fi
         inner = inner[key]
     inner[place[-1]] = value
     (folder / file).write_text(json.dumps(whole))
-    failed(capsys, "import", "--from", folder, "--out", tmp_path / "run")
+    told = failed(capsys, "import", "--from", folder, "--out", tmp_path / "run")
+    assert told.startswith(f"error: {folder}: holds a tokenizer that is not as it should be")
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_tokenizer_larger_than_the_embedding(save, tmp_path, capsys):

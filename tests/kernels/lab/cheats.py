@@ -112,8 +112,10 @@ class Tires:
     def __init__(self, calls: int = 2) -> None:
         self.left: dict[int, int] = {}
         self.calls = calls
+        self.kept: list[Tensor] = []  # so that no other input comes to lie where one was
 
     def __call__(self, x: Tensor) -> Tensor:
+        self.kept.append(x.detach())
         self.left[x.data_ptr()] = self.left.get(x.data_ptr(), self.calls) - 1
         return double(x, 2.0 if self.left[x.data_ptr()] >= 0 else 3.0)
 
@@ -169,7 +171,7 @@ CHEATS: dict[str, tuple[Callable[[], Callable[..., Any]], str]] = {
     "returns its input": (lambda: a_view, "lies in the memory of the input x"),
     "computes lazily": (lambda: lazily, "is of type Lazy"),
     "right twice": (Tires, "differs when it is called again"),
-    "right four times": (lambda: Tires(4), "differs when|keeps results|error"),
+    "right four times": (lambda: Tires(4), "differs when|keeps results"),
     "writes its input": (lambda: overwriting, "x: an input was overwritten"),
     "zeros where it is tiny": (lambda: zeros_where_tiny, "y: error"),
     "sets the default dtype": (lambda: setting(lambda: torch.set_default_dtype(torch.float64)), "default dtype"),
