@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 import tempfile
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import describe, publish, results_file
+from benchmarks.peers import llama_cpp
 from instructgpt.errors import UserError
 from instructgpt.flags import parse, run_main
 from instructgpt.generation.engine import generate_ids
@@ -56,17 +56,7 @@ class AgreementConfig(Settings):
 
 def llama_cpp_answers(file: Path, prompts: list[list[int]], tokens: int, is_exact: bool) -> list[str]:
     """What llama.cpp answers to prompts of ids, greedily. is_exact: with keys and values, too, in float32."""
-    try:
-        llama: Any = import_module("xllamacpp")
-    except ImportError:
-        raise UserError("llama.cpp is not installed: pip install xllamacpp") from None
-    params = llama.CommonParams()
-    params.model.path, params.n_ctx, params.n_parallel, params.verbosity = str(file), 512, 1, -1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
-    if is_exact:
-        params.cache_type_k = params.cache_type_v = llama.ggml_type.GGML_TYPE_F32
-        params.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    server = llama.Server(params)
+    server = llama_cpp(file, torch.get_num_threads(), is_exact)
     asked = {"n_predict": tokens, "temperature": 0.0, "cache_prompt": False}
     return [server.handle_completions({**asked, "prompt": ids})["choices"][0]["text"] for ids in prompts]
 

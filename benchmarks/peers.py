@@ -1,16 +1,21 @@
-"""What the model is measured beside: GPT-2 in plain PyTorch, as nanoGPT writes it, and `transformers`' GPT-2.
+"""What the model is measured beside: GPT-2 in plain PyTorch, as nanoGPT writes it, that of `transformers`, llama.cpp.
 
-Both have the parameters of our own model of the same shape, and take the same step: cross-entropy over all tokens,
-gradients clipped to a norm of 1, AdamW.
+The first two have the parameters of our own model of the same shape, and take the same step: cross-entropy over all
+tokens, gradients clipped to a norm of 1, AdamW.
 """
 
 from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instructgpt.config import ModelConfig
+from instructgpt.errors import UserError
 
 
 class _PlainBlock(nn.Module):
@@ -73,3 +78,18 @@ class TransformersGPT(nn.Module):
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
         logits = self.model(ids).logits
         return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.view(-1))
+
+
+def llama_cpp(file: Path | str, threads: int, is_exact: bool = False) -> Any:
+    """llama.cpp's server for a GGUF file, one request at a time. is_exact: with keys and values, too, in float32."""
+    try:
+        llama: Any = import_module("xllamacpp")
+    except ImportError:
+        raise UserError("llama.cpp is not installed: pip install xllamacpp") from None
+    params = llama.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel, params.verbosity = str(file), 512, 1, -1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    if is_exact:
+        params.cache_type_k = params.cache_type_v = llama.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    return llama.Server(params)

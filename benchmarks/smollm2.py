@@ -22,6 +22,7 @@ from torch import Tensor
 
 from benchmarks.decode import Ids, random_model
 from benchmarks.machine import describe, publish, results_file
+from benchmarks.peers import llama_cpp
 from benchmarks.steps import Timed
 from benchmarks.workers import Figures, Measure, Prepared, in_turn
 from instructgpt.config import ModelConfig
@@ -140,12 +141,7 @@ def their_decoding(config: SmolLM2Config, format: str) -> Measure:
 
 
 def llama_cpp_decoding(config: SmolLM2Config) -> Measure:
-    llama: Any = import_module("xllamacpp")
-    parameters = llama.CommonParams()
-    parameters.model.path = config.gguf
-    parameters.n_ctx, parameters.n_parallel = 512, 1
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = config.threads
-    server = llama.Server(parameters)
+    server = llama_cpp(config.gguf, config.threads)
 
     def generate(prompt: list[int], tokens: int) -> None:
         done = server.handle_completions(

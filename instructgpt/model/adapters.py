@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from instructgpt.config import ModelConfig
 from instructgpt.errors import UserError, suggestion
 from instructgpt.model.quantize import QuantizedLinear, unquantize
 from instructgpt.model.transformer import Compiled, Transformer
-from instructgpt.model.tree import with_exchanged
+from instructgpt.model.tree import linear_of, with_exchanged
 from instructgpt.settings import Positive, PositiveInt, Settings
 
 DEFAULT = "default"
@@ -299,18 +298,6 @@ def use_adapter(model: Transformer, name: str | None) -> None:
         layer.active = name if name is not None and name in layer.adapters else None
 
 
-@contextmanager
-def without_adapter(model: Transformer) -> Iterator[None]:
-    """Inside, the model computes as if it had no adapter."""
-    layers = [(layer, layer.active) for layer in _layers(model)]
-    use_adapter(model, None)
-    try:
-        yield
-    finally:
-        for layer, active in layers:
-            layer.active = active
-
-
 def base_of(model: Transformer) -> Transformer:
     """The model without its adapters, as a model of its own that shares every tensor with it: no memory is needed to
     compare the two."""
@@ -326,7 +313,8 @@ def merge(model: Transformer) -> None:
     """
     for layer in _layers(model):
         if (adapter := layer.in_use) is not None:
-            layer.merged = _linear(adapter.merged_weight(layer.base), layer.base.bias)
+            merged = nn.Parameter(adapter.merged_weight(layer.base), requires_grad=False)
+            layer.merged = linear_of(merged, layer.base.bias)
             layer.merged_name = layer.active
 
 
@@ -351,13 +339,6 @@ def settled(model: Transformer) -> Transformer:
     """The same model with plain linear layers, all of it trained again, in which the adapter in use is for good."""
     merge(model)
     return unquantize(remove_adapters(model))
-
-
-def _linear(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
-    linear = nn.Linear(weight.size(1), weight.size(0), bias=False, device="meta")  # without its own weight
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    linear.register_parameter("bias", bias)
-    return linear
 
 
 # ---- their tensors

@@ -23,6 +23,7 @@ from instructgpt.errors import UserError, suggestion
 from instructgpt.model import cpu_ops
 from instructgpt.model.backend import Backend, under_autocast
 from instructgpt.model.transformer import Transformer
+from instructgpt.model.tree import linear_of
 
 FORMATS = {"int8": 8, "int4": 4}
 """Bits of a weight by the name that --quantize uses."""
@@ -124,16 +125,9 @@ def quantize(model: Transformer, to: str, group: int = _GROUP, for_training: boo
                 size = _group_for(child, name) if for_training and bits == 4 else group
                 setattr(module, name, QuantizedLinear(child, model.backend, bits, size, for_training))
     if not for_training and cpu_ops.can_multiply_packed(model.output_weight, _HEAD_BITS, group):
-        model.packed_head = QuantizedLinear(_linear(model.output_weight, None), model.backend, _HEAD_BITS, group)
+        head = linear_of(nn.Parameter(model.output_weight, requires_grad=False), None)
+        model.packed_head = QuantizedLinear(head, model.backend, _HEAD_BITS, group)
     return model
-
-
-def _linear(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
-    """A layer around a weight that there is already."""
-    linear = nn.Linear(weight.size(1), weight.size(0), bias=False, device="meta")
-    linear.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
-    linear.register_parameter("bias", bias)
-    return linear
 
 
 def _group_for(linear: nn.Linear, name: str) -> int:
@@ -153,6 +147,6 @@ def unquantize(model: Transformer) -> Transformer:
         for name, child in list(module.named_children()):
             if isinstance(child, QuantizedLinear):
                 weight = child.dequantized().to(model.embedding.weight.dtype)
-                setattr(module, name, _linear(weight, child.bias))
+                setattr(module, name, linear_of(nn.Parameter(weight), child.bias))
     model.packed_head = None
     return model

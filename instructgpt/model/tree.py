@@ -1,4 +1,4 @@
-"""Two models of one set of tensors: a tree of modules copied, what they hold shared."""
+"""Modules around tensors that there are already: a layer of a weight, a copy of a tree that shares what it holds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from typing import TypeVar
 from torch import nn
 
 Module = TypeVar("Module", bound=nn.Module)
+
+
+def linear_of(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
+    """The layer of this weight (out, in) and bias (out,), which draws none of its own."""
+    linear = nn.Linear(weight.size(1), weight.size(0), bias=False, device="meta")
+    linear.weight = weight
+    linear.register_parameter("bias", bias)
+    return linear
 
 
 def with_exchanged(module: Module, exchange: Callable[[nn.Module], nn.Module | None]) -> Module:
