@@ -20,7 +20,7 @@ class AdapterFlags(Settings):
     """Train a small adapter beside the model in --init, which stays as it is; without --lora-rank, the model itself."""
 
     lora_rank: Annotated[int | None, Range(1)] = None
-    """Train an adapter of this rank (LoRA): 1 to 256. Others find rates best that are ten times those of a whole model."""
+    """Train an adapter of this rank (LoRA): 1 to 256. Others find ten times the rates of a whole model best for it."""
     lora_alpha: Annotated[float | None, Range(0, without_least=True, without_most=True)] = None
     """Scale of what the adapter adds, divided by the rank: 32 where nothing is given."""
     lora_on: tuple[str, ...] = ()
