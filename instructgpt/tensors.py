@@ -139,7 +139,10 @@ class SafetensorsFile:
             self.metadata = dict(entries.pop("__metadata__", {}))
             for name, entry in entries.items():
                 self._add(name, entry, 8 + length, size)
-            self._digests: dict[str, str] = _as_digests(self.metadata.get(_DIGESTS))
+            stated = self.metadata.get(_DIGESTS, "")
+            self._digests: dict[str, str] = json.loads(stated) if stated.startswith("{") else {}
+            # Ours have `values`; before each tensor had a digest there was one for all.
+            self._unchecked = stated if "values" in self.metadata and not self._digests else ""
         except FileNotFoundError:
             raise UserError("no such file", path) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -158,8 +161,14 @@ class SafetensorsFile:
         self._places[name] = start + first
 
     def read(self, name: str) -> Tensor:
+        if self._unchecked:
+            stated, self._unchecked = self._unchecked, ""
+            if self._digest_of_all() != stated:
+                raise UserError(
+                    "its contents do not match its checksum: the file was altered; restore it from a copy", self.path
+                )
         spec = self.specs[name]
-        data = read_bytes(self.path, self._places[name], spec.size)
+        data = self._read_bytes(name)
         if name in self._digests and _digest(name, spec, data.numpy().data) != self._digests[name]:
             raise UserError(
                 f"its contents do not match its checksum: {name} was altered; restore it from a copy", self.path
@@ -168,14 +177,18 @@ class SafetensorsFile:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of names, shapes and bytes; empty where the file, being of others, has no digests of its own."""
-        return hashlib.sha256(self.metadata[_DIGESTS].encode()).hexdigest() if self._digests else ""
+        """SHA-256 of names, formats, shapes and bytes; a file without a digest for each tensor is read for it."""
+        return hashlib.sha256(self.metadata[_DIGESTS].encode()).hexdigest() if self._digests else self._digest_of_all()
 
+    def _read_bytes(self, name: str) -> Tensor:
+        return read_bytes(self.path, self._places[name], self.specs[name].size)
 
-def _as_digests(text: str | None) -> dict[str, str]:
-    """Of a file that others wrote, or that was written when it had one digest for all, none."""
-    found = json.loads(text) if text and text.startswith("{") else {}
-    return {str(name): str(digest) for name, digest in found.items()}
+    def _digest_of_all(self) -> str:
+        digest = hashlib.sha256()
+        for name in sorted(self.specs):
+            digest.update(f"{name} {self.specs[name].dtype} {self.specs[name].shape}\n".encode())
+            digest.update(self._read_bytes(name).numpy().data)
+        return digest.hexdigest()
 
 
 def read_bytes(path: Path, start: int, size: int) -> Tensor:

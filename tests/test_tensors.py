@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -57,7 +58,9 @@ def test_what_the_library_writes_is_read(tmp_path):
     save_file(EXAMPLE, str(tmp_path / "x"), {"format": "pt", "sha256": "0" * 64})  # not digests of ours
     found = contents(tmp_path / "x")
     assert found.keys() == EXAMPLE.keys() and all(torch.equal(found[name], EXAMPLE[name]) for name in found)
-    assert SafetensorsFile(tmp_path / "x").digest == ""
+    digest = SafetensorsFile(tmp_path / "x").digest
+    save_file({**EXAMPLE, "ids": torch.arange(5) + 1}, str(tmp_path / "x"))
+    assert len(digest) == 64 and SafetensorsFile(tmp_path / "x").digest != digest
 
 
 @given(st.dictionaries(st.text(min_size=1).filter(lambda name: name != "__metadata__" and name.isprintable()), SPECS))
@@ -78,6 +81,34 @@ def test_an_altered_tensor_is_named(path):
     assert torch.equal(file.read("ids"), EXAMPLE["ids"])
     with pytest.raises(UserError, match="do not match its checksum: flag was altered"):
         file.read("flag")
+
+
+def of_before(path: Path, tensors: dict[str, torch.Tensor], altered: dict[str, torch.Tensor]) -> None:
+    """A file as runs had it when one digest stood for all tensors; what is in it may be something else."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    save_file({**tensors, **altered}, str(path), {"format": "pt", "sha256": digest.hexdigest(), "values": "{}"})
+
+
+@pytest.mark.parametrize(
+    "altered",
+    [
+        {"scalar": torch.tensor(2.6)},
+        {"ids": torch.arange(1, 6)},
+        {"half": EXAMPLE["half"].half()},
+        {"more": torch.ones(1)},
+    ],
+)
+def test_a_file_with_one_digest_for_all_is_checked_whole(tmp_path, altered):
+    of_before(tmp_path / "x", EXAMPLE, {})
+    found = contents(tmp_path / "x")
+    assert all(torch.equal(found[name], EXAMPLE[name]) for name in EXAMPLE)
+    of_before(tmp_path / "x", EXAMPLE, altered)
+    with pytest.raises(UserError, match="do not match its checksum: the file was altered"):
+        contents(tmp_path / "x")
 
 
 def test_digest_is_of_names_shapes_and_bytes(tmp_path):

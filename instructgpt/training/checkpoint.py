@@ -182,8 +182,7 @@ class RunDirectory:
 
     def digest(self) -> str:
         """SHA-256 that stands for the weights that the run ends with, those of its base included."""
-        record, file = self.read_adapter(), self.weights()
-        own = file.digest or _digest_of(file)
+        record, own = self.read_adapter(), self.weights().digest
         return hashlib.sha256(f"{own} beside {record.base_sha256}".encode()).hexdigest() if record else own
 
     def save_model(self, model: Transformer | RewardModel) -> None:
@@ -199,15 +198,6 @@ class RunDirectory:
     def load_state(self) -> Snapshot | None:
         """The last saved state; None when nothing was saved yet."""
         return Snapshot(*load_tensors(self.state_file)) if self.state_file.is_file() else None
-
-
-def _digest_of(file: SafetensorsFile) -> str:
-    """Of a file that has no digests in it."""
-    digest = hashlib.sha256()
-    for name in sorted(file.specs):
-        digest.update(f"{name} {file.specs[name]}\n".encode())
-        digest.update(file.read(name).reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def model_config(values: dict[str, Any], where: Path) -> ModelConfig:
