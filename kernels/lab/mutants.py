@@ -19,8 +19,8 @@ from kernels.lab.find import Kernel, UsageError, add_kernel_argument, find, load
 from kernels.lab.processes import Ended, in_order
 from kernels.lab.spec import Mutant
 
-LONGEST = 900.0
-"""Seconds after which a mutant that does not end is given up: many times what an idle machine takes."""
+LONGEST = 300.0
+"""Seconds after which a mutant that does not end is given up."""
 
 
 @dataclass(frozen=True)
