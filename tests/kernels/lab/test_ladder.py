@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,6 +39,22 @@ def declare(op: Callable[..., Tensor], gradients: tuple[str, ...] = ("x",), **fi
     return Spec(name="plain", op=op, reference=torch.relu, cases=None, inputs=inputs, **fields)  # pyright: ignore
 
 
+@pytest.fixture
+def calls_are_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A clock that calls of functions move on, and nothing else: the same on a busy machine."""
+    now = 0
+
+    def count(*_: Any) -> None:
+        nonlocal now
+        now += 1
+
+    monkeypatch.setattr(ladder, "time", SimpleNamespace(process_time=lambda: now * 1e-5))
+    sys.setprofile(count)
+    yield
+    sys.setprofile(None)
+
+
+@pytest.mark.usefixtures("calls_are_time")
 def test_each_way_of_calling_has_its_time_forward_and_both() -> None:
     measured = ladder.measure([declare(lambda x: x * 2, builds=({**CASE, "rows": 9}, CASE))], None)
     (found,) = measured["ladders"]
