@@ -13,7 +13,7 @@ from rich.text import Text
 
 from instructgpt.evaluation.scores import Interval, macro_interval, mean_interval
 from instructgpt.figures import shown, tidy
-from instructgpt.generation.engine import Finish
+from instructgpt.generation.request import Finish
 from instructgpt.text.chat import Message
 
 

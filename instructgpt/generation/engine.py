@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch import Tensor
 from instructgpt.errors import UserError
 from instructgpt.generation.decoding import Decoder, Fetched, inference
 from instructgpt.generation.graphs import GraphedDecoder
+from instructgpt.generation.request import Finish
 from instructgpt.generation.sampling import NOT_A_NUMBER, SamplingConfig
 from instructgpt.generation.stopping import StoppingText
 from instructgpt.model.counts import cache_memory
@@ -28,8 +28,6 @@ from instructgpt.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[Message]
 """A text is one user turn; messages are a conversation that ends with the user's."""
-Finish = Literal["end", "stop", "length", "context"]
-"""Why an answer ended: the model closed it; a stop string came; max_new_tokens came; the context is full."""
 
 _CACHE_BYTES = 2 << 30
 """A batch has fewer rows when its cache would be larger than this."""

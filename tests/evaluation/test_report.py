@@ -10,7 +10,7 @@ from rich.console import Console
 from instructgpt.evaluation.report import Outcome, Report
 from instructgpt.evaluation.scores import macro_interval, mean_interval
 from instructgpt.figures import write_json
-from instructgpt.generation.engine import Finish
+from instructgpt.generation.request import Finish
 from instructgpt.text.chat import Message
 
 
