@@ -129,8 +129,9 @@ class RandomRounding(TorchDispatchMode):
         return torch.where((t == t.to(self.operand)) | ~moved.isfinite(), t, moved)
 
     def drawn_like(self, t: Tensor) -> Tensor:
-        """Uniform from 0 to 1, in float64."""
-        return torch.rand(t.shape, generator=self.generator, dtype=torch.float64, device=self.generator.device)
+        """Uniform from 0 to 1, in float64, where `t` is: an op may hold a number on the CPU beside tensors on a GPU."""
+        drawn = torch.rand(t.shape, generator=self.generator, dtype=torch.float64, device=self.generator.device)
+        return drawn.to(t.device)
 
     def move(self, t: Tensor, most: Tensor, where: Tensor | bool = True) -> None:
         """Adds between half of `most` and all of it, of either sign, and leaves float32's digits, which less would not

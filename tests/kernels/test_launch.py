@@ -65,6 +65,9 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def on(device: str) -> Tensor:
+    """A tensor without contents. Where there is a GPU even such a one needs the device that it is on."""
+    if torch.cuda.is_available() and (torch.device(device).index or 0) >= torch.cuda.device_count():
+        pytest.skip(f"this machine has GPUs, but not {device}")
     with FakeTensorMode():
         return torch.empty(3, device=device)
 
@@ -76,16 +79,20 @@ def seen(*_: Any, **__: Any) -> int:
 @pytest.mark.parametrize(
     ("arguments", "named", "expected"),
     [
-        ((on("cuda:1"),), {}, 1),
-        ((on("cuda:0"),), {}, 0),
-        ((None, 2.0, on("cuda:1")), {}, 1),  # an argument that is left out, and a number, before it
-        ((), {"x": on("cuda:1")}, 1),
-        ((on("cpu"), on("cpu")), {}, 0),
+        (("cuda:1",), {}, 1),
+        (("cuda:0",), {}, 0),
+        ((None, 2.0, "cuda:1"), {}, 1),  # an argument that is left out, and a number, before it
+        ((), {"x": "cuda:1"}, 1),
+        (("cpu", "cpu"), {}, 0),
     ],
 )
 def test_the_tensors_device_is_current_inside(
     arguments: tuple[Any, ...], named: dict[str, Any], expected: int, gpus: list[int]
 ) -> None:
+    def placed(value: Any) -> Any:
+        return on(value) if isinstance(value, str) else value
+
+    arguments, named = tuple(map(placed, arguments)), {name: placed(value) for name, value in named.items()}
     assert on_device_of_tensors(seen)(*arguments, **named) == expected
     assert torch.cuda.current_device() == 0
     assert gpus == ([1] if expected else [])  # where it is current already, nothing is switched

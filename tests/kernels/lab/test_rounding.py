@@ -32,6 +32,13 @@ def test_what_float32_holds_exactly_loses_nothing():
     assert not lost(lambda t: t.sum(0), x[:1]).any()  # a single term
 
 
+def test_tensors_of_another_device_than_the_draws_are_rounded_too():
+    """A GPU's results are brought to the CPU, and so are single numbers that the GPU's depend on."""
+    x = torch.ones(3, 3, dtype=torch.float64, device="meta")
+    with RandomRounding(0, torch.bfloat16):
+        assert ((x / 3) @ x).sum().device.type == "meta"
+
+
 def test_an_operation_loses_up_to_a_unit():
     x = random(10_000)
     for rounds in (torch.exp, torch.sin, lambda t: t / 3, lambda t: t.to(torch.float64) * t):
