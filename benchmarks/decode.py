@@ -50,7 +50,7 @@ class DecodeConfig(Settings):
     rounds: PositiveInt = 5
     """Measurements of each case, which take turns."""
     seconds: NonNegative = 240.0
-    """After so many no round is begun but the first."""
+    """After so many no case is begun and no round, but the first of each."""
     seed: NonNegativeInt = 0
     """Of weights and prompts."""
     only: tuple[str, ...] = ()
@@ -300,7 +300,13 @@ def measure(config: DecodeConfig) -> int:
     works = cases(config)
     rate = copy_rate(device, 1 << (22 if config.quick else 28))
     print(f"a large copy reads and writes {rate / 1e9:,.3g} GB/s", flush=True)
-    tokens = {name: timed(case, config.new_tokens, device)[1] for name, case in works.items()}  # to warm up, too
+    tokens: dict[str, list[list[int]]] = {}
+    for name, case in works.items():
+        if tokens and time.monotonic() - began > config.seconds / 2:
+            print(f"{name}: no time was left for it", flush=True)
+        else:
+            tokens[name] = timed(case, config.new_tokens, device)[1]  # to warm up, too
+    works = {name: works[name] for name in tokens}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     document: dict[str, Any] = {}
     for round_number in range(config.rounds):

@@ -8,6 +8,7 @@ the share of a large matrix product's rate in the same number format, measured i
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,11 +17,12 @@ import torch
 
 from benchmarks.machine import describe, matrix_rate, publish, results_file
 from benchmarks.steps import StepCase, has_peers, prepare, shape_named
-from benchmarks.workers import Prepared, in_turn, middle
+from benchmarks.workers import Figures, Prepared, in_turn, middle
 from instructgpt.flags import parse, run_main
 from instructgpt.model.counts import training_flops_per_token
 from instructgpt.runtime import resolve_device, resolve_precision
-from instructgpt.settings import FilePath, NonNegativeInt, PositiveInt, Settings
+from instructgpt.settings import FilePath, NonNegative, NonNegativeInt, PositiveInt, Settings
+from instructgpt.strict_json import write_json
 from instructgpt.training.compiling import CompileMode
 
 
@@ -42,11 +44,14 @@ class TrainStepConfig(Settings):
     """Measurements of each, which take turns; the median is shown."""
     only: tuple[str, ...] = ()
     """Names of the table's rows to measure; all by default."""
+    seconds: NonNegative = 0.0
+    """How long it may take: what is not prepared by three quarters of it is left out. 0 sets no limit."""
     json: FilePath = "auto"
     """The file to write; auto is benchmarks/results/DEVICE-train-step.json, empty is none."""
 
 
-_MODES: tuple[CompileMode, ...] = ("off", "blocks", "step")
+_MODES: tuple[CompileMode, ...] = ("step", "off", "blocks")
+"""In the order of their worth, for where time is short."""
 
 
 def filled_in(config: TrainStepConfig) -> TrainStepConfig:
@@ -98,23 +103,35 @@ def measure(config: TrainStepConfig) -> int:
         print(f"{dtype}: a large matrix product makes {rate / 1e12:.3g} TFLOP/s", flush=True)
     # A GPU's machine has the cores to compile for several at once.
     at_once = 4 if device.type == "cuda" else 1
-    found = in_turn({name: Prepared(prepare, (case,)) for name, case in works.items()}, config.rounds, at_once)
-    flops = training_flops_per_token(shape, shape.context)
-    results: dict[str, Any] = {}
-    for name, figures in found.items():
-        if isinstance(figures, str):
-            results[name] = {"failed": figures}
-            continue
-        mean = middle(figures)
-        mfu = mean["tokens_per_second"] * flops / rates[works[name].dtype]
-        results[name] = {**mean, "mfu": mfu, "each": [each["tokens_per_second"] for each in figures]}
-        speed = f"{mean['tokens_per_second']:>10,.0f} tokens/s  MFU {mfu:>4.0%}  {mean['peak_megabytes']:>8,.0f} MB"
-        print(f"{name:<34} {speed}  warm-up {mean['warm_up_seconds']:>4.0f} s  loss {mean['loss']:.3f}", flush=True)
-    document = {
-        **describe(device), "shape": config.shape, "rows": config.rows, "context": shape.context,
-        "flops_per_token": flops, "matrix_flops_per_second": rates, "results": results,
-    }  # fmt: skip
-    publish(document, config.json)
+    works_to_do = {name: Prepared(prepare, (case,)) for name, case in works.items()}
+
+    def document(found: dict[str, list[Figures] | str]) -> dict[str, Any]:
+        flops = training_flops_per_token(shape, shape.context)
+        results: dict[str, Any] = {}
+        for name, figures in found.items():
+            if not figures or isinstance(figures, str):
+                results[name] = {"failed": figures or "not measured"}
+                continue
+            mean = middle(figures)
+            mfu = mean["tokens_per_second"] * flops / rates[works[name].dtype]
+            results[name] = {**mean, "mfu": mfu, "each": [each["tokens_per_second"] for each in figures]}
+        return {
+            **describe(device), "shape": config.shape, "rows": config.rows, "context": shape.context,
+            "flops_per_token": flops, "matrix_flops_per_second": rates, "results": results,
+        }  # fmt: skip
+
+    def keep(found: dict[str, list[Figures] | str]) -> None:
+        if config.json:
+            write_json(config.json, document(found))
+
+    found = in_turn(works_to_do, config.rounds, at_once, seconds=config.seconds or math.inf, after_round=keep)
+    measured = document(found)
+    for name, mean in measured["results"].items():
+        if "failed" not in mean:
+            speed = f"{mean['tokens_per_second']:>10,.0f} tokens/s  MFU {mean['mfu']:>4.0%}  "
+            speed += f"{mean['peak_megabytes']:>8,.0f} MB"
+            print(f"{name:<34} {speed}  warm-up {mean['warm_up_seconds']:>4.0f} s  loss {mean['loss']:.3f}", flush=True)
+    publish(measured, config.json)
     return 0
 
 

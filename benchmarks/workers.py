@@ -1,20 +1,26 @@
 """Measurements that take turns, each in a process of its own.
 
 A process's peak memory is its own, and so is what it compiled. The processes prepare first, a few at a time; then each
-measures once in every round, so that a change of the machine's pace meets them all.
+measures once in every round, so that a change of the machine's pace meets them all. Where time is short, what was
+prepared by three quarters of it is measured, and what was measured counts.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any, NamedTuple
+
+_TOO_LATE = "no time was left for it"
+"""Why a work was given up whose process was not to blame."""
 
 Figures = dict[str, float]
 Measure = Callable[[], Figures]
@@ -40,9 +46,13 @@ class _Worker:
         self._process.start()
         other.close()
 
-    def wait(self) -> Figures:
-        """What the process says next. Errors: Failed."""
+    def wait(self, deadline: float = math.inf) -> Figures:
+        """What the process says next, until `deadline` on the clock of `time.monotonic`. Errors: Failed."""
         try:
+            left = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+            if not self._line.poll(left):
+                self._process.terminate()
+                raise Failed(_TOO_LATE)
             said = self._line.recv()
         except EOFError:
             self._process.join()
@@ -51,9 +61,9 @@ class _Worker:
             raise Failed(said)
         return said
 
-    def measure(self) -> Figures:
+    def measure(self, deadline: float = math.inf) -> Figures:
         self._line.send(True)
-        return self.wait()
+        return self.wait(deadline)
 
     def end(self) -> None:
         self._line.close()  # where it waits for the next round, it ends by itself
@@ -79,30 +89,43 @@ def _serve(line: Connection, work: Prepared) -> None:
 
 
 def in_turn(
-    works: Mapping[str, Prepared], rounds: int, prepared_at_once: int = 1, say: Callable[[str], None] = print
+    works: Mapping[str, Prepared],
+    rounds: int,
+    prepared_at_once: int = 1,
+    say: Callable[[str], None] = print,
+    seconds: float = math.inf,
+    after_round: Callable[[dict[str, list[Figures] | str]], None] = lambda found: None,
 ) -> dict[str, list[Figures] | str]:
     """The figures of each work, one a round; for one that failed, why.
 
     prepared_at_once: how many prepare at the same time, which compiling gains from where there are cores for it.
+    seconds: how long it all may take; works are prepared in their order, so the first are sooner measured.
+    after_round: told what was found so far, after every round, for what is written down survives being cut off.
     """
+    began = time.monotonic()
     workers: dict[str, _Worker] = {}
     found: dict[str, list[Figures] | str] = {}
     try:
         waiting = list(works)
         starting: list[str] = []
+        ready_by = began + 0.75 * seconds
         while waiting or starting:
             while waiting and len(starting) < prepared_at_once:
                 starting.append(waiting.pop(0))
                 workers[starting[-1]] = _Worker(works[starting[-1]])
             name = starting.pop(0)
-            found[name] = _said(name, workers, lambda worker: worker.wait(), say)
+            found[name] = _said(name, workers, lambda worker: worker.wait(ready_by), say)
         for _ in range(rounds):
             for name in works:
                 figures = found[name]
                 if isinstance(figures, str):
                     continue
-                measured = _said(name, workers, lambda worker: worker.measure(), say)
-                found[name] = measured if isinstance(measured, str) else figures + measured
+                measured = _said(name, workers, lambda worker: worker.measure(began + seconds), say)
+                # What was measured before the time was up is worth something without this round.
+                found[name] = figures or measured if isinstance(measured, str) else figures + measured
+            after_round(found)
+            if not workers or time.monotonic() - began > seconds:
+                break
     finally:
         for worker in workers.values():
             worker.end()

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import itertools
 import os
+import time
+from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import workers
 from benchmarks.workers import Failed, Measure, Prepared, alone, in_turn, middle
 
 
@@ -64,3 +68,22 @@ def test_alone_raises():
 
 def test_middle_is_the_median_of_each_figure():
     assert middle([{"a": 1.0, "b": 5.0}, {"a": 9.0, "b": 4.0}, {"a": 2.0, "b": 6.0}]) == {"a": 2.0, "b": 5.0}
+
+
+def never() -> Measure:
+    time.sleep(600)
+    raise AssertionError
+
+
+def test_what_is_not_ready_in_time_is_given_up_and_the_rest_counts(monkeypatch):
+    """One that is prepared in time is measured for as long as there is time; one that is not says so."""
+    times = itertools.chain([0.0, 0.0], itertools.repeat(800.0))  # the beginning, the wait for the first, all later
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    rounds: list[dict[str, object]] = []
+    works = {"quick": Prepared(counting, (1.0,)), "slow": Prepared(never), "never begun": Prepared(never)}
+    found = in_turn(
+        works, rounds=2, say=lambda _: None, seconds=1000.0, after_round=lambda so_far: rounds.append(dict(so_far))
+    )
+    assert [each["value"] for each in found["quick"]] == [1, 2]  # type: ignore[index]
+    assert found["slow"] == found["never begun"] == "no time was left for it"
+    assert len(rounds) == 2 and len(rounds[0]["quick"]) == 1  # type: ignore[arg-type]
