@@ -129,7 +129,7 @@ def measure(config: LadderConfig) -> int:
         results.append({**row, **mean, "ratio": ratio})
     document = {**describe(device), "shape": shape, "rows": rows, "rungs": results}
     publish(document, results_file(config.json, device, "ladder"))
-    return 0
+    return int(all("failed" in row for row in results))
 
 
 if __name__ == "__main__":

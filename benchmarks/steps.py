@@ -32,7 +32,7 @@ from instructgpt.training.moments import StateFormat
 
 _GPT2: dict[str, Any] = dict(mlp="gelu", norm="layernorm", position="learned", bias=True, tie_embeddings=True)
 SHAPES: dict[str, ModelConfig] = {
-    "minute": ModelConfig(vocab_size=128, context=32, layers=2, width=32, heads=2, **_GPT2),
+    "minute": ModelConfig(vocab_size=2048, context=64, layers=2, width=32, heads=2, **_GPT2),
     "12m": ModelConfig(vocab_size=4096, context=256, layers=6, width=384, heads=6, **_GPT2),
     **{
         name: replace(shape, vocab_size=8192 if name in ("tiny", "small") else 50304, dropout=0.0)
