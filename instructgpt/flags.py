@@ -190,7 +190,10 @@ def _check_values(given: Given, kind: Any) -> None:
     if get_origin(kind) is tuple:
         items = get_args(kind)
         if items[-1] is Ellipsis:
-            items = (items[0],) * len(values)
+            group = get_args(items[0]) if get_origin(items[0]) is tuple else (items[0],)
+            if len(values) % len(group):
+                raise UserError(f"{flag} takes {len(group)} values for each, and {len(values)} cannot be divided so")
+            items = group * (len(values) // len(group))
         if len(values) != len(items):
             raise UserError(f"{flag} takes {len(items)} values, not {len(values)}")
     else:

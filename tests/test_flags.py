@@ -45,6 +45,8 @@ class Outer:
     """At most."""
     stop: tuple[Escaped, ...] = ()
     """Where to end."""
+    pairs: tuple[tuple[int, float], ...] = ()
+    """Which, and how much."""
     fit: Inner = field(default_factory=Inner)
 
 
@@ -55,8 +57,9 @@ def read(*argv: str, default: Outer | None = None) -> Outer:
 def test_flags_of_every_type():
     argv = "--text a b --kind unigram --resume --weights 1 2.5 --betas 0.5 0.6 --limit 3"
     assert read(*argv.split(), "--max-steps", "7", "--learning-rate", "3e-4") == Outer(
-        ("a", "b"), "unigram", "hello", True, (1.0, 2.5), (0.5, 0.6), 3, (), Inner(7, 3e-4)
+        ("a", "b"), "unigram", "hello", True, (1.0, 2.5), (0.5, 0.6), 3, (), (), Inner(7, 3e-4)
     )
+    assert read("--pairs", "5", "-100", "7", "2.5").pairs == ((5, -100.0), (7, 2.5))
 
 
 def test_defaults_come_from_the_given_instance():
@@ -96,6 +99,9 @@ MISTAKES = {
     "--learning-rate fast": "--learning-rate 'fast' is not a number",
     "--learning-rate 1 2": "--learning-rate takes one value; '2' is one too many (put a text with spaces in quotes)",
     "--weights 1 x": "--weights 'x' is not a number",
+    "--pairs 5 1 6": "--pairs takes 2 values for each, and 3 cannot be divided so",
+    "--pairs 5 x": "--pairs 'x' is not a number",
+    "--pairs 1.5 2": "--pairs '1.5' is not a whole number",
     "--betas 0.9": "--betas takes 2 values, not 1",
     "--limit many": "--limit 'many' is not a whole number",
     "--resume true": "--resume takes no value, but got 'true'; write --resume or --no-resume",

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 from instructgpt.commands.common import ModelChoice, write
 from instructgpt.errors import UserError
-from instructgpt.generation.engine import generate as generate_texts
-from instructgpt.generation.engine import stream
+from instructgpt.generation.engine import generate_ids, prompt_ids, stream
 from instructgpt.generation.sampling import SamplingConfig
 from instructgpt.settings import PositiveInt
 from instructgpt.text.chat import Message, as_typed
@@ -48,9 +47,9 @@ def generate(config: GenerateConfig) -> int:
                 write(piece)
             write("\n")
             return 0
-        options = vars(config.sampling)
-        for i, text in enumerate(generate_texts(model, tokenizer, [asked], n=config.n, raw=config.raw, **options)):
-            write(f"[{i + 1}] {text}\n")
+        ids = prompt_ids(asked, tokenizer, config.raw)
+        for i, done in enumerate(generate_ids(model, tokenizer, [ids], config.sampling, n=config.n, raw=config.raw)):
+            write(f"[{i + 1}] {done.text}\n")
     return 0
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from instructgpt.generation.sampling import SamplingConfig, sample
+from instructgpt.generation.sampling import Generated, SamplingConfig, SamplingRows, sample
 from instructgpt.model.cache import KVCache
 from instructgpt.model.inference import computed_dtype, for_inference
 from instructgpt.model.transformer import Transformer
@@ -75,8 +75,8 @@ class DecodeState:
     """(B, N), the random numbers of each row: the i-th chooses its i-th token. N is 0 when greedy."""
     chosen: Tensor
     """(1,) int64, how many tokens of each row were chosen."""
-    is_generated: Tensor | None
-    """(B, V), tokens generated so far; None where no repetition is punished."""
+    generated: Generated | None
+    """Tokens generated so far; None where no repetition is punished."""
 
     @property
     def rows(self) -> int:
@@ -86,8 +86,8 @@ class DecodeState:
         """The state of the rows of these indices alone, in memory of its own."""
         cache = copy.copy(self.cache)
         cache.select(rows)
-        is_generated = None if self.is_generated is None else self.is_generated[rows]
-        return DecodeState(cache, self.tokens[rows], self.numbers[rows], self.chosen.clone(), is_generated)
+        generated = self.generated and _of_rows(self.generated, rows)
+        return DecodeState(cache, self.tokens[rows], self.numbers[rows], self.chosen.clone(), generated)
 
     def load(self, other: DecodeState) -> None:
         """Takes over what `other` holds, a state of as many rows or fewer."""
@@ -95,8 +95,12 @@ class DecodeState:
         self.tokens[: other.rows] = other.tokens
         self.numbers[: other.rows] = other.numbers
         self.chosen.copy_(other.chosen)
-        if self.is_generated is not None and other.is_generated is not None:
-            self.is_generated[: other.rows] = other.is_generated
+        self.generated = other.generated
+
+
+def _of_rows(generated: Generated, rows: Tensor) -> Generated:
+    at, place = (generated.rows[:, None] == rows).nonzero(as_tuple=True)
+    return Generated(place, generated.tokens[at])
 
 
 class Decoder:
@@ -104,6 +108,7 @@ class Decoder:
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, config: SamplingConfig):
         self.model, self.config, self._pad = for_inference(model), config, tokenizer.pad
+        self._rows: dict[int, SamplingRows] = {}
         self._forbidden = forbidden_tokens(tokenizer, model.config.vocab_size).nonzero()[:, 0].to(model.device)
         """Their ids, which are few: a mask over the vocabulary would be read for every token."""
 
@@ -126,12 +131,16 @@ class Decoder:
         return state
 
     def empty_state(self, cache: KVCache, numbers: Tensor) -> DecodeState:
-        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.zeros(shape, device=self.device, dtype=dtype)
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, device=self.device, dtype=torch.int64)
 
-        is_punished = self.config.repetition_penalty != 1
-        is_generated = zeros(cache.batch, self.model.config.vocab_size, dtype=torch.bool) if is_punished else None
-        return DecodeState(cache, zeros(cache.batch), numbers, zeros(1), is_generated)
+        generated = self._rules(cache.batch).generated([[]] * cache.batch)
+        return DecodeState(cache, zeros(cache.batch), numbers, zeros(1), generated)
+
+    def _rules(self, rows: int) -> SamplingRows:
+        if rows not in self._rows:
+            self._rows[rows] = SamplingRows.of([self.config] * rows, self.device)
+        return self._rows[rows]
 
     def rows_for(self, rows: int) -> int:
         """Rows of the state that would hold so many."""
@@ -154,10 +163,10 @@ class Decoder:
             # Finished rows may go on beyond their last number.
             column = state.chosen.clamp(max=state.numbers.size(1) - 1)
             u = state.numbers.index_select(1, column).squeeze(1)
-        state.tokens.copy_(sample(logits, self.config, u, state.is_generated))
+        rules = self._rules(state.rows)
+        state.tokens.copy_(sample(logits, rules, u, state.generated))
         state.chosen.add_(1)
-        if state.is_generated is not None:
-            state.is_generated.scatter_(1, state.tokens.clamp(min=0)[:, None], True)
+        state.generated = rules.and_then(state.generated, state.tokens)
 
 
 class Fetched:

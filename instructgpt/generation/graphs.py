@@ -49,7 +49,7 @@ class GraphedDecoder(Decoder):
         super().__init__(model, tokenizer, config)
         self._recordings: dict[int, _Recording] = {}  # by rows
         self._pool: Any = None
-        self._may_record = True
+        self._may_record = not config.punishes  # what was generated grows
 
     def rows_for(self, rows: int) -> int:
         return next_power_of_2(rows) if self._may_record else rows

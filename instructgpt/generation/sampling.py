@@ -1,14 +1,20 @@
-"""From logits to a token: pure functions on logits (B, V), in which -inf means "never".
+"""From logits to tokens, each row by its own rules: functions on logits (B, V), in which -inf means "never".
 
-Rows do not see each other and each has random numbers of its own, so a row's tokens are the same in any batch. Nothing
-here waits for a device: what is found is a tensor, and so is what went wrong.
+Rows do not see each other and each has random numbers of its own, so a row's token is bit for bit what it would be
+alone. Rules are tensors with a value a row (`SamplingRows`), so a batch of unlike requests takes as many launches as
+one request; work over the vocabulary is done for the rows that need it, and in place, for a large tensor's memory costs
+a CPU more than what is written into it. Nothing here waits for a GPU: what is found is a tensor, and so is what went
+wrong.
+
+Order: penalties, bias, constraint, temperature, top-k, top-p of what is left, min-p of what is left.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,53 +44,246 @@ class SamplingConfig(Settings):
     r"""Texts that end an answer; they are not part of it. On the command line, \n is a line end."""
     seed: Annotated[int, Range(0, 2**62, without_most=True)] = 0
     """Decides what is drawn; sample number i of a prompt is drawn with seed + i."""
+    presence_penalty: Annotated[float, Range(-2, 2)] = 0.0
+    """Taken from the logit of each token generated already, once; below 0 makes these likelier."""
+    frequency_penalty: Annotated[float, Range(-2, 2)] = 0.0
+    """Taken from the logit of a token for each time that it was generated."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Pairs of a token's id and what is added to its logit; -100 all but forbids it, 100 all but forces it."""
+    stop_ids: tuple[NonNegativeInt, ...] = ()
+    """Ids of tokens that end an answer and whose text is not part of it, beside those that always do."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.stop, str) or not all(self.stop):
             raise UserError(f"stop is {self.stop!r}; it must be a tuple of texts, none of them empty")
+        if wrong := [i for i in self.stop_ids if i < 0]:
+            raise UserError(f"stop_ids has {wrong[0]}; a token's id is at least 0")
+        if isinstance(self.logit_bias, Mapping):
+            object.__setattr__(self, "logit_bias", tuple(self.logit_bias.items()))  # the dataclass is frozen
+        for i, bias in self.logit_bias:
+            if i < 0 or not math.isfinite(bias):
+                raise UserError(f"logit_bias has {bias} for token {i}; it takes ids of at least 0 and finite numbers")
+        if len(dict(self.logit_bias)) < len(self.logit_bias):
+            raise UserError(f"logit_bias is {self.logit_bias}; it has a token twice")
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
 
+    @property
+    def punishes(self) -> bool:
+        """Whether it matters what was generated already."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
-def repetition_penalty(logits: Tensor, is_generated: Tensor, penalty: float) -> Tensor:
-    """Logits (B, V) with those of generated tokens, where `is_generated` (B, V) is True, made smaller by `penalty`.
+    def check_ids(self, vocab_size: int) -> None:
+        """Raises UserError for ids in `stop_ids` and `logit_bias` that are no tokens."""
+        named = {"stop_ids": self.stop_ids, "logit_bias": [i for i, _ in self.logit_bias]}
+        for name, ids in named.items():
+            if ids and max(ids) >= vocab_size:
+                raise UserError(f"{name} has token {max(ids)}; the vocabulary has {vocab_size}, from 0 on")
 
-    Keskar et al. 2019 (CTRL, section 4.1) divide the logit; a negative one is multiplied instead, for dividing would
-    make its token likelier. As in the paper, only generated tokens count: a prompt's words may well be the answer.
+
+# ---- the rules of a batch
+
+
+class Rows(NamedTuple):
+    """R rows of several, and what is said of each."""
+
+    at: Tensor | None
+    """(R,) their places; None where it is all of them."""
+    values: Tensor
+    """(R, ...)"""
+
+    def of(self, x: Tensor) -> Tensor:
+        """What these rows have in x."""
+        return x if self.at is None else x.index_select(0, self.at)
+
+    def put(self, new: Tensor, x: Tensor) -> Tensor:
+        """`x` with `new` in these rows, in place."""
+        return new if self.at is None else x.index_copy_(0, self.at, new)
+
+
+class Generated(NamedTuple):
+    """The tokens that the punished rows of a batch have generated so far, side by side, in any order."""
+
+    rows: Tensor
+    """(N,), the place among the punished rows."""
+    tokens: Tensor
+    """(N,)"""
+
+
+@dataclass(frozen=True)
+class SamplingRows:
+    """The rules of B rows, on their device. Made by `of` when the rows change, which is cheap, and never changed.
+
+    Rows whose largest logit decides are left alone; the W others are the worked ones, and each rule knows its own.
     """
-    return torch.where(is_generated, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+    worked: Rows | None
+    """Their places among all rows."""
+    drawn: Rows | None
+    """Those drawn by a random number, with temperatures (D, 1); other worked rows are greedy."""
+    top_k: Rows | None
+    """Places among the drawn rows; values (R, 1), also of the next two."""
+    top_p: Rows | None
+    min_p: Rows | None
+    most_k: int
+    """The largest of `top_k`."""
+    punished: Rows | None
+    """Places among the worked rows; values (P, 3): repetition, presence, frequency."""
+    punishing: Rows | None
+    """The same rows, as places among all."""
+    bias: Rows | None
+    """Places among the worked rows, one for each pair of token and number; values (N, 2)."""
+    constrained: Rows | None
+    """Places among the worked rows of those that may choose only some tokens."""
+
+    @classmethod
+    def of(
+        cls, configs: Sequence[SamplingConfig], device: torch.device | str = "cpu", constrained: Iterable[int] = ()
+    ) -> SamplingRows:
+        """The rules `configs`, one a row; `constrained`: places of the rows that a constraint binds."""
+        device = _exact(torch.device(device))
+        bound = set(constrained)
+        worked = [
+            i for i, config in enumerate(configs)
+            if not config.greedy or config.punishes or config.logit_bias or i in bound
+        ]  # fmt: skip
+        drawn = [i for i in worked if not configs[i].greedy]
+        ks = [i for i in drawn if configs[i].top_k]
+        punished = [i for i in worked if configs[i].punishes]
+        pairs = [(i, pair) for i in worked for pair in configs[i].logit_bias]
+
+        def rows(kept: list[int], among: Sequence[int], values: list[Any]) -> Rows | None:
+            if not kept:
+                return None
+            place = {i: at for at, i in enumerate(among)}
+            at = None if kept == list(among) else torch.tensor([place[i] for i in kept], device=device)
+            return Rows(at, torch.tensor(values, dtype=torch.float64, device=device))
+
+        def of_each(name: str, kept: list[int], among: Sequence[int]) -> Rows | None:
+            return rows(kept, among, [[getattr(configs[i], name)] for i in kept])
+
+        penalties = [[each.repetition_penalty, each.presence_penalty, each.frequency_penalty]
+                     for each in (configs[i] for i in punished)]  # fmt: skip
+        return cls(
+            worked=rows(worked, range(len(configs)), []),
+            drawn=of_each("temperature", drawn, worked),
+            top_k=of_each("top_k", ks, drawn),
+            top_p=of_each("top_p", [i for i in drawn if configs[i].top_p < 1], drawn),
+            min_p=of_each("min_p", [i for i in drawn if configs[i].min_p > 0], drawn),
+            most_k=max((configs[i].top_k for i in ks), default=0),
+            punished=rows(punished, worked, penalties),
+            punishing=rows(punished, range(len(configs)), []),
+            bias=rows([i for i, _ in pairs], worked, [pair for _, pair in pairs]),
+            constrained=rows(sorted(bound), worked, []),
+        )
+
+    def generated(self, ids: Sequence[Sequence[int]]) -> Generated | None:
+        """What the rows have generated so far, one list of ids for each of the B; None where it does not matter."""
+        if self.punishing is None:
+            return None
+        kept = ids if self.punishing.at is None else [ids[i] for i in self.punishing.at.tolist()]
+        rows = [row for row, each in enumerate(kept) for _ in each]
+        tokens = [token for each in kept for token in each]
+        device = self.punishing.values.device
+        return Generated(*torch.tensor([rows, tokens], dtype=torch.int64, device=device))
+
+    def and_then(self, generated: Generated | None, tokens: Tensor) -> Generated | None:
+        """What is generated after one more token for each row; tokens: (B,)."""
+        if self.punishing is None or generated is None:
+            return None
+        chosen = self.punishing.of(tokens).clamp(min=0)  # a row that is no number is given up soon
+        rows = torch.arange(len(chosen), device=chosen.device)
+        return Generated(torch.cat([generated.rows, rows]), torch.cat([generated.tokens, chosen]))
 
 
-def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
+def _exact(device: torch.device) -> torch.device:
+    """Where float64 is to be had: Apple's GPUs have none."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+# ---- what rules do to logits (R, V), in place; a number is for all rows, a tensor (R, 1) has one for each
+
+
+def punish(logits: Tensor, generated: Generated, penalties: Rows) -> Tensor:
+    """Logits (W, V) with those of generated tokens made smaller; penalties: values (P, 3) of repetition, presence and
+    frequency.
+
+    Repetition, of Keskar et al. 2019 (CTRL, section 4.1), divides the logit; a negative one is multiplied instead, for
+    dividing would make its token likelier. Presence and frequency are OpenAI's, with c the count of the token:
+        logit - c · frequency - [c > 0] · presence
+    Only generated tokens count: a prompt's words may well be the answer.
+    """
+    place = generated.rows if penalties.at is None else penalties.at[generated.rows]
+    keys = place * logits.size(1) + generated.tokens  # (N,), into the flat logits
+    ranked = keys.sort().values
+    counts = torch.searchsorted(ranked, keys, right=True) - torch.searchsorted(ranked, keys)  # of each one's token
+    repetition, presence, frequency = penalties.values[generated.rows].unbind(1)
+    flat = logits.view(-1)
+    found = flat[keys]
+    found = torch.where(found > 0, found / repetition, found * repetition)
+    flat[keys] = found - counts * frequency - presence  # a token that came twice is written twice, the same
+    return logits
+
+
+def bias(logits: Tensor, pairs: Rows) -> Tensor:
+    """Logits with numbers added to some; pairs: values (N, 2) of token and number."""
+    tokens, numbers = pairs.values[:, 0].long(), pairs.values[:, 1]
+    rows = pairs.at if pairs.at is not None else torch.arange(len(tokens), device=tokens.device)
+    logits[rows, tokens] += numbers
+    return logits
+
+
+def apply_temperature(logits: Tensor, temperature: float | Tensor) -> Tensor:
     """logits / temperature, shifted so that the largest is 0 and a small temperature cannot overflow."""
-    return (logits - logits.amax(-1, keepdim=True)) / temperature
+    return logits.sub_(logits.amax(-1, keepdim=True)).div_(temperature)
 
 
-def top_k(logits: Tensor, k: int) -> Tensor:
-    """All but the k largest become -inf; what ties with the k-th stays."""
-    if not 0 < k < logits.size(-1):
-        return logits
-    threshold = logits.topk(k).values[:, -1:]  # (B, 1)
-    return logits.masked_fill(logits < threshold, -math.inf)
+def top_k(logits: Tensor, k: int | Tensor, most: int | None = None) -> Tensor:
+    """All but the k largest become -inf; what ties with the k-th stays. most: the largest of the ks."""
+    most = min(int(torch.as_tensor(k).max()) if most is None else most, logits.size(-1))
+    k = torch.as_tensor(k, device=logits.device).long().expand(len(logits), 1)
+    threshold = logits.topk(most).values.gather(1, k.clamp(max=most) - 1)  # (R, 1)
+    return logits.masked_fill_(logits < threshold, -math.inf)
 
 
-def top_p(logits: Tensor, p: float) -> Tensor:
-    """All but the nucleus become -inf: the fewest, most probable tokens whose probabilities reach p."""
-    if p >= 1:
-        return logits
-    ranked, tokens = logits.sort(dim=-1, descending=True, stable=True)  # (B, V)
-    probabilities = ranked.softmax(-1)
-    mass_before = probabilities.cumsum(-1) - probabilities
-    is_outside = mass_before >= p  # never the first, before which there is exactly 0
-    return logits.masked_fill(torch.zeros_like(is_outside).scatter(-1, tokens, is_outside), -math.inf)
+def top_p(logits: Tensor, p: float | Tensor) -> Tensor:
+    """All but the nucleus become -inf: the fewest, most probable tokens whose probabilities reach p; of equal ones the
+    first."""
+    probabilities = logits.softmax(-1)
+    likely, tokens = _likely(probabilities, p)  # (R, K)
+    ranked, order = likely.sort(dim=-1, descending=True, stable=True)
+    # The first has exactly 0 before it. What only fills a row has no probability, and all before it.
+    is_inside = (ranked.cumsum(-1) - ranked < p) & (ranked > 0)
+    is_outside = torch.ones_like(logits, dtype=torch.bool)
+    is_outside.scatter_reduce_(-1, tokens.gather(-1, order), ~is_inside, "amin")
+    return logits.masked_fill_(is_outside, -math.inf)
 
 
-def min_p(logits: Tensor, p: float) -> Tensor:
+def _likely(probabilities: Tensor, p: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Candidates for the nucleus of p: their probabilities (R, K), rising by token, filled with 0, and the tokens.
+
+    Those of less than (1 - p) / V have less than 1 - p together, so the others reach p: a few hundred of 49,000 where a
+    model is sure, and it is sorting that costs. A GPU sorts them all, for it would have to be waited for.
+    """
+    R, V = probabilities.shape
+    if probabilities.is_cuda:
+        return probabilities, torch.arange(V, device=probabilities.device).expand(R, V)
+    is_likely = probabilities > (1 - p) / (2 * V)  # half of it, for rounding
+    rows, found = is_likely.nonzero(as_tuple=True)  # by row, then token
+    counts = is_likely.sum(-1)  # (R,)
+    place = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+    likely, tokens = probabilities.new_zeros(R, int(counts.max())), counts.new_zeros(R, int(counts.max()))
+    likely[rows, place], tokens[rows, place] = probabilities[rows, found], found
+    return likely, tokens
+
+
+def min_p(logits: Tensor, p: float | Tensor) -> Tensor:
     """Tokens less probable than p times the most probable one become -inf."""
-    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(p), -math.inf) if p > 0 else logits
+    p = torch.as_tensor(p, dtype=logits.dtype, device=logits.device)
+    return logits.masked_fill_(logits < logits.amax(-1, keepdim=True) + p.log(), -math.inf)
 
 
 def draw(logits: Tensor, u: Tensor) -> Tensor:
@@ -99,31 +298,75 @@ def draw(logits: Tensor, u: Tensor) -> Tensor:
     return torch.searchsorted(mass, threshold, right=True).squeeze(-1)
 
 
+# ---- choosing
+
 NOT_A_NUMBER = -1
-"""What `sample` gives for a row whose logits are not numbers."""
+"""What `sample` gives for a row whose logits are not numbers, or leave no token."""
 
 
 def sample(
-    logits: Tensor, config: SamplingConfig, u: Tensor | None = None, is_generated: Tensor | None = None
+    logits: Tensor,
+    rows: SamplingRows,
+    numbers: Tensor | None = None,
+    generated: Generated | None = None,
+    may_follow: Tensor | None = None,
 ) -> Tensor:
-    """The next token (B,) int64 of each row of logits (B, V); -inf marks tokens that may not be chosen.
+    """The next token (B,) int64 of each row of logits (B, V), which stay; -inf marks tokens that may not be chosen.
 
-    u: (B,) uniform in [0, 1); not needed when greedy. is_generated (B, V): tokens generated so far, needed for the
-    repetition penalty. Order: penalty, temperature, top-k, top-p of what is left, min-p.
+    numbers: (B,) uniform in [0, 1), not needed where all rows are greedy. generated: of `rows.generated`, needed where
+    some are punished. may_follow: (C, V) bool, True for what each of the constrained rows may choose, in their order.
     """
     if logits.device.type == "mps":
-        logits = logits.cpu()  # Apple's GPUs have no float64
-    is_broken = logits.amax(-1).isnan()  # NaN is larger than any number
-    if not config.greedy or config.repetition_penalty != 1:
-        logits = logits.double()  # so that the cumulative sum over a large vocabulary is exact enough to invert
-    if config.repetition_penalty != 1 and is_generated is not None:
-        logits = repetition_penalty(logits, is_generated.to(logits.device), config.repetition_penalty)
-    if config.greedy:
-        tokens = logits.argmax(-1)
+        logits = logits.cpu()
+    if rows.worked is None:
+        return _largest(logits)
+    # In float64, so that the cumulative sum over a large vocabulary is exact enough to invert.
+    worked = rows.worked.of(logits).to(torch.float64, copy=True)
+    if rows.punished is not None and generated is not None:
+        worked = punish(worked, generated, rows.punished)
+    if rows.bias is not None:
+        worked = bias(worked, rows.bias)
+    if rows.constrained is not None and may_follow is not None:
+        allowed = rows.constrained.of(worked).masked_fill_(~may_follow.to(worked.device), -math.inf)
+        worked = rows.constrained.put(allowed, worked)
+    if rows.drawn is None:
+        tokens = _largest(worked)
     else:
-        assert u is not None
-        logits = apply_temperature(logits, config.temperature)
-        logits = min_p(top_p(top_k(logits, config.top_k), config.top_p), config.min_p)
-        tokens = draw(logits, u)
+        assert numbers is not None
+        drawn = _drawn(rows.drawn.of(worked), rows, rows.drawn.of(rows.worked.of(numbers)))
+        tokens = drawn if rows.drawn.at is None else rows.drawn.put(drawn, _largest(worked))
+    return tokens if rows.worked.at is None else rows.worked.put(tokens, _largest(logits))
+
+
+def _largest(logits: Tensor) -> Tensor:
+    best, tokens = logits.max(-1)  # NaN is larger than any number
     # Not `torch.where`: it would copy the number to the device, and wait for that.
-    return tokens.masked_fill(is_broken, NOT_A_NUMBER)
+    return tokens.masked_fill_(~best.isfinite(), NOT_A_NUMBER)
+
+
+def _drawn(logits: Tensor, rows: SamplingRows, numbers: Tensor) -> Tensor:
+    """Tokens (D,) of the drawn rows alone, from their logits (D, V)."""
+    assert rows.drawn is not None
+    is_broken = ~logits.amax(-1).isfinite()
+    logits = apply_temperature(logits, rows.drawn.values)
+    if rows.top_k is not None:
+        logits = rows.top_k.put(top_k(rows.top_k.of(logits), rows.top_k.values, rows.most_k), logits)
+    if rows.top_p is not None:
+        logits = rows.top_p.put(top_p(rows.top_p.of(logits), rows.top_p.values), logits)
+    if rows.min_p is not None:
+        logits = rows.min_p.put(min_p(rows.min_p.of(logits), rows.min_p.values), logits)
+    return draw(logits, numbers).masked_fill_(is_broken, NOT_A_NUMBER)
+
+
+def log_probabilities(logits: Tensor, tokens: Tensor, top: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """log softmax(logits (B, V)) in float32 at `tokens` (B,), and the `top` largest (B, top) with their tokens, largest
+    first.
+
+    Of the model's own distribution, before temperature, penalties, bias and constraint, as OpenAI's service reports
+    them: they say what the model thought, not what it was made to say.
+    """
+    logits = logits.float()
+    total = logits.logsumexp(-1, keepdim=True)  # (B, 1)
+    chosen = logits.gather(1, tokens.clamp(min=0)[:, None]) - total
+    best, likeliest = logits.topk(min(top, logits.size(1)))
+    return chosen.squeeze(1), best - total, likeliest

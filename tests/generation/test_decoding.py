@@ -20,7 +20,7 @@ from instructgpt.text.tokenizer import Tokenizer
 CONFIGS = [
     SamplingConfig(max_new_tokens=30),
     SamplingConfig(max_new_tokens=30, temperature=1.0, seed=4),
-    SamplingConfig(max_new_tokens=20, temperature=0.8, top_k=40, top_p=0.9, repetition_penalty=1.4, stop=("e",)),
+    SamplingConfig(max_new_tokens=20, temperature=0.8, top_k=40, top_p=0.9, stop=("e",)),
 ]
 
 

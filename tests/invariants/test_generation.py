@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from instructgpt.config import ModelConfig
 from instructgpt.generation.decoding import forbidden_tokens
 from instructgpt.generation.engine import generate, generate_ids, stream
-from instructgpt.generation.sampling import SamplingConfig, sample
+from instructgpt.generation.sampling import SamplingConfig, SamplingRows, sample
 from instructgpt.model.transformer import Transformer
 from instructgpt.text.tokenizer import Tokenizer
 
@@ -63,12 +63,12 @@ def without_cache(model: Transformer, tokenizer: Tokenizer, prompt: list[int], c
     """The plainest generation there is: the whole sequence through the model for every token."""
     ids, generator = list(prompt), torch.Generator().manual_seed(config.seed)
     forbidden = forbidden_tokens(tokenizer, model.config.vocab_size)
-    is_generated = torch.zeros(1, model.config.vocab_size, dtype=torch.bool)
+    rows = SamplingRows.of([config])
     while len(ids) - len(prompt) < config.max_new_tokens and len(ids) <= model.config.context:
         with torch.no_grad():
             logits = model(torch.tensor([ids]))[:, -1].masked_fill(forbidden, -torch.inf)
-        token = int(sample(logits, config, torch.rand(1, generator=generator), is_generated))
-        is_generated[0, token] = True
+        number = torch.rand(1, generator=generator)
+        token = int(sample(logits, rows, number, rows.generated([ids[len(prompt) :]])))
         ids.append(token)
         text = tokenizer.decode(ids[len(prompt) :])
         if token in (tokenizer.end, tokenizer.eos) or any(stop in text for stop in config.stop):
