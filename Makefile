@@ -12,6 +12,8 @@ WORKERS ?= 2
 # For `make translate`: a folder of sentence pairs, and the model to begin with.
 DATA ?=
 INIT ?=
+# The run that `make serve` serves.
+MODEL ?=
 # Further flags for what the target runs, such as ARGS="--resume --seed 1".
 ARGS ?=
 
@@ -22,7 +24,7 @@ FOR_USE = $(VENV)/.installed-for-use
 FOR_WORK = $(VENV)/.installed-for-work
 
 .NOTPARALLEL:
-.PHONY: help setup train rlhf smollm2 translate test test-all lint kernels bench gpu notebooks
+.PHONY: help setup train rlhf smollm2 translate serve test test-all lint kernels bench gpu notebooks
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -55,6 +57,12 @@ translate: $(FOR_USE) ## the worked example: a model learns to translate, scored
 		$(BIN)/python -m instructgpt import --from smollm2 --out runs/smollm2
 	$(BIN)/python train.py translate --init "$(or $(INIT),runs/smollm2)" --data "$(or $(DATA),world)" \
 		--out "$(or $(OUT),runs/translate)" $(ARGS)
+
+serve: $(FOR_USE) ## a model as a service, with a page to chat on at http://127.0.0.1:8000 (MODEL=runs/smollm2 if it is there, else runs/tiny/sft)
+	@model='$(or $(MODEL),$(if $(wildcard runs/smollm2/config.json),runs/smollm2,runs/tiny/sft))'; \
+	test -e "$$model/config.json" || { \
+		echo "error: $$model holds no model; \`make smollm2\` or \`make train\` makes one" >&2; exit 2; }; \
+	$(BIN)/python -m instructgpt serve --model "$$model" $(ARGS)
 
 test: $(FOR_WORK) ## the tests, quick profile
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m 'not slow' $(ARGS)
@@ -93,10 +101,10 @@ $(BIN)/python:
 # The build tool first and without isolation, so that it too is the version that constraints.txt names.
 $(FOR_USE): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) setuptools
-	$(PIP) --no-build-isolation -e '.[plot,eval,pretrained]'
+	$(PIP) --no-build-isolation -e '.[plot,eval,pretrained,serve]'
 	@touch $@
 
 $(FOR_WORK): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) setuptools
-	$(PIP) --no-build-isolation -e '.[plot,eval,pretrained,dev]'
+	$(PIP) --no-build-isolation -e '.[plot,eval,pretrained,serve,dev]'
 	@touch $(FOR_USE) $@

@@ -13,6 +13,7 @@ from instructgpt.commands.export import ExportConfig, export
 from instructgpt.commands.generate import GenerateConfig, generate
 from instructgpt.commands.import_ import ImportConfig, import_
 from instructgpt.commands.ledger import LedgerConfig, ledger
+from instructgpt.commands.serve import ServeConfig, serve
 from instructgpt.errors import UserError, suggestion
 from instructgpt.flags import parse, program
 
@@ -32,6 +33,9 @@ COMMANDS = {
     "train": Command(stages.main, "train a model, a stage at a time or whole: what train.py does"),
     "generate": Command(_with(GenerateConfig, generate, "generate"), "answer one prompt"),
     "chat": Command(_with(ChatConfig, chat, "chat"), "talk with a model in the terminal"),
+    "serve": Command(
+        _with(ServeConfig, serve, "serve"), "answer over HTTP, as OpenAI's interface does; a page to chat on"
+    ),
     "eval": Command(_with(EvalConfig, evaluate, "eval"), "score a model on the embedded world or on files"),
     "ledger": Command(_with(LedgerConfig, ledger, "ledger"), "compare stages: true reward, reward model, KL, cost"),
     "import": Command(_with(ImportConfig, import_, "import"), "make a run of a model that others trained"),

@@ -115,8 +115,13 @@ class FunctionReward:
 
 def load_function(name: str) -> FunctionReward:
     """The function of `package.module:function` or `path/file.py:function`. UserError when there is none."""
+    return FunctionReward(name, imported_function(name, "--reward-function"))
+
+
+def imported_function(name: str, flag: str) -> Callable[..., Any]:
+    """What `package.module:function` or `path/file.py:function` names. UserError, with the flag, when there is none."""
     module_name, colon, function_name = name.rpartition(":")
-    flag = f"--reward-function {name}"
+    flag = f"{flag} {name}"
     if not colon or not module_name or not function_name.isidentifier():
         raise UserError(f"{flag}: write package.module:function or path/file.py:function")
     try:
@@ -136,7 +141,7 @@ def load_function(name: str) -> FunctionReward:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UserError(f"{flag}: {module_name} has no function {function_name}")
-    return FunctionReward(name, function)
+    return function
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""`instructgpt serve`: a model as a service that clients of OpenAI's interface understand, and a page to chat on."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from instructgpt.commands.common import ModelChoice, write
+from instructgpt.errors import UserError
+from instructgpt.generation.request import EngineConfig
+from instructgpt.serving.access import Keys, new_key
+from instructgpt.serving.loop import EngineLoop
+from instructgpt.serving.options import Options
+from instructgpt.serving.protocol import Shape
+from instructgpt.serving.safety import Guard, Judge, load_hook
+from instructgpt.serving.sockets import address_of, is_loopback, listening_socket
+from instructgpt.settings import FilePath, NonNegativeInt
+
+if TYPE_CHECKING:
+    from instructgpt.serving.service import Service
+
+_LOOKED_AT_EVERY, _JUDGED_EVERY = 16, 256
+"""Characters of an answer after which it is looked at again; a judge is a model and takes its time."""
+
+
+@dataclass(frozen=True)
+class ServeConfig(ModelChoice):
+    """Answers over HTTP, as OpenAI's /v1/chat/completions and /v1/completions do, and shows a page to chat on at /."""
+
+    name: str = ""
+    """What clients call the model; without it the name of the run's folder."""
+    host: str = "127.0.0.1"
+    """The address to listen at. Any but this machine's own needs --keys; 0.0.0.0 is all."""
+    port: NonNegativeInt = 8000
+    """The port to listen at; 0 takes one that is free."""
+    keys: FilePath = ""
+    """A file of who may use the service, a line each: NAME sha256:HASH, and limits such as requests=60 tokens=20000
+    parallel=4, the first two a minute's. It is read again when it changes."""
+    new_key: str = ""
+    """Make a key of this name and end: its hash goes into the file in --keys, the key itself is printed, once."""
+    safety: tuple[str, ...] = ()
+    """Functions that look at prompts and answers, as package.module:function or path/file.py:function, such as
+    instructgpt.serving.refusals:world."""
+    judge: FilePath = ""
+    """The run directory of a reward model: answers that it scores below --judge-least are refused."""
+    judge_least: float = 0.0
+    """The lowest score of an answer that is given."""
+    options: Options = field(default_factory=Options)
+    engine: EngineConfig = field(default_factory=lambda: EngineConfig(max_rows=64))
+
+
+def serve(config: ServeConfig) -> int:
+    """Serves until a signal stops it; SIGTERM and Ctrl-C let it finish what it has begun."""
+    if config.new_key:
+        if not config.keys:
+            raise UserError("--new-key needs --keys: name the file that it is added to")
+        write(f"{new_key(Path(config.keys), config.new_key)}\n")
+        return 0
+    if not config.keys and not is_loopback(config.host):
+        raise UserError(
+            f"--host {config.host} can be reached by others: name a file of keys with --keys, or stay at 127.0.0.1"
+        )
+    try:
+        from instructgpt.serving.app import LOOPBACK, make_app
+        from instructgpt.serving.server import make_server
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("instructgpt"):
+            raise
+        raise UserError(f"serving needs the package {error.name}: pip install 'instructgpt[serve]'") from None
+    keys = Keys(Path(config.keys), complain=_complain) if config.keys else None
+    hosts = () if keys else LOOPBACK  # a name that somebody else has point to this machine is no way in
+    with listening_socket(config.host, config.port) as listener:
+        service = _service(config, keys)
+        server = make_server(make_app(service, hosts), config.options.body_seconds, config.options.drain_seconds)
+        name = next(iter(service.models))
+        write(f"{name} at {address_of(listener)} (interface below /v1, page at /); Ctrl-C stops it\n")
+        server.run(sockets=[listener])
+    return 0
+
+
+def _service(config: ServeConfig, keys: Keys | None) -> Service:
+    """The model, behind an engine that is not started yet, and all that stands around it."""
+    from instructgpt.generation.engine import Engine
+    from instructgpt.serving.service import Service
+
+    model, tokenizer, precision = config.load()
+    loop = EngineLoop(
+        lambda: Engine(model, tokenizer, config.engine), config.engine.max_rows + config.options.max_queue,
+        lambda: precision,
+    )  # fmt: skip
+    hooks = [load_hook(name) for name in config.safety]
+    if config.judge:
+        hooks.append(Judge.load(config.judge, config.judge_least))
+    guard = Guard(hooks, _JUDGED_EVERY if config.judge else _LOOKED_AT_EVERY, _complain)
+    name = config.name or Path(config.model).resolve().name
+    shape = Shape(model.config.vocab_size, model.config.context)
+    return Service(loop, tokenizer, shape, {name: ""}, config.options, keys, guard)
+
+
+def _complain(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,120 @@
+"""One service: a model behind an engine, who may use it, within which limits, and what is told of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from instructgpt.errors import UserError, suggestion
+from instructgpt.generation.engine import prompt_ids
+from instructgpt.generation.request import Constraint, Request
+from instructgpt.serving.access import Caller, Key, Keys
+from instructgpt.serving.fields import invalid, shown
+from instructgpt.serving.loop import EngineLoop
+from instructgpt.serving.options import Options
+from instructgpt.serving.problems import Problem
+from instructgpt.serving.protocol import Asked, Form, Shape
+from instructgpt.serving.safety import Guard
+from instructgpt.serving.telemetry import Telemetry
+from instructgpt.text.chat import Message
+from instructgpt.text.tokenizer import Tokenizer
+
+_AT_ONCE = 4096
+"""Characters of a prompt that are made into tokens without holding others up."""
+
+
+class Service:
+    """What a request needs of the service."""
+
+    def __init__(
+        self, loop: EngineLoop, tokenizer: Tokenizer, shape: Shape, models: Mapping[str, str],
+        options: Options | None = None, keys: Keys | None = None, guard: Guard | None = None,
+        telemetry: Telemetry | None = None,
+    ):  # fmt: skip
+        """models: the adapter that computes it, by the name of a model; the first is the one that the page takes.
+        keys: None lets everybody in, without limits."""
+        self.loop, self.tokenizer, self.shape, self.models = loop, tokenizer, shape, dict(models)
+        self.options, self.keys, self.guard = options or Options(), keys, guard or Guard([])
+        self.telemetry = telemetry or Telemetry(loop)
+        self.since = int(time.time())
+        self._anybody = Caller(Key("", b""))
+        self._longest_token = int(tokenizer.byte_lengths.max())
+        self._compiled = lru_cache(maxsize=64)(self._compile)
+
+    def caller(self, authorization: str | None) -> Caller:
+        """Who sends a request with this header. Errors: Problem."""
+        return self._anybody if self.keys is None else self.keys.who(authorization)
+
+    def model(self, name: str) -> dict[str, Any]:
+        """What is said of a model. Raises Problem where there is none of that name."""
+        self.adapter(name)
+        return {
+            "id": name, "object": "model", "created": self.since, "owned_by": "instructgpt",
+            "context": self.shape.context,
+        }  # fmt: skip
+
+    def adapter(self, name: str) -> str:
+        if name not in self.models:
+            near = suggestion(name[:100], self.models)
+            raise Problem(404, f"The model {shown(name)} does not exist{near}.", "model", "model_not_found")
+        return self.models[name]
+
+    async def ids(self, prompt: Any, is_chat: bool) -> tuple[int, ...]:
+        """The tokens of a prompt. Raises Problem where they are too many."""
+        if isinstance(prompt, tuple):
+            return self._fitting(prompt, is_chat)
+        texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+        size = sum(len(text.encode()) for text in texts)
+        if size > self.shape.context * self._longest_token:  # no need to count
+            raise self._too_long(f"at least {size // self._longest_token}", is_chat)
+        try:
+            if size <= _AT_ONCE:
+                found = prompt_ids(prompt, self.tokenizer, raw=not is_chat)
+            else:
+                found = await asyncio.to_thread(prompt_ids, prompt, self.tokenizer, raw=not is_chat)
+        except UserError as error:
+            raise invalid("messages" if is_chat else "prompt", f"{error}.") from None
+        if not found:
+            raise invalid("prompt", "it is empty; the model needs a token to go on from.")
+        return self._fitting(tuple(found), is_chat)
+
+    @property
+    def most_prompt_tokens(self) -> int:
+        return min(self.options.limits.max_prompt_tokens or self.shape.context, self.shape.context)
+
+    def _fitting(self, ids: tuple[int, ...], is_chat: bool) -> tuple[int, ...]:
+        if len(ids) > self.most_prompt_tokens:
+            raise self._too_long(str(len(ids)), is_chat)
+        return ids
+
+    def _too_long(self, tokens: str, is_chat: bool) -> Problem:
+        what = "messages" if is_chat else "prompt"
+        message = (
+            f"This model reads at most {self.most_prompt_tokens} tokens, and your {what} resulted in {tokens}. Please "
+            f"reduce the length of the {what}."
+        )
+        return Problem(400, message, what, "context_length_exceeded")
+
+    async def requests(self, asked: Asked, messages: list[Message] | None = None) -> list[Request]:
+        """What is asked of the engine, a request for each prompt. messages: the conversation that a guard has let
+        through. Errors: Problem."""
+        adapter = self.adapter(asked.model)
+        prompts = [messages] if asked.is_chat and messages is not None else asked.prompts
+        ids = [await self.ids(prompt, asked.is_chat) for prompt in prompts]
+        constraint = None if asked.form is None else await self._constraint(asked.form)
+        return [
+            Request(each, asked.sampling, asked.n, not asked.is_chat, asked.logprobs, constraint, adapter)
+            for each in ids
+        ]
+
+    async def _constraint(self, form: Form) -> Constraint:
+        try:
+            return await asyncio.to_thread(self._compiled, form.key)
+        except UserError as error:
+            raise invalid(form.field, f"{error}.") from None
+
+    def _compile(self, key: tuple[str, str]) -> Constraint:
+        raise UserError("answers of a given form are not to be had here")
