@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from instructgpt.generation.sampling import Generated, SamplingConfig, SamplingRows, sample
+from instructgpt.generation.logits import Generated
+from instructgpt.generation.sampling import SamplingConfig, SamplingRows, sample
 from instructgpt.model.cache import KVCache
 from instructgpt.model.inference import computed_dtype, for_inference
 from instructgpt.model.transformer import Transformer

@@ -1,10 +1,9 @@
-"""From logits to tokens, each row by its own rules: functions on logits (B, V), in which -inf means "never".
+"""From logits to tokens: how each row of a batch chooses, and the choice.
 
 Rows do not see each other and each has random numbers of its own, so a row's token is bit for bit what it would be
 alone. Rules are tensors with a value a row (`SamplingRows`), so a batch of unlike requests takes as many launches as
-one request; work over the vocabulary is done for the rows that need it, and in place, for a large tensor's memory costs
-a CPU more than what is written into it. Nothing here waits for a GPU: what is found is a tensor, and so is what went
-wrong.
+one request, and work over the vocabulary is done for the rows that need it. Nothing here waits for a GPU: what is found
+is a tensor, and so is what went wrong.
 
 Order: penalties, bias, constraint, temperature, top-k, top-p of what is left, min-p of what is left.
 """
@@ -13,14 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from instructgpt.errors import UserError
 from instructgpt.flags import Escaped
+from instructgpt.generation.logits import Generated, Rows, apply_temperature, bias, draw, min_p, punish, top_k, top_p
 from instructgpt.settings import NonNegative, NonNegativeInt, Positive, PositiveInt, Range, Settings, Share
 
 
@@ -61,9 +61,9 @@ class SamplingConfig(Settings):
             raise UserError(f"stop_ids has {wrong[0]}; a token's id is at least 0")
         if isinstance(self.logit_bias, Mapping):
             object.__setattr__(self, "logit_bias", tuple(self.logit_bias.items()))  # the dataclass is frozen
-        for i, bias in self.logit_bias:
-            if i < 0 or not math.isfinite(bias):
-                raise UserError(f"logit_bias has {bias} for token {i}; it takes ids of at least 0 and finite numbers")
+        for i, number in self.logit_bias:
+            if i < 0 or not math.isfinite(number):
+                raise UserError(f"logit_bias has {number} for token {i}; it takes ids of at least 0 and finite numbers")
         if len(dict(self.logit_bias)) < len(self.logit_bias):
             raise UserError(f"logit_bias is {self.logit_bias}; it has a token twice")
 
@@ -85,32 +85,6 @@ class SamplingConfig(Settings):
 
 
 # ---- the rules of a batch
-
-
-class Rows(NamedTuple):
-    """R rows of several, and what is said of each."""
-
-    at: Tensor | None
-    """(R,) their places; None where it is all of them."""
-    values: Tensor
-    """(R, ...)"""
-
-    def of(self, x: Tensor) -> Tensor:
-        """What these rows have in x."""
-        return x if self.at is None else x.index_select(0, self.at)
-
-    def put(self, new: Tensor, x: Tensor) -> Tensor:
-        """`x` with `new` in these rows, in place."""
-        return new if self.at is None else x.index_copy_(0, self.at, new)
-
-
-class Generated(NamedTuple):
-    """The tokens that the punished rows of a batch have generated so far, side by side, in any order."""
-
-    rows: Tensor
-    """(N,), the place among the punished rows."""
-    tokens: Tensor
-    """(N,)"""
 
 
 @dataclass(frozen=True)
@@ -180,6 +154,15 @@ class SamplingRows:
             constrained=rows(sorted(bound), worked, []),
         )
 
+    def part(self, start: int, stop: int) -> SamplingRows:
+        """The rules of the drawn rows in [start, stop) alone, as far as they are drawn."""
+        assert self.drawn is not None
+        further = {
+            name: rows and rows.between(start, stop)
+            for name in ("top_k", "top_p", "min_p") for rows in (getattr(self, name),)
+        }  # fmt: skip
+        return replace(self, drawn=Rows(None, self.drawn.values[start:stop]), **further)
+
     def generated(self, ids: Sequence[Sequence[int]]) -> Generated | None:
         """What the rows have generated so far, one list of ids for each of the B; None where it does not matter."""
         if self.punishing is None:
@@ -204,102 +187,11 @@ def _exact(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-# ---- what rules do to logits (R, V), in place; a number is for all rows, a tensor (R, 1) has one for each
-
-
-def punish(logits: Tensor, generated: Generated, penalties: Rows) -> Tensor:
-    """Logits (W, V) with those of generated tokens made smaller; penalties: values (P, 3) of repetition, presence and
-    frequency.
-
-    Repetition, of Keskar et al. 2019 (CTRL, section 4.1), divides the logit; a negative one is multiplied instead, for
-    dividing would make its token likelier. Presence and frequency are OpenAI's, with c the count of the token:
-        logit - c · frequency - [c > 0] · presence
-    Only generated tokens count: a prompt's words may well be the answer.
-    """
-    place = generated.rows if penalties.at is None else penalties.at[generated.rows]
-    keys = place * logits.size(1) + generated.tokens  # (N,), into the flat logits
-    ranked = keys.sort().values
-    counts = torch.searchsorted(ranked, keys, right=True) - torch.searchsorted(ranked, keys)  # of each one's token
-    repetition, presence, frequency = penalties.values[generated.rows].unbind(1)
-    flat = logits.view(-1)
-    found = flat[keys]
-    found = torch.where(found > 0, found / repetition, found * repetition)
-    flat[keys] = found - counts * frequency - presence  # a token that came twice is written twice, the same
-    return logits
-
-
-def bias(logits: Tensor, pairs: Rows) -> Tensor:
-    """Logits with numbers added to some; pairs: values (N, 2) of token and number."""
-    tokens, numbers = pairs.values[:, 0].long(), pairs.values[:, 1]
-    rows = pairs.at if pairs.at is not None else torch.arange(len(tokens), device=tokens.device)
-    logits[rows, tokens] += numbers
-    return logits
-
-
-def apply_temperature(logits: Tensor, temperature: float | Tensor) -> Tensor:
-    """logits / temperature, shifted so that the largest is 0 and a small temperature cannot overflow."""
-    return logits.sub_(logits.amax(-1, keepdim=True)).div_(temperature)
-
-
-def top_k(logits: Tensor, k: int | Tensor, most: int | None = None) -> Tensor:
-    """All but the k largest become -inf; what ties with the k-th stays. most: the largest of the ks."""
-    most = min(int(torch.as_tensor(k).max()) if most is None else most, logits.size(-1))
-    k = torch.as_tensor(k, device=logits.device).long().expand(len(logits), 1)
-    threshold = logits.topk(most).values.gather(1, k.clamp(max=most) - 1)  # (R, 1)
-    return logits.masked_fill_(logits < threshold, -math.inf)
-
-
-def top_p(logits: Tensor, p: float | Tensor) -> Tensor:
-    """All but the nucleus become -inf: the fewest, most probable tokens whose probabilities reach p; of equal ones the
-    first."""
-    probabilities = logits.softmax(-1)
-    likely, tokens = _likely(probabilities, p)  # (R, K)
-    ranked, order = likely.sort(dim=-1, descending=True, stable=True)
-    # The first has exactly 0 before it. What only fills a row has no probability, and all before it.
-    is_inside = (ranked.cumsum(-1) - ranked < p) & (ranked > 0)
-    is_outside = torch.ones_like(logits, dtype=torch.bool)
-    is_outside.scatter_reduce_(-1, tokens.gather(-1, order), ~is_inside, "amin")
-    return logits.masked_fill_(is_outside, -math.inf)
-
-
-def _likely(probabilities: Tensor, p: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Candidates for the nucleus of p: their probabilities (R, K), rising by token, filled with 0, and the tokens.
-
-    Those of less than (1 - p) / V have less than 1 - p together, so the others reach p: a few hundred of 49,000 where a
-    model is sure, and it is sorting that costs. A GPU sorts them all, for it would have to be waited for.
-    """
-    R, V = probabilities.shape
-    if probabilities.is_cuda:
-        return probabilities, torch.arange(V, device=probabilities.device).expand(R, V)
-    is_likely = probabilities > (1 - p) / (2 * V)  # half of it, for rounding
-    rows, found = is_likely.nonzero(as_tuple=True)  # by row, then token
-    counts = is_likely.sum(-1)  # (R,)
-    place = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
-    likely, tokens = probabilities.new_zeros(R, int(counts.max())), counts.new_zeros(R, int(counts.max()))
-    likely[rows, place], tokens[rows, place] = probabilities[rows, found], found
-    return likely, tokens
-
-
-def min_p(logits: Tensor, p: float | Tensor) -> Tensor:
-    """Tokens less probable than p times the most probable one become -inf."""
-    p = torch.as_tensor(p, dtype=logits.dtype, device=logits.device)
-    return logits.masked_fill_(logits < logits.amax(-1, keepdim=True) + p.log(), -math.inf)
-
-
-def draw(logits: Tensor, u: Tensor) -> Tensor:
-    """A token (B,) of each row's distribution softmax(logits), from one number a row, u (B,), uniform in [0, 1).
-
-    Inverts the cumulative distribution: the token is the first whose cumulative mass exceeds u.
-    """
-    # float32 numbers in [0, 1) times the float64 total are always below the total, so a token is always found, and a
-    # token of no probability never is.
-    mass = logits.softmax(-1).cumsum(-1)  # (B, V)
-    threshold = u.to(mass.device, mass.dtype)[:, None] * mass[:, -1:]
-    return torch.searchsorted(mass, threshold, right=True).squeeze(-1)
-
-
 # ---- choosing
 
+_PART = 1 << 16
+"""Logits that a CPU works on at a time. Their float64s stay in its cache; what needs more memory than the allocator
+keeps at hand is asked of the system anew each time, at several times the cost of the arithmetic."""
 NOT_A_NUMBER = -1
 """What `sample` gives for a row whose logits are not numbers, or leave no token."""
 
@@ -320,15 +212,7 @@ def sample(
         logits = logits.cpu()
     if rows.worked is None:
         return _largest(logits)
-    # In float64, so that the cumulative sum over a large vocabulary is exact enough to invert.
-    worked = rows.worked.of(logits).to(torch.float64, copy=True)
-    if rows.punished is not None and generated is not None:
-        worked = punish(worked, generated, rows.punished)
-    if rows.bias is not None:
-        worked = bias(worked, rows.bias)
-    if rows.constrained is not None and may_follow is not None:
-        allowed = rows.constrained.of(worked).masked_fill_(~may_follow.to(worked.device), -math.inf)
-        worked = rows.constrained.put(allowed, worked)
+    worked = _adjusted(rows.worked.of(logits), rows, generated, may_follow)
     if rows.drawn is None:
         tokens = _largest(worked)
     else:
@@ -336,6 +220,21 @@ def sample(
         drawn = _drawn(rows.drawn.of(worked), rows, rows.drawn.of(rows.worked.of(numbers)))
         tokens = drawn if rows.drawn.at is None else rows.drawn.put(drawn, _largest(worked))
     return tokens if rows.worked.at is None else rows.worked.put(tokens, _largest(logits))
+
+
+def _adjusted(logits: Tensor, rows: SamplingRows, generated: Generated | None, may_follow: Tensor | None) -> Tensor:
+    """The worked rows' logits after penalties, bias and constraint."""
+    if rows.punished is None and rows.bias is None and rows.constrained is None:
+        return logits
+    logits = logits.to(torch.float64, copy=True)
+    if rows.punished is not None and generated is not None:
+        logits = punish(logits, generated, rows.punished)
+    if rows.bias is not None:
+        logits = bias(logits, rows.bias)
+    if rows.constrained is not None and may_follow is not None:
+        allowed = rows.constrained.of(logits).masked_fill_(~may_follow.to(logits.device), -math.inf)
+        logits = rows.constrained.put(allowed, logits)
+    return logits
 
 
 def _largest(logits: Tensor) -> Tensor:
@@ -346,7 +245,14 @@ def _largest(logits: Tensor) -> Tensor:
 
 def _drawn(logits: Tensor, rows: SamplingRows, numbers: Tensor) -> Tensor:
     """Tokens (D,) of the drawn rows alone, from their logits (D, V)."""
+    size = max(1, _PART // logits.size(1))
+    if len(logits) > size and not logits.is_cuda:
+        starts = range(0, len(logits), size)
+        parts = [(logits[i : i + size], rows.part(i, i + size), numbers[i : i + size]) for i in starts]
+        return torch.cat([_drawn(*part) for part in parts])
     assert rows.drawn is not None
+    # In float64, so that the cumulative sum over a large vocabulary is exact enough to invert.
+    logits = logits.to(torch.float64, copy=True)
     is_broken = ~logits.amax(-1).isfinite()
     logits = apply_temperature(logits, rows.drawn.values)
     if rows.top_k is not None:
@@ -356,17 +262,3 @@ def _drawn(logits: Tensor, rows: SamplingRows, numbers: Tensor) -> Tensor:
     if rows.min_p is not None:
         logits = rows.min_p.put(min_p(rows.min_p.of(logits), rows.min_p.values), logits)
     return draw(logits, numbers).masked_fill_(is_broken, NOT_A_NUMBER)
-
-
-def log_probabilities(logits: Tensor, tokens: Tensor, top: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """log softmax(logits (B, V)) in float32 at `tokens` (B,), and the `top` largest (B, top) with their tokens, largest
-    first.
-
-    Of the model's own distribution, before temperature, penalties, bias and constraint, as OpenAI's service reports
-    them: they say what the model thought, not what it was made to say.
-    """
-    logits = logits.float()
-    total = logits.logsumexp(-1, keepdim=True)  # (B, 1)
-    chosen = logits.gather(1, tokens.clamp(min=0)[:, None]) - total
-    best, likeliest = logits.topk(min(top, logits.size(1)))
-    return chosen.squeeze(1), best - total, likeliest
