@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,7 +68,7 @@ def serve(config: ServeConfig) -> int:
         if error.name is None or error.name.startswith("instructgpt"):
             raise
         raise UserError(f"serving needs the package {error.name}: pip install 'instructgpt[serve]'") from None
-    keys = Keys(Path(config.keys), complain=_complain) if config.keys else None
+    keys = Keys(Path(config.keys)) if config.keys else None
     hosts = () if keys else LOOPBACK  # a name that somebody else has point to this machine is no way in
     with listening_socket(config.host, config.port) as listener:
         service = _service(config, keys)
@@ -86,18 +85,13 @@ def _service(config: ServeConfig, keys: Keys | None) -> Service:
     from instructgpt.serving.service import Service
 
     model, tokenizer, precision = config.load()
-    loop = EngineLoop(
-        lambda: Engine(model, tokenizer, config.engine), config.engine.max_rows + config.options.max_queue,
-        lambda: precision,
-    )  # fmt: skip
+    with precision:
+        engine = Engine(model, tokenizer, config.engine)
+    loop = EngineLoop(engine, config.engine.max_rows + config.options.max_queue, lambda: precision)
     hooks = [load_hook(name) for name in config.safety]
     if config.judge:
         hooks.append(Judge.load(config.judge, config.judge_least))
-    guard = Guard(hooks, _JUDGED_EVERY if config.judge else _LOOKED_AT_EVERY, _complain)
+    guard = Guard(hooks, _JUDGED_EVERY if config.judge else _LOOKED_AT_EVERY)
     name = config.name or Path(config.model).resolve().name
     shape = Shape(model.config.vocab_size, model.config.context)
     return Service(loop, tokenizer, shape, {name: ""}, config.options, keys, guard)
-
-
-def _complain(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

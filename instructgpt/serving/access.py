@@ -175,10 +175,11 @@ class Caller:
 class Keys:
     """The keys of a file, as it is now."""
 
-    def __init__(self, path: Path, clock: Clock = time.monotonic, complain: Callable[[str], None] = print):
-        """complain: told, in a line, what of a file that has changed cannot be read. Raises UserError where the file
-        is wrong from the beginning, or holds no key."""
-        self._path, self._clock, self._complain = path, clock, complain
+    def __init__(self, path: Path, clock: Clock = time.monotonic):
+        """Raises UserError where the file is wrong from the beginning, or holds no key."""
+        self._path, self._clock = path, clock
+        self.complain: Callable[[str], None] = print
+        """Told, in a line, what of a file that has changed cannot be read."""
         keys, complaints = read_keys(path)
         if complaints:
             raise complaints[0]
@@ -204,7 +205,7 @@ class Keys:
         except UserError as error:
             keys, complaints = [], [error]
         for complaint in complaints:
-            self._complain(str(complaint))
+            self.complain(str(complaint))
         known, self._callers = self._callers, {}
         for key in keys:
             caller = known.get(key.name) or Caller(key, self._clock)

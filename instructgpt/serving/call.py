@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import anyio
 from starlette.requests import Request as HttpRequest
@@ -24,6 +24,16 @@ from instructgpt.serving.service import Service
 from instructgpt.serving.telemetry import Record
 
 T = TypeVar("T")
+
+
+class Added(NamedTuple):
+    """What came to a choice."""
+
+    choice: Choice
+    piece: Piece
+    is_last: bool
+
+
 Read = Callable[[dict[str, Any], Limits, Shape], Asked]
 
 
@@ -107,16 +117,14 @@ class Call:
 
     # ---- what is added to the answer
 
-    async def _refused(self, answer: Answer, verdict: Verdict) -> AsyncIterator[list[tuple[Choice, Piece]]]:
+    async def _refused(self, answer: Answer, verdict: Verdict) -> AsyncIterator[list[Added]]:
         """A refusal in the place of every choice."""
         text = verdict.text if verdict.action == "refuse" else ""
         for choice in answer.choices:
             choice.text, choice.reason = text, REASONS["filter"]
-            yield [(choice, Piece(text, [], True))]
+            yield [Added(choice, Piece(text, [], True), True)]
 
-    async def _grow(
-        self, answer: Answer, stream: Stream, messages: list[Any]
-    ) -> AsyncIterator[list[tuple[Choice, Piece]]]:
+    async def _grow(self, answer: Answer, stream: Stream, messages: list[Any]) -> AsyncIterator[list[Added]]:
         """What comes of the engine, as far as it may be shown, added to its choices; all at once that came together."""
         asked, guard = answer.asked, self._service.guard
         watched = [Watched(guard, messages, asked.stream) for _ in answer.choices]
@@ -135,18 +143,18 @@ class Call:
                     choice.reason = REASONS["filter"]
                 elif update.finish is not None:
                     choice.reason = REASONS[update.finish]
-                added.append((choice, piece))
+                added.append(Added(choice, piece, choice.reason is not None))
             yield added
             if answer.is_done:
                 return
 
     # ---- how it is sent
 
-    async def _send(self, answer: Answer, growth: AsyncIterator[list[tuple[Choice, Piece]]]) -> None:
+    async def _send(self, answer: Answer, growth: AsyncIterator[list[Added]]) -> None:
         send = self._stream if answer.asked.stream else self._whole
         await send(answer, growth)
 
-    async def _whole(self, answer: Answer, growth: AsyncIterator[list[tuple[Choice, Piece]]]) -> None:
+    async def _whole(self, answer: Answer, growth: AsyncIterator[list[Added]]) -> None:
         with anyio.move_on_after(self._service.options.max_seconds):
             async for _ in growth:
                 pass
@@ -154,7 +162,7 @@ class Call:
             choice.reason = choice.reason or REASONS["length"]
         await self._reply.json(answer.whole())
 
-    async def _stream(self, answer: Answer, growth: AsyncIterator[list[tuple[Choice, Piece]]]) -> None:
+    async def _stream(self, answer: Answer, growth: AsyncIterator[list[Added]]) -> None:
         await self._reply.begin_events()
         with anyio.move_on_after(self._service.options.max_seconds) as time:
             await self._reply.events(answer.opening())
@@ -166,12 +174,12 @@ class Call:
                 await self._reply.events([answer.bill()])
             await self._reply.end_events()
 
-    def _chunks(self, answer: Answer, added: list[tuple[Choice, Piece]]) -> list[dict[str, Any]]:
+    def _chunks(self, answer: Answer, added: list[Added]) -> list[dict[str, Any]]:
         chunks = []
-        for choice, piece in added:
+        for choice, piece, is_last in added:
             if piece.text or (piece.tokens and answer.asked.logprobs is not None):
                 chunks.append(answer.piece(choice, piece.text, piece.tokens))
-            if choice.reason:
+            if is_last:
                 chunks.append(answer.closing(choice))
         return chunks
 

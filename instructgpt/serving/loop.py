@@ -76,15 +76,14 @@ class Stream:
 
 
 class EngineLoop:
-    """Runs an engine. Make it and call everything but `give_up` in asyncio's thread."""
+    """Runs an engine. Everything here is called in asyncio's thread, unless it says otherwise."""
 
     def __init__(
-        self, make_engine: Callable[[], Engine], most_answers: int,
-        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    ):  # fmt: skip
-        """make_engine: called in the engine's thread. most_answers: under way or waiting; more are refused. context:
-        to compute in."""
-        self._make, self._context, self.most_answers = make_engine, context, most_answers
+        self, engine: Engine, most_answers: int, context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ):
+        """engine: from now on nobody else's. most_answers: under way or waiting; more are refused. context: to compute
+        in."""
+        self._engine, self._context, self.most_answers = engine, context, most_answers
         self._commands: queue.SimpleQueue[Callable[[Engine], None] | None] = queue.SimpleQueue()
         self._streams: dict[int, Stream] = {}
         self._left: dict[int, int] = {}
@@ -97,21 +96,18 @@ class EngineLoop:
         """Steps that ended in an exception."""
         self.is_broken = False
         """The engine could not be set right after one."""
-        self.stats: EngineStats | None = None
+        self.stats: EngineStats = engine.stats()
         """Of the last step."""
 
     # ---- asyncio's side
 
     async def start(self) -> None:
-        """Returns once there is an engine. Raises what making one raised."""
         self._asyncio = asyncio.get_running_loop()
-        self._made: asyncio.Future[None] = self._asyncio.create_future()
         self._thread.start()
-        await self._made
 
     @property
     def is_ready(self) -> bool:
-        return self._thread.is_alive() and not self._is_stopping and not self.is_broken and self.stats is not None
+        return self._thread.is_alive() and not self._is_stopping and not self.is_broken
 
     @property
     def under_way(self) -> int:
@@ -188,13 +184,7 @@ class EngineLoop:
             self._asyncio.call_soon_threadsafe(function, *arguments)
 
     def _run(self) -> None:
-        try:
-            engine = self._make()
-            self.stats = engine.stats()
-        except BaseException as error:
-            self._tell(_settle, self._made, error)
-            return
-        self._tell(_settle, self._made, None)
+        engine = self._engine
         with self._context():
             while self._obey(engine):
                 self._step(engine)

@@ -82,10 +82,11 @@ class Guard:
     A hook that raises, or gives what is no verdict, refuses: what cannot be looked at is not let through.
     """
 
-    def __init__(self, hooks: Sequence[Hook], every: int = 16, complain: Callable[[str], None] = print):
-        """every: characters after which a growing answer is looked at again. complain: told, in a line, of a hook that
-        failed."""
-        self._hooks, self.every, self._complain = list(hooks), every, complain
+    def __init__(self, hooks: Sequence[Hook], every: int = 16):
+        """every: characters after which a growing answer is looked at again."""
+        self._hooks, self.every = list(hooks), every
+        self.complain: Callable[[str], None] = print
+        """Told, in a line, of a hook that failed."""
 
     def __bool__(self) -> bool:
         return bool(self._hooks)
@@ -94,11 +95,11 @@ class Guard:
         try:
             verdict: Any = hook([{**message} for message in messages], answer)
         except Exception as error:
-            self._complain(f"a safety hook raised {type(error).__name__}: {error}")
+            self.complain(f"a safety hook raised {type(error).__name__}: {error}")
             return Verdict("refuse")
         if verdict is None or (isinstance(verdict, Verdict) and verdict.action in ("refuse", "mask", "stop")):
             return verdict
-        self._complain(f"a safety hook gave {type(verdict).__name__}, which is no Verdict and not None")
+        self.complain(f"a safety hook gave {type(verdict).__name__}, which is no Verdict and not None")
         return Verdict("refuse")
 
     async def before(self, messages: list[Message]) -> tuple[list[Message], Verdict | None]:

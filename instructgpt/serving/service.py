@@ -39,6 +39,9 @@ class Service:
         self.loop, self.tokenizer, self.shape, self.models = loop, tokenizer, shape, dict(models)
         self.options, self.keys, self.guard = options or Options(), keys, guard or Guard([])
         self.telemetry = telemetry or Telemetry(loop)
+        for each in (self.keys, self.guard):
+            if each is not None:
+                each.complain = self.telemetry.complain
         self.since = int(time.time())
         self._anybody = Caller(Key("", b""))
         self._longest_token = int(tokenizer.byte_lengths.max())

@@ -51,8 +51,6 @@ class _OfTheEngine:
         yield GaugeMetricFamily(f"{PREFIX}ready", "Whether requests are taken", float(self._loop.is_ready))
         yield CounterMetricFamily(f"{PREFIX}engine_failures", "Steps that ended in an error", self._loop.failures)
         stats = self._loop.stats
-        if stats is None:
-            return
         for name, meaning in _GAUGES.items():
             yield GaugeMetricFamily(PREFIX + name, meaning, getattr(stats, name))
         for name, meaning in _COUNTERS.items():
@@ -135,6 +133,7 @@ class Telemetry:
         self.requests = Counter(f"{PREFIX}requests", "Requests by status", ["status"], registry=self.registry)
         self.refusals = Counter(f"{PREFIX}refusals", "Requests that were refused", ["reason"], registry=self.registry)
         self.errors = Counter(f"{PREFIX}errors", "Requests that failed by the service's fault", registry=self.registry)
+        self.complaints = Counter(f"{PREFIX}complaints", "Keys or hooks that are wrong", registry=self.registry)
         for reason in REFUSALS:
             self.refusals.labels(reason)  # so that a rate can be taken from the beginning
 
@@ -148,8 +147,9 @@ class Telemetry:
             self.errors.inc()
         self._write(to_json(record.line()))
 
-    def say(self, message: str) -> None:
-        """A line of the log that is about no request."""
+    def complain(self, message: str) -> None:
+        """A line of the log that is about no request: something that the operator should set right."""
+        self.complaints.inc()
         self._write(to_json({"time": round(time.time(), 3), "message": message}))
 
     def exposition(self) -> bytes:
