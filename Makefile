@@ -24,7 +24,7 @@ FOR_USE = $(VENV)/.installed-for-use
 FOR_WORK = $(VENV)/.installed-for-work
 
 .NOTPARALLEL:
-.PHONY: help setup train rlhf smollm2 translate serve test test-all lint kernels bench gpu notebooks
+.PHONY: help setup train rlhf smollm2 translate serve test test-all lint kernels bench gpu notebooks docs
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -92,6 +92,9 @@ gpu: ## what to run first on a GPU, within 10 minutes: tests, speed of everythin
 
 notebooks: $(FOR_WORK) ## run the notebooks and check what they say
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/notebooks $(ARGS)
+
+docs: $(FOR_USE) ## write the tables and pictures of README and docs/ anew from benchmarks/results
+	$(BIN)/python -m benchmarks.documents $(ARGS)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import json
 import os
 import signal
 import subprocess
@@ -146,6 +145,7 @@ def memory(order: Order) -> int:
 
 def train(order: Order) -> int:
     """The road to a tuned model, as `make train` goes it on a GPU; in less time than that takes, with fewer updates."""
+    from benchmarks.trained import models
     from instructgpt.stages import pipeline
 
     preset, limits = "small", dict[str, Any](max_minutes=max(0.5, order.seconds / 60 - 2.0), examples=100)
@@ -153,8 +153,8 @@ def train(order: Order) -> int:
         preset, limits = "tiny", dict[str, Any](max_steps=2, examples=1)
     out = order.out / "train"
     pipeline.run(pipeline.PipelineConfig(out=str(out), preset=preset, device=order.device, overwrite=True, **limits))
-    models = json.loads((out / "eval.json").read_text())
-    write_json(order.json("train"), {**describe(torch.device(order.device)), "preset": preset, "models": models})
+    document = {**describe(torch.device(order.device)), "preset": preset, "models": models(out)}
+    write_json(order.json("train"), document)
     return 0
 
 

@@ -257,14 +257,14 @@ def measure(name: str, directory: str, test: Sequence[list[Message]], config: Tr
 
 
 def samples(measured: dict[str, Measured]) -> str:
-    """The first test sentences with what each model makes of them, as a Markdown table."""
+    """The first test sentences with what each model makes of them, as a Markdown table; tuned models come first."""
 
     def cell(text: str) -> str:
         return " ".join(text.split()).replace("|", "\\|")
 
-    names = list(measured)
+    names = sorted(measured, key="before".__eq__)
     rows = [["sentence", "reference", *names], ["---"] * (2 + len(names))]
-    for outcomes in list(zip(*(found.report.outcomes for found in measured.values())))[:_SAMPLES]:
+    for outcomes in list(zip(*(measured[name].report.outcomes for name in names)))[:_SAMPLES]:
         first = outcomes[0]
         rows.append([cell(text) for text in (
             first.messages[-1]["content"], first.reference or "", *(outcome.answer for outcome in outcomes)

@@ -56,7 +56,7 @@ def test_what_is_trained_is_scored_and_shown(
     trained = [found[way]["training"]["trained_parameters"] for way in ways]
     assert trained == sorted(trained) and trained[0] < found["lora"]["training"]["parameters"] / 4
     rows = (out / "samples.md").read_text().splitlines()
-    assert len(rows) == 5 and rows[0] == f"| sentence | reference | before | {' | '.join(ways)} |"
+    assert len(rows) == 5 and rows[0] == f"| sentence | reference | {' | '.join(ways)} | before |"
     assert "red dog test_2016_flickr 0" in rows[2] and "chien rouge test_2016_flickr 0" in rows[2]
     validated = [json.loads(line)["messages"] for line in (out / "lora" / "val.jsonl").read_text().splitlines()]
     assert len(validated) == 6 and validated[0][0] == {"role": "system", "content": "Translate English to French."}

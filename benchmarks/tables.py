@@ -1,0 +1,344 @@
+"""The documents' tables, a function a table: from what a benchmark wrote to rows of texts. documents.py puts them in.
+
+The first row is the header. What is written in English here has its Chinese in `CHINESE`, a cell at a time; numbers and
+names are the same in both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+Found = dict[str, Any]
+Rows = list[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of the documents."""
+
+    file: str
+    """In benchmarks/results."""
+    rows: Callable[[Found], Rows]
+
+
+def plus_minus(score: Found) -> str:
+    low, high = score["interval"]
+    return f"{score['score']:.3f} ±{(high - low) / 2:.3f}"
+
+
+def within(interval: Sequence[float], form: str = ".3f") -> str:
+    low, high = interval
+    return f"{low:{form}} to {high:{form}}"
+
+
+def short(value: float) -> str:
+    """A time or a ratio with three digits that mean something."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+# ---- make train
+
+SPLITS = {
+    "test": "test", "test_phrasing": "new wordings", "test_noise": "carelessly typed",
+    "test_composition": "unseen pairs of tasks",
+}  # fmt: skip
+
+
+def train(found: Found) -> Rows:
+    """Scores of each model of `make train`."""
+    rows: Rows = [("model", *SPLITS.values(), "answer loss", "text, bits/byte", "minutes")]
+    for name, model in found["models"].items():
+        scores = [plus_minus(model["scores"][split]) for split in SPLITS]
+        losses = [f"{model[field]:.3f}" for field in ("answer_loss", "text_bits_per_byte")]
+        rows.append((name, *scores, *losses, f"{model['minutes']:.1f}"))
+    return rows
+
+
+def train_seeds(found: Found) -> Rows:
+    """The tuned model of each seed."""
+    tuned = {str(found["seed"]): found["models"]["tuned"], **found["other_seeds"]}
+    return [
+        ("seed", *SPLITS.values()),
+        *((seed, *(plus_minus(model["scores"][split]) for split in SPLITS)) for seed, model in tuned.items()),
+    ]
+
+
+def train_more(found: Found) -> Rows:
+    """The tuned model, asked more of each family."""
+    rows: Rows = [("asked", "examples", "right", "95% interval")]
+    for split, report in found["more_examples"].items():
+        rows.append((SPLITS[split], f"{report['examples']:,}", f"{report['score']:.3f}", within(report["interval"])))
+    return rows
+
+
+def train_families(found: Found) -> Rows:
+    """Every family of the world, the hardest first."""
+    splits = found["more_examples"]
+    easiest = sorted(splits["test"]["families"], key=lambda family: splits["test"]["families"][family])
+    rows: Rows = [("family", *(SPLITS[split] for split in splits))]
+    return rows + [(f"`{name}`", *(f"{one['families'][name]:.2f}" for one in splits.values())) for name in easiest]
+
+
+# ---- alignment
+
+STAGES = {
+    "sft": "SFT, 45% of its demonstrations flawed", "dpo": "DPO", "ppo": "PPO, reward model",
+    "grpo": "GRPO, the world's check",
+}  # fmt: skip
+
+
+def ledger(found: Found) -> Rows:
+    """What each stage of `make rlhf` did."""
+    rows: Rows = [("stage", "true reward (greedy)", "± prompts", "± seeds", "of the way to 1", "KL to SFT, nats")]
+    start = found["stages"][0]["true_reward"]
+    for stage in found["stages"]:
+        low, high = stage["interval_over_prompts"]
+        seeds = stage["interval_over_seeds"]
+        reward = stage["true_reward"]
+        rows.append((
+            STAGES[stage["stage"].split()[0]],
+            f"{reward:.3f} ({stage['greedy_macro']:.3f})",
+            f"{(high - low) / 2:.3f}",
+            f"{(seeds[1] - seeds[0]) / 2:.3f}" if seeds else "one SFT for all",
+            f"{(reward - start) / (1 - start):.0%}" if reward != start else "",
+            f"{stage['kl_to_sft']:.2f}",
+        ))  # fmt: skip
+    return rows
+
+
+def reward_models(found: Found) -> Rows:
+    """The reward models of `make rlhf`, a seed each."""
+    rows: Rows = [("reward model of seed", "held-out pairs right", "of", "calibration error")]
+    pattern = r"reward-(\d+): ([\d.]+) of (\d+) held-out pairs right, calibration error ([\d.]+)"
+    for seed, right, pairs, error in (re.search(pattern, note).groups() for note in found["notes"]):  # pyright: ignore
+        rows.append((seed, f"{float(right):.1%}", pairs, error))
+    return rows
+
+
+PAIRS = {
+    "raschka-instruction": "raschka-instruction", "llamafactory-demo": "dpo-demo (most cut to 256 tokens)",
+    "hh-rlhf": "HH-RLHF, harmlessness",
+}  # fmt: skip
+
+
+def preferences(found: Found) -> Rows:
+    """Real pairs: how often each way prefers the better answer."""
+    rows: Rows = [("pairs", "held out", "steps", "reward model, 95% interval", "preferring by length", "DPO's margin")]
+    for name, label in PAIRS.items():
+        one = found[name]
+        pairs = one["reward"]["pairs"]
+        rows.append((
+            label,
+            str(pairs["n"]),
+            str(one["reward"]["steps"]),
+            f"{pairs['accuracy']:.1%} ({within(pairs['interval'], '.1%')})",
+            f"{one['length_baseline']:.1%}",
+            f"{one['dpo']['val_accuracy']:.1%}",
+        ))  # fmt: skip
+    return rows
+
+
+# ---- real files
+
+
+def kept(account: Iterable[str]) -> str:
+    """`28,995 of 29,000 (5 × exact duplicate)`, of the lines in which a command says what it read."""
+    records = answers = dropped = 0
+    reasons = []
+    for line in account:
+        if found := re.search(r": ([\d,]+) records read, ([\d,]+) kept, ([\d,]+) dropped", line):
+            read, used, left_out = (int(number.replace(",", "")) for number in found.groups())
+            records, answers, dropped = records + read, answers + used, dropped + left_out
+        elif found := re.match(r" *dropped ([\d,]+): (.*?) \(first at", line):
+            reasons.append(" × ".join(found.groups()))
+    if not records:
+        return ""
+    if answers + dropped != records:  # a record with an answer in each of two languages
+        reasons.append(f"in {records:,} records")
+    return f"{answers:,} of {answers + dropped:,}" + (f" ({', '.join(reasons)})" if reasons else "")
+
+
+def result(one: Found) -> tuple[str, str]:
+    """What a set was scored on, and what came out."""
+    if "pairs" in one:
+        pairs = one["pairs"]
+        return f"{pairs['n']} pairs held out", f"{pairs['accuracy']:.1%} right ({within(pairs['interval'], '.1%')})"
+    if "scores" not in one:
+        return "held-out ends", ""
+    if all(report["macro_average"] is None for report in one["scores"].values()):
+        return f"{sum(report['examples'] for report in one['scores'].values())} questions", "answered, not scored"
+    name, report = next(iter(one["scores"].items()))
+    file = PurePath(name.partition("+")[0]).name
+    where = f"{report['examples']} {'held out' if file == 'val.jsonl' else f'of {file}'}"
+    metrics = report["metrics"]
+    if "macro_f1" in metrics:
+        always = f"{metrics['majority_accuracy']:.3f}, {metrics['majority_macro_f1']:.3f}"
+        said = f"accuracy {metrics['accuracy']:.3f}, macro-F1 {metrics['macro_f1']:.3f}"
+        return where, f"{said}; always `{metrics['majority_label']}` {always}"
+    if "bleu" in metrics:
+        return where, f"BLEU {metrics['bleu']:.1f}, chrF {metrics['chrf']:.1f}"
+    return where, f"{report['score']} {report['macro_average']:.3f}"
+
+
+def real_files(found: Found) -> Rows:
+    """Public sets, each the whole way."""
+    rows: Rows = [("set", "records kept", "updates", "held out, bits/byte", "scored on", "result")]
+    for name in sorted(found, key=lambda name: name != "base"):
+        one = found[name]
+        training = one.get("training", {})
+        bits = training.get("val_bits_per_byte")
+        steps = str(training["steps"]) if training else f"as {one['model']}"
+        account = kept(one.get("account", one.get("scored", ())))
+        rows.append((name, account, steps, f"{bits:.2f}" if bits else "", *result(one)))
+    return rows
+
+
+# ---- kernels, speed and memory
+
+_PEERS = {"attention": "this kernel", "sdpa flash": "FlashAttention-2", "sdpa cudnn": "cuDNN",
+          "flex": "FlexAttention", "eager": "eager"}  # fmt: skip
+
+
+def attention(found: Found) -> Rows:
+    """Milliseconds of causal attention, forward and both ways; the fastest in bold."""
+    rows: Rows = [("causal attention", *_PEERS.values(), "TFLOP/s, forward")]
+    cases = [case for case in found["cases"] if case["op"] == "attention"]
+    for case in sorted(cases, key=lambda case: (case["case"]["head_dim"], case["case"]["queries"])):
+        shape, done = case["case"], case["implementations"]
+        best = min(_PEERS, key=lambda name: done[name]["ms"]["forward"])
+        times = {name: f"{short(done[name]['ms']['forward'])} / {short(done[name]['ms']['both'])}" for name in _PEERS}
+        times[best] = f"**{times[best]}**"
+        label = f"{shape['batch']} × {shape['queries']:,}, {shape['kv_heads'] * shape['group']} × {shape['head_dim']}"
+        peak = found["ceilings"]["flops_per_second"] / 1e12
+        rate = done["attention"]["roofline_percent"]["forward"] / 100 * peak
+        rows.append((label, *times.values(), f"{rate:.0f}"))
+    return rows
+
+
+def fused(found: Found) -> Rows:
+    """Head and loss in one, and SwiGLU: milliseconds and memory beside eager and compiled PyTorch."""
+    rows: Rows = [("kernel", "by", "forward / backward / both, ms", "memory, GiB", "of the roofline")]
+    for op in ("linear_cross_entropy", "swiglu"):
+        case = next(case for case in found["cases"] if case["op"] == op)
+        shape = " × ".join(f"{size:,}" for name, size in case["case"].items() if name != "halves")
+        for by, label in ((op, "this kernel"), ("eager", "eager"), ("compile", "`torch.compile`")):
+            one = case["implementations"][by]
+            ways = ("forward", "backward", "both")
+            rows.append((
+                f"`{op}`, {shape}",
+                label,
+                " / ".join(short(one["ms"][way]) for way in ways),
+                f"{one['peak_bytes'] / 2**30:.1f}",
+                " / ".join(f"{one['roofline_percent'][way]:.0f}%" for way in ways),
+            ))  # fmt: skip
+    return rows
+
+
+_BY = {"sdpa": "ours, `sdpa`", "triton": "ours, `triton`", "plain": "plain PyTorch", "transformers": "`transformers`"}
+_COMPILED = {"off": "not compiled", "eager": "not compiled", "compiled": "compiled",
+             "blocks": "blocks compiled", "step": "step compiled"}  # fmt: skip
+
+
+def steps(found: Found) -> Rows:
+    """Training steps, the fastest first."""
+    rows: Rows = [("by", "compiled", "tokens/s", "ms a step", "memory, GB", "of the matrix rate")]
+    results = found["results"]
+    for name in sorted(results, key=lambda name: -results[name].get("tokens_per_second", 0)):
+        one = results[name]
+        mode, _, note = name.partition(":")
+        by, compiled = mode.split(", ")
+        how = _COMPILED[compiled] + (f",{note}" if note else "")
+        if "failed" in one:
+            rows.append((_BY[by], how, one["failed"], "", "", ""))
+            continue
+        seconds, memory = one["seconds"], one["peak_megabytes"] / 1e3
+        speed = f"{one['tokens_per_second']:,.0f}"
+        rows.append((_BY[by], how, speed, f"{seconds * 1e3:,.0f}", f"{memory:.1f}", f"{one['mfu']:.0%}"))
+    return rows
+
+
+def decode(found: Found) -> Rows:
+    """Tokens a second by number format."""
+    rows: Rows = [("weights", "one row, tokens/s", "times transformers", "sixteen rows", "times transformers")]
+    results = found["results"]
+    for form in (name.removeprefix("1  ") for name in results if name.startswith("1  ")):
+        cells = []
+        for count in ("1", "16"):
+            one = results[f"{count}  {form}"]
+            ratio = one["times_transformers"]
+            cells += [f"{one['tokens_per_second']:,.0f}", short(ratio) if ratio else ""]
+        rows.append((form, *cells))
+    return rows
+
+
+def head_memory(found: Found) -> Rows:
+    """Head and loss in chunks, as shares of what they take with all logits held."""
+    return [
+        ("tokens × width × words", "memory, of holding the logits", "time, of holding the logits"),
+        *(
+            (f"{one['rows']:,} × {one['width']:,} × {one['vocabulary']:,}", f"{one['memory_ratio']:.0%}",
+             f"{one['time_ratio']:.0%}")
+            for one in found["cases"]
+        ),
+    ]  # fmt: skip
+
+
+def memory(found: Found) -> Rows:
+    """What saves memory in training, and what it costs."""
+    rows: Rows = [("step", "tokens/s", "time", "tensors held, MB", "memory", "the plan was off by")]
+    for one in found["rows"]:
+        rows.append((
+            one["name"],
+            f"{one['tokens_per_second']:,.0f}",
+            f"{one['time_ratio']:.0%}",
+            f"{one['held'] / 1e6:,.0f}",
+            f"{one['memory_ratio']:.0%}",
+            f"{one['planned_off_by']:.1%}",
+        ))  # fmt: skip
+    return rows
+
+
+def agreement(found: Found) -> Rows:
+    """Greedy answers that llama.cpp gives alike."""
+    rows: Rows = [("llama.cpp on", "equal answers")]
+    return rows + [(one["what"], f"{one['equal']} of {one['of']}") for one in found["comparisons"]]
+
+
+TABLES = {
+    "train": Table("cpu-train.json", train),
+    "train-seeds": Table("cpu-train.json", train_seeds),
+    "train-more": Table("cpu-train.json", train_more),
+    "train-families": Table("cpu-train.json", train_families),
+    "ledger": Table("cpu-rlhf.json", ledger),
+    "reward-models": Table("cpu-rlhf.json", reward_models),
+    "preferences": Table("real-preferences-cpu.json", preferences),
+    "real-files": Table("cpu-real-files.json", real_files),
+    "attention": Table("nvidia-h200-kernels.json", attention),
+    "fused": Table("nvidia-h200-kernels.json", fused),
+    "steps-h100": Table("nvidia-h100-80gb-hbm3-train-step.json", steps),
+    "steps-cpu": Table("cpu-train-step.json", steps),
+    "steps-tiny": Table("cpu-train-step-tiny.json", steps),
+    "decode": Table("cpu-decode.json", decode),
+    "head-memory": Table("cpu-head-memory.json", head_memory),
+    "memory": Table("cpu-memory.json", memory),
+    "agreement": Table("cpu-agreement.json", agreement),
+}
+
+CHINESE = {
+    "model": "模型", "test": "测试", "new wordings": "没见过的问法", "carelessly typed": "随手打的字",
+    "unseen pairs of tasks": "没见过的任务组合", "answer loss": "回答的损失", "text, bits/byte": "文本（比特/字节）",
+    "minutes": "分钟", "base": "基座", "tuned": "指令微调后",
+    "stage": "阶段", "true reward (greedy)": "真实奖励（贪心）", "± prompts": "± 题目", "± seeds": "± 种子",
+    "of the way to 1": "离满分走了多远", "KL to SFT, nats": "与 SFT 的 KL（奈特）",
+    "SFT, 45% of its demonstrations flawed": "SFT（45% 的示范有毛病）", "one SFT for all": "共用一个 SFT",
+    "PPO, reward model": "PPO（奖励模型）", "GRPO, the world's check": "GRPO（由程序判分）",
+}  # fmt: skip
+"""Of the tables that the Chinese pages show."""
+
+
+def in_chinese(rows: Rows) -> Rows:
+    return [tuple(CHINESE.get(cell, cell) for cell in row) for row in rows]
