@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING
 from instructgpt.commands.common import ModelChoice, write
 from instructgpt.errors import UserError
 from instructgpt.generation.request import EngineConfig
+from instructgpt.model.adapters import adapters_of
+from instructgpt.model.transformer import Transformer
 from instructgpt.serving.access import Keys, new_key
 from instructgpt.serving.loop import EngineLoop
 from instructgpt.serving.options import Options
@@ -16,6 +19,7 @@ from instructgpt.serving.protocol import Shape
 from instructgpt.serving.safety import Guard, Judge, load_hook
 from instructgpt.serving.sockets import address_of, is_loopback, listening_socket
 from instructgpt.settings import FilePath, NonNegativeInt
+from instructgpt.training.checkpoint import RunDirectory, add_adapters
 
 if TYPE_CHECKING:
     from instructgpt.serving.service import Service
@@ -30,6 +34,9 @@ class ServeConfig(ModelChoice):
 
     name: str = ""
     """What clients call the model; without it the name of the run's folder."""
+    adapters: tuple[FilePath, ...] = ()
+    """Run directories with adapters of the model (or folders as PEFT writes them), to be served beside it: clients ask
+    for them as MODEL:FOLDER, the name of the folder."""
     host: str = "127.0.0.1"
     """The address to listen at. Any but this machine's own needs --keys; 0.0.0.0 is all."""
     port: NonNegativeInt = 8000
@@ -75,6 +82,8 @@ def serve(config: ServeConfig) -> int:
         server = make_server(make_app(service, hosts), config.options.body_seconds, config.options.drain_seconds)
         name = next(iter(service.models))
         write(f"{name} at {address_of(listener)} (interface below /v1, page at /); Ctrl-C stops it\n")
+        # uvicorn sends itself the signal once more when it is done; what it had begun is finished then, and that is 0.
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
         server.run(sockets=[listener])
     return 0
 
@@ -85,6 +94,7 @@ def _service(config: ServeConfig, keys: Keys | None) -> Service:
     from instructgpt.serving.service import Service
 
     model, tokenizer, precision = config.load()
+    models = _add_adapters(config, model)
     with precision:
         engine = Engine(model, tokenizer, config.engine)
     loop = EngineLoop(engine, config.engine.max_rows + config.options.max_queue, lambda: precision)
@@ -92,6 +102,23 @@ def _service(config: ServeConfig, keys: Keys | None) -> Service:
     if config.judge:
         hooks.append(Judge.load(config.judge, config.judge_least))
     guard = Guard(hooks, _JUDGED_EVERY if config.judge else _LOOKED_AT_EVERY)
-    name = config.name or Path(config.model).resolve().name
     shape = Shape(model.config.vocab_size, model.config.context)
-    return Service(loop, tokenizer, shape, {name: ""}, config.options, keys, guard)
+    return Service(loop, tokenizer, shape, models, config.options, keys, guard)
+
+
+def _add_adapters(config: ServeConfig, model: Transformer) -> dict[str, str | None]:
+    """Puts them beside the model; what computes each model that clients may ask for, by its name."""
+    name = config.name or Path(config.model).resolve().name
+    if adapters_of(model):
+        if config.adapters:
+            raise UserError("--adapters needs a model that has none itself: name their base as --model")
+        record = RunDirectory(config.model).read_adapter()
+        own = Path(config.adapter).resolve().name if config.adapter or record is None else name
+        base = name if config.adapter or record is None else Path(record.base).name
+        return {f"{base}:{own}": "", base: None}
+    folders = {Path(folder).resolve().name: folder for folder in config.adapters}
+    if len(folders) < len(config.adapters):
+        raise UserError("--adapters names two folders of one name; clients could not tell them apart")
+    inside = {folder: f"adapter_{i}" for i, folder in enumerate(folders)}
+    add_adapters(model, {inside[folder]: path for folder, path in folders.items()}, config.model)
+    return {name: "", **{f"{name}:{folder}": inside[folder] for folder in folders}}

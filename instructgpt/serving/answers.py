@@ -121,8 +121,8 @@ class Answer:
             self._offsets[choice.index] += len(self._spelt(token.id))
         return {
             "tokens": [self._spelt(token.id) for token in said],
-            "token_logprobs": [token.logprob for token in said],
-            "top_logprobs": [{self._spelt(i): logprob for i, logprob in token.top} for token in said],
+            "token_logprobs": [_finite(token.logprob) for token in said],
+            "top_logprobs": [{self._spelt(i): _finite(logprob) for i, logprob in token.top} for token in said],
             "text_offset": offsets,
         }
 
@@ -131,12 +131,15 @@ class Answer:
         return {**self._token(token.id, token.logprob), "top_logprobs": top}
 
     def _token(self, i: int, logprob: float | None) -> dict[str, Any]:
-        # What has no probability at all is -9999, as with the original: JSON has no infinity.
-        value = -9999.0 if logprob is None else max(logprob, -9999.0)
-        return {"token": self._spelt(i), "logprob": value, "bytes": list(token_bytes(self._tokenizer, i))}
+        return {"token": self._spelt(i), "logprob": _finite(logprob), "bytes": list(token_bytes(self._tokenizer, i))}
 
     def _spelt(self, i: int) -> str:
         return spelt(self._tokenizer, i)
+
+
+def _finite(logprob: float | None) -> float:
+    """What has no probability at all is -9999, as with the original: JSON has no infinity."""
+    return -9999.0 if logprob is None else max(logprob, -9999.0)
 
 
 def token_bytes(tokenizer: Tokenizer, i: int) -> bytes:

@@ -140,7 +140,6 @@ def make_app(service: Service, hosts: tuple[str, ...] = ()) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await service.loop.start()
         yield
-        await service.loop.drain(0)
         await service.loop.stop()
 
     app = Starlette(

@@ -10,6 +10,7 @@ import anyio
 from starlette.requests import Request as HttpRequest
 from starlette.types import Receive
 
+from instructgpt.generation.request import Request
 from instructgpt.serving.access import Caller
 from instructgpt.serving.answers import REASONS, Answer, Choice
 from instructgpt.serving.fields import parse_json
@@ -93,12 +94,10 @@ class Call:
         await while_there(request.receive, self._answer(asked))
 
     async def _answer(self, asked: Asked) -> None:
-        service, messages = self._service, asked.messages
+        service = self._service
         service.adapter(asked.model)
-        verdict: Verdict | None = None
-        if service.guard and messages:
-            messages, verdict = await service.guard.before(messages)
-        requests = await service.requests(asked, messages)
+        asked, verdict = await service.looked_at(asked)
+        requests = await service.requests(asked)
         tokens = sum(len(request.ids) for request in requests)
         self._record.prompt_tokens = tokens
         self._caller.charge_prompt(tokens)
@@ -107,13 +106,21 @@ class Call:
         if verdict is not None:
             await self._send(answer, self._refused(answer, verdict))
         else:
-            stream = await service.loop.submit(requests)
+            stream = await self._submitted(requests, tokens)
             try:
-                await self._send(answer, self._grow(answer, stream, messages))
+                await self._send(answer, self._grow(answer, stream))
             finally:
                 stream.close()
                 self._caller.tokens.take(answer.generated)
-        self._note(answer, messages)
+        self._note(answer)
+
+    async def _submitted(self, requests: list[Request], tokens: int) -> Stream:
+        """What comes of the requests. Where they are not taken, their tokens are given back."""
+        try:
+            return await self._service.loop.submit(requests)
+        except BaseException:
+            self._caller.tokens.take(-tokens)
+            raise
 
     # ---- what is added to the answer
 
@@ -124,10 +131,14 @@ class Call:
             choice.text, choice.reason = text, REASONS["filter"]
             yield [Added(choice, Piece(text, [], True), True)]
 
-    async def _grow(self, answer: Answer, stream: Stream, messages: list[Any]) -> AsyncIterator[list[Added]]:
+    async def _grow(self, answer: Answer, stream: Stream) -> AsyncIterator[list[Added]]:
         """What comes of the engine, as far as it may be shown, added to its choices; all at once that came together."""
         asked, guard = answer.asked, self._service.guard
-        watched = [Watched(guard, messages, asked.stream) for _ in answer.choices]
+        conversations = [self._service.conversation(prompt) for prompt in asked.prompts] if guard else [[]]
+        watched = [
+            Watched(guard, conversations[choice.index // asked.n if guard else 0], asked.stream)
+            for choice in answer.choices
+        ]
         async for updates in stream:
             added = []
             self._record.saw_tokens(self._service.telemetry, sum(len(update.tokens) for _, update in updates))
@@ -192,12 +203,13 @@ class Call:
 
     # ---- what is written down
 
-    def _note(self, answer: Answer, messages: list[Any]) -> None:
+    def _note(self, answer: Answer) -> None:
         reasons = [choice.reason or "" for choice in answer.choices]
         self._record.finish = ",".join(dict.fromkeys(reasons))
         if REASONS["filter"] in reasons:
             self._record.refused = "safety"
         if self._service.options.log_texts:
-            prompt = "\n".join(message["content"] for message in messages)
+            conversations = map(self._service.conversation, answer.asked.prompts)
+            prompt = "\n".join(message["content"] for messages in conversations for message in messages)
             texts = "\n".join(choice.text for choice in answer.choices)
             self._record.texts = {"prompt": mask(prompt), "answer": mask(texts)}

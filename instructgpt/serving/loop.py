@@ -120,6 +120,8 @@ class EngineLoop:
         answers = sum(request.n for request in requests)
         if not self.is_ready:
             raise Problem(503, "The service is not taking requests.", code="unavailable", retry_after=5)
+        if answers > self.most_answers:
+            raise Problem(400, f"These are {answers} answers; the service gives {self.most_answers} at a time.", "n")
         if self.under_way + answers > self.most_answers:
             raise Problem(
                 429, "The service is busy and its queue is full; try again later.", code="queue_full",
@@ -149,14 +151,6 @@ class EngineLoop:
         if stream in self._open:
             self._open.discard(stream)
             self._commands.put(lambda engine: self._abort(engine, stream))
-
-    async def drain(self, seconds: float) -> bool:
-        """Takes on nothing more, and waits until what is under way is finished; whether it was in time."""
-        self._is_stopping = True
-        until = time.monotonic() + seconds
-        while self._open and time.monotonic() < until:
-            await asyncio.sleep(0.02)
-        return not self._open
 
     async def stop(self) -> None:
         """Ends the thread, whatever is under way."""

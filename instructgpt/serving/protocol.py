@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from instructgpt.errors import UserError, suggestion
-from instructgpt.generation.engine import Prompt
 from instructgpt.generation.sampling import SamplingConfig
 from instructgpt.serving.fields import Fields, invalid, real_number, shown, whole_number, whole_text, wrong_type
 from instructgpt.serving.options import Limits
@@ -34,6 +33,10 @@ _NOT_DONE: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],), "audio": (), "prediction": (), "reasoning_effort": ("none",), "verbosity": (),
     "web_search_options": (), "moderation": (), "prompt_cache_options": (),
 }  # fmt: skip
+
+
+AnyPrompt = list[Message] | str | tuple[int, ...]
+"""A conversation, a text to go on with, or the tokens of one."""
 
 
 class Shape(NamedTuple):
@@ -55,18 +58,13 @@ class Form(NamedTuple):
         """The field of the request that asks for it."""
         return self.kind if self.kind in ("regex", "choices") else "response_format"
 
-    @property
-    def key(self) -> tuple[str, str]:
-        """Equal for equal forms."""
-        return self.kind, json.dumps(self.value)
-
 
 @dataclass(frozen=True)
 class Asked:
     """What one request asks for."""
 
     model: str
-    prompts: tuple[Prompt | tuple[int, ...], ...]
+    prompts: tuple[AnyPrompt, ...]
     """One conversation, or texts (or their tokens) to go on with."""
     is_chat: bool
     sampling: SamplingConfig
@@ -78,14 +76,6 @@ class Asked:
     include_usage: bool = False
     echo: bool = False
     """The answer begins with the prompt."""
-
-    @property
-    def messages(self) -> list[Message]:
-        """The conversation; a text is one turn of the user's. What tokens spell is not looked at: []."""
-        prompt = self.prompts[0]
-        if isinstance(prompt, str):
-            return [{"role": "user", "content": prompt}]
-        return [message for message in prompt if isinstance(message, dict)]
 
 
 def read_chat(values: dict[str, Any], limits: Limits, shape: Shape) -> Asked:
@@ -136,7 +126,7 @@ class AskedTokens(NamedTuple):
     """Whose tokens are asked for."""
 
     model: str
-    prompt: Prompt | tuple[int, ...]
+    prompt: AnyPrompt
     is_chat: bool
 
 

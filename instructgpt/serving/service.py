@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from functools import lru_cache
+from dataclasses import replace
 from typing import Any
 
 from instructgpt.errors import UserError, suggestion
@@ -16,8 +16,8 @@ from instructgpt.serving.fields import invalid, shown
 from instructgpt.serving.loop import EngineLoop
 from instructgpt.serving.options import Options
 from instructgpt.serving.problems import Problem
-from instructgpt.serving.protocol import Asked, Form, Shape
-from instructgpt.serving.safety import Guard
+from instructgpt.serving.protocol import AnyPrompt, Asked, Form, Shape
+from instructgpt.serving.safety import Guard, Verdict
 from instructgpt.serving.telemetry import Telemetry
 from instructgpt.text.chat import Message
 from instructgpt.text.tokenizer import Tokenizer
@@ -30,7 +30,7 @@ class Service:
     """What a request needs of the service."""
 
     def __init__(
-        self, loop: EngineLoop, tokenizer: Tokenizer, shape: Shape, models: Mapping[str, str],
+        self, loop: EngineLoop, tokenizer: Tokenizer, shape: Shape, models: Mapping[str, str | None],
         options: Options | None = None, keys: Keys | None = None, guard: Guard | None = None,
         telemetry: Telemetry | None = None,
     ):  # fmt: skip
@@ -45,7 +45,6 @@ class Service:
         self.since = int(time.time())
         self._anybody = Caller(Key("", b""))
         self._longest_token = int(tokenizer.byte_lengths.max())
-        self._compiled = lru_cache(maxsize=64)(self._compile)
 
     def caller(self, authorization: str | None) -> Caller:
         """Who sends a request with this header. Errors: Problem."""
@@ -59,13 +58,14 @@ class Service:
             "context": self.shape.context,
         }  # fmt: skip
 
-    def adapter(self, name: str) -> str:
+    def adapter(self, name: str) -> str | None:
+        """Which adapter computes a model, as `Request.adapter`. Raises Problem where there is no such model."""
         if name not in self.models:
             near = suggestion(name[:100], self.models)
             raise Problem(404, f"The model {shown(name)} does not exist{near}.", "model", "model_not_found")
         return self.models[name]
 
-    async def ids(self, prompt: Any, is_chat: bool) -> tuple[int, ...]:
+    async def ids(self, prompt: AnyPrompt, is_chat: bool) -> tuple[int, ...]:
         """The tokens of a prompt. Raises Problem where they are too many."""
         if isinstance(prompt, tuple):
             return self._fitting(prompt, is_chat)
@@ -101,23 +101,56 @@ class Service:
         )
         return Problem(400, message, what, "context_length_exceeded")
 
-    async def requests(self, asked: Asked, messages: list[Message] | None = None) -> list[Request]:
-        """What is asked of the engine, a request for each prompt. messages: the conversation that a guard has let
-        through. Errors: Problem."""
+    def conversation(self, prompt: AnyPrompt) -> list[Message]:
+        """A prompt as hooks look at it: a text is one turn of the user's."""
+        if isinstance(prompt, list):
+            return prompt
+        return [{"role": "user", "content": prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt)}]
+
+    async def looked_at(self, asked: Asked) -> tuple[Asked, Verdict | None]:
+        """What is asked as the hooks let it through, or the verdict of one that does not."""
+        if not self.guard:
+            return asked, None
+        prompts: list[AnyPrompt] = []
+        for prompt in asked.prompts:
+            before = self.conversation(prompt)
+            after, verdict = await self.guard.before(before)
+            if verdict is not None:
+                return asked, verdict
+            prompts.append(prompt if after == before else after if asked.is_chat else after[-1]["content"])
+        return replace(asked, prompts=tuple(prompts)), None
+
+    async def requests(self, asked: Asked) -> list[Request]:
+        """What is asked of the engine, a request for each prompt. Errors: Problem."""
         adapter = self.adapter(asked.model)
-        prompts = [messages] if asked.is_chat and messages is not None else asked.prompts
-        ids = [await self.ids(prompt, asked.is_chat) for prompt in prompts]
-        constraint = None if asked.form is None else await self._constraint(asked.form)
+        ids = [await self.ids(prompt, asked.is_chat) for prompt in asked.prompts]
+        constraint = None if asked.form is None else await self._constraint(asked.form, not asked.is_chat)
         return [
             Request(each, asked.sampling, asked.n, not asked.is_chat, asked.logprobs, constraint, adapter)
             for each in ids
         ]
 
-    async def _constraint(self, form: Form) -> Constraint:
+    async def _constraint(self, form: Form, raw: bool) -> Constraint:
         try:
-            return await asyncio.to_thread(self._compiled, form.key)
+            return await asyncio.to_thread(self._compile, form, raw)
         except UserError as error:
             raise invalid(form.field, f"{error}.") from None
 
-    def _compile(self, key: tuple[str, str]) -> Constraint:
-        raise UserError("answers of a given form are not to be had here")
+    def _compile(self, form: Form, raw: bool) -> Constraint:
+        """Raises UserError for what is no schema or expression, cannot be met, or would never end."""
+        from instructgpt.generation.constraints import (
+            any_json_constraint,
+            choice_constraint,
+            regex_constraint,
+            schema_constraint,
+        )
+
+        match form.kind:
+            case "json":
+                return any_json_constraint(self.tokenizer, raw)
+            case "schema":
+                return schema_constraint(form.value, self.tokenizer, raw)
+            case "regex":
+                return regex_constraint(form.value, self.tokenizer, raw)
+            case "choices":
+                return choice_constraint(form.value, self.tokenizer, raw)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from instructgpt.config import ModelConfig
 from instructgpt.errors import UserError
-from instructgpt.model.adapters import adapters_of, settled
+from instructgpt.model.adapters import adapter_tensors, adapters_of, add_adapter, settled, use_adapter
 from instructgpt.model.backend import resolve_backend
 from instructgpt.model.heads import RewardModel
 from instructgpt.model.quantize import quantize
@@ -261,6 +261,32 @@ def load_settled(
     """As `load`, an adapter being in the weights for good: a model to start something new from."""
     model, tokenizer = load(directory, device, backend)
     return settled(model), tokenizer
+
+
+def add_adapters(model: Transformer, adapters: Mapping[str, str | Path], base: str | Path) -> Transformer:
+    """The same model, that of the run `base`, with several adapters beside it by their names, none of them in use.
+
+    An adapter is a run directory that has one, or a folder as PEFT writes it. Raises UserError for what is none, and
+    for one that belongs beside other weights.
+    """
+    digest = RunDirectory(base).digest()
+    for name, directory in adapters.items():
+        if (Path(directory) / peft.CONFIG).is_file():
+            peft.read_peft(Path(directory), model, digest, name)
+            continue
+        run = RunDirectory(directory)
+        _require_language(run)
+        record = run.read_adapter()
+        if record is None:
+            raise UserError("holds a model of its own and no adapter", run.path)
+        if record.base_sha256 != digest:
+            raise UserError(f"its adapter belongs beside other weights than those in {base}", run.path)
+        if record.base_format != "float":
+            raise UserError(f"its adapter belongs beside weights of {record.base_format}; use it alone", run.path)
+        add_adapter(model, record.lora, name)
+        copy_into(adapter_tensors(model, name), run.weights(), run.adapter_file, "config.json")
+    use_adapter(model, None)
+    return model
 
 
 Model = TypeVar("Model", Transformer, RewardModel)
