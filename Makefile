@@ -109,5 +109,5 @@ $(FOR_USE): pyproject.toml constraints.txt | $(BIN)/python
 
 $(FOR_WORK): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) setuptools
-	$(PIP) --no-build-isolation -e '.[plot,eval,pretrained,serve,dev]'
+	$(PIP) --no-build-isolation -e '.[plot,eval,pretrained,serve,ray,dev]'
 	@touch $(FOR_USE) $@

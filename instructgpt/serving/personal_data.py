@@ -55,8 +55,9 @@ _VERSION_BEFORE = re.compile(
     re.I,
 )
 _AMOUNT_AFTER = re.compile(
-    r" ?(?:元|块|美元|欧元|日元|人|次|个|件|吨|公里|米|字节|年|%|bytes\b|usd\b|eur\b|dollars\b|euros\b|people\b|km\b)",
-    re.I,
+    r" ?(?:元|块|美元|欧元|日元|人|次|个|件|吨|公里|米|字节|年|%"
+    r"|(?:bytes|usd|eur|dollars|euros|people|times|items|users|rows|units|km)\b)",
+    re.A | re.I,
 )
 _AMOUNT_BEFORE = re.compile(r"[$€£¥¥₩₹] ?$")
 
@@ -147,16 +148,20 @@ def _is_international(match: re.Match[str]) -> bool:
     return 8 <= len(digits) <= 15 and _COUNTRY.match(digits) is not None
 
 
+_DATE_OR_TIMES = re.compile(
+    r"(?:19|20)\d\d[ /.-]?(?:0\d|1[0-2])[ /.-]?[0-3]\d|\d\d[ /.-]\d\d[ /.-](?:19|20)\d\d"
+    r"|[0-2]\d[0-5]\d ?- ?[0-2]\d[0-5]\d$"
+)
+
+
 def _is_called(match: re.Match[str]) -> bool:
-    """A number after a word for telephones: between 7 digits and 13, no date, not round, no amount."""
+    """A number after a word for telephones: between 7 digits and 13, no date, no times, not round, no amount."""
     digits = _digits_of(match, "number")
     if not 7 <= len(digits) <= 13 or (digits.endswith("0000") and len(digits) < 10):
         return False
     if _AMOUNT_AFTER.match(match.string, match.end()):
         return False
-    return not re.match(
-        r"(?:19|20)\d\d[ /.-]?(?:0\d|1[0-2])[ /.-]?[0-3]\d|\d\d[ /.-]\d\d[ /.-](?:19|20)\d\d", match["number"]
-    )
+    return not _DATE_OR_TIMES.match(match["number"])
 
 
 def _is_social_security(match: re.Match[str]) -> bool:
@@ -359,7 +364,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "PHONE",
         _pattern(
-            _TELEPHONE + r"[^\d\n+。，,;；!?()\0]{0,14}(?P<number>\(?\d(?:[ ().-]{0,2}\d){6,12})" + _TO,
+            _TELEPHONE + r"[^\d\n+。，,;；!?()\0]{0,14}(?P<number>(?:(?<![A-Z])\()?\d(?:[ ().-]{0,2}\d){6,12})" + _TO,
             _is_called,
             "number",
         ),

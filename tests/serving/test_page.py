@@ -473,3 +473,17 @@ def test_a_key_is_asked_for(chromium: Callable[..., Any], stub: Stub):
     page.ask("hello")
     assert page.answers == ["hello"] and "sesame" not in page.browser.current_url
     page.script("sessionStorage.clear()")
+
+
+@slow
+def test_the_real_service_answers_the_page(chromium: Callable[..., Any], start: Callable[..., Any]):
+    with start() as live:
+        page = Page(chromium(), live.url + "/")
+        page.ask("the cat")
+        assert page.answers[0] or page.one(".answer .note").text
+        page.one("[data-tool=tokens]").click()
+        page.wait(lambda: page.all(".chips li.control"))
+        if page.all(".t"):
+            page.script("document.querySelector('.t').focus()")
+            assert len(page.all("#card .bar")) >= 5
+        assert page.complaints == []
