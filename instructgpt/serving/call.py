@@ -134,11 +134,8 @@ class Call:
     async def _grow(self, answer: Answer, stream: Stream) -> AsyncIterator[list[Added]]:
         """What comes of the engine, as far as it may be shown, added to its choices; all at once that came together."""
         asked, guard = answer.asked, self._service.guard
-        conversations = [self._service.conversation(prompt) for prompt in asked.prompts] if guard else [[]]
-        watched = [
-            Watched(guard, conversations[choice.index // asked.n if guard else 0], asked.stream)
-            for choice in answer.choices
-        ]
+        conversations = map(self._service.conversation, asked.prompts)
+        watched = [Watched(guard, messages, asked.stream) for messages in conversations for _ in range(asked.n)]
         async for updates in stream:
             added = []
             self._record.saw_tokens(self._service.telemetry, sum(len(update.tokens) for _, update in updates))

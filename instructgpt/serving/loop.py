@@ -34,8 +34,9 @@ class Stream:
     """What comes of one call's requests. Iterate over it: each item is what came since the last, in order, as pairs of
     the request's place in the call and an update. `close` it whatever happens."""
 
-    def __init__(self, loop: EngineLoop, answers: int):
-        self._loop, self._unfinished, self.answers = loop, answers, answers
+    def __init__(self, loop: EngineLoop, answers: int, added: asyncio.Future[None]):
+        """added: done when the engine has taken the requests."""
+        self._loop, self._unfinished, self.answers, self.added = loop, answers, answers, added
         self._arrived: asyncio.Queue[tuple[int, Update] | BaseException] = asyncio.Queue()
         self.ids: dict[int, int] = {}
         """Places of the requests by the engine's numbers; the engine's thread fills it."""
@@ -95,7 +96,7 @@ class EngineLoop:
         self.failures = 0
         """Steps that ended in an exception."""
         self.is_broken = False
-        """The engine could not be set right after one."""
+        """The engine's thread has ended by one."""
         self.stats: EngineStats = engine.stats()
         """Of the last step."""
 
@@ -127,12 +128,11 @@ class EngineLoop:
                 429, "The service is busy and its queue is full; try again later.", code="queue_full",
                 retry_after=self.expected_wait,
             )  # fmt: skip
-        stream = Stream(self, answers)
+        stream = Stream(self, answers, self._asyncio.create_future())
         self._open.add(stream)
-        added: asyncio.Future[None] = self._asyncio.create_future()
-        self._commands.put(lambda engine: self._add(engine, requests, stream, added))
+        self._commands.put(lambda engine: self._add(engine, requests, stream))
         try:
-            await added
+            await stream.added
         except BaseException:  # whoever asked may have gone away meanwhile
             stream.close()
             raise
@@ -157,9 +157,16 @@ class EngineLoop:
         self._is_stopping = True
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join)
-        self._hand_out(
-            [(stream, Problem(503, "The service is stopping.", code="unavailable")) for stream in self._open]
-        )
+        self._give_up_all(Problem(503, "The service is stopping.", code="unavailable"))
+
+    def _break(self) -> None:
+        """The engine's thread has ended by an error."""
+        self._give_up_all(_failed())
+
+    def _give_up_all(self, problem: Problem) -> None:
+        for stream in self._open:
+            _settle(stream.added, problem)
+        self._hand_out([(stream, problem) for stream in self._open])
 
     def _hand_out(self, items: Sequence[tuple[Stream, Any]]) -> None:
         for stream, item in items:
@@ -179,10 +186,15 @@ class EngineLoop:
 
     def _run(self) -> None:
         engine = self._engine
-        with self._context():
-            while self._obey(engine):
-                self._step(engine)
-                self.stats = engine.stats()
+        try:
+            with self._context():
+                while self._obey(engine):
+                    self._step(engine)
+                    self.stats = engine.stats()
+        except Exception as error:  # beyond repair
+            self._note(error)
+            self.is_broken = True
+            self._tell(self._break)
 
     def _obey(self, engine: Engine) -> bool:
         """Does what was sent; waits where there is nothing else to do. False where the thread is to end."""
@@ -196,7 +208,7 @@ class EngineLoop:
             command(engine)
             self.stats = engine.stats()
 
-    def _add(self, engine: Engine, requests: Sequence[Request], stream: Stream, added: asyncio.Future[None]) -> None:
+    def _add(self, engine: Engine, requests: Sequence[Request], stream: Stream) -> None:
         try:
             for place, request in enumerate(requests):
                 number = engine.add(request)
@@ -206,9 +218,9 @@ class EngineLoop:
             self._abort(engine, stream)
             if not isinstance(error, UserError):
                 self._note(error)
-            self._tell(_settle, added, error)
+            self._tell(_settle, stream.added, error)
         else:
-            self._tell(_settle, added, None)
+            self._tell(_settle, stream.added, None)
 
     def _abort(self, engine: Engine, stream: Stream) -> None:
         for number in stream.ids:
@@ -239,21 +251,20 @@ class EngineLoop:
     def _start_afresh(self, engine: Engine) -> None:
         """After a step that failed: all that were part of it are told so, and the engine goes on without them."""
         failed = set(self._streams.values())
-        try:
-            for number in self._streams:
-                engine.abort(number)
-        except Exception as error:
-            self._note(error)
-            self.is_broken = True
+        for number in self._streams:
+            engine.abort(number)
         self._streams.clear()
         self._left.clear()
-        problem = Problem(500, "The model failed on this request, or on one beside it.", code="engine_failed")
-        self._tell(self._hand_out, [(stream, problem) for stream in failed])
+        self._tell(self._hand_out, [(stream, _failed()) for stream in failed])
 
     def _note(self, error: Exception) -> None:
         """For the operator; what clients read says nothing of it."""
         self.failures += 1
         traceback.print_exception(error, file=sys.stderr)
+
+
+def _failed() -> Problem:
+    return Problem(500, "The model failed on this request, or on one beside it.", code="engine_failed")
 
 
 def _settle(future: asyncio.Future[None], error: BaseException | None) -> None:

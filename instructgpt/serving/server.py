@@ -13,7 +13,7 @@ from instructgpt.serving.problems import Problem
 from instructgpt.serving.replies import to_bytes
 
 _MOST_CONNECTIONS = 1000
-_GRACE = 5.0
+_GRACE = 2.0
 """Seconds for which the application may tell a slow sender so itself, before the connection is closed."""
 
 
