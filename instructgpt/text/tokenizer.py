@@ -277,7 +277,7 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: Tokenizer, has_space: bool):
         """has_space: whether a space stands before the text that is no part of it."""
-        self._tokenizer, self._has_space = tokenizer, has_space
+        self._tokenizer, self.has_space = tokenizer, has_space
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._is_first = True
 
@@ -295,5 +295,5 @@ class StreamDecoder:
     def _text(self, text: str) -> str:
         if text and self._is_first:
             self._is_first = False
-            return text.removeprefix(" ") if self._has_space else text
+            return text.removeprefix(" ") if self.has_space else text
         return text
