@@ -21,7 +21,6 @@ from instructgpt.data.comparisons import ComparisonBatch, Pairs
 from instructgpt.data.tokens import Tokens
 from instructgpt.data.windows import FittedPrompt
 from instructgpt.evaluation import instructions
-from instructgpt.generation import decoding
 from instructgpt.generation.sampling import SamplingConfig
 from instructgpt.model.heads import RewardModel
 from instructgpt.model.transformer import Transformer
@@ -154,8 +153,18 @@ def untemplated(messages: Any, tokenizer: Any, room: int) -> FittedPrompt:
 
 
 def padding_seen(right: Callable[..., Any]) -> Callable[..., Any]:
-    """Shorter prompts of a batch attend to the padding before them."""
-    return lambda config, batch, capacity, device, dtype, pad_lengths: right(config, batch, capacity, device, dtype)
+    """Prompts of like length are made equally long by padding before the shorter ones, which they attend to."""
+
+    def completions(model: Transformer, tokenizer: Any, prompts: Sequence[Any], *args: Any, batch_size: int) -> Any:
+        padded = [list(prompt) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        for at in range(0, len(order), batch_size):
+            batch = order[at : at + batch_size]
+            for i in batch:
+                padded[i] = [tokenizer.pad] * (len(prompts[batch[-1]]) - len(prompts[i])) + padded[i]
+        return right(model, tokenizer, padded, *args, batch_size=batch_size)
+
+    return completions
 
 
 # ---- comparisons
@@ -312,7 +321,7 @@ MISTAKES: dict[str, Mistake] = {
     "no warm-up": Mistake("sft", rates={"warmup_steps": 0}),
     "teacher-forced argmax called accuracy": Mistake("use", teacher_forced=True),
     "asked without the chat template": Mistake("use", swapped(instructions, "fit_prompt", lambda _: untemplated)),
-    "padding before prompts is attended to": Mistake("use", swapped(decoding, "KVCache", padding_seen)),
+    "padding before prompts is attended to": Mistake("use", swapped(instructions, "completions", padding_seen)),
     "reward read at the padding": Mistake("reward", read_at_padding),
     "reward read before the answer": Mistake("reward", swapped(comparisons, "collate_comparisons", read_before_answer)),
     "DPO without a reference": Mistake("dpo", without_reference),

@@ -1,26 +1,20 @@
-"""The model's part of generation: from prompts to a state, and from a state to the next, on buffers that stay.
-
-    prefill      all prompts at once, padded on the left, fill the cache and give the first logits
-    decode_step  one token a row through the model gives the next logits
-    Decoder      both, with sampling after: what a batch is between two tokens lies in a `DecodeState`, on the device
-
-`Decoder.advance` reads nothing but its state's tensors, writes into them and waits for nothing. So it can be recorded
-(`graphs.py`), and be launched anew before anybody has looked at what it found.
-"""
+"""The model's part of a step: all new tokens through the model in one forward, then the next token of each answer."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from instructgpt.generation.logits import Generated
-from instructgpt.generation.sampling import SamplingConfig, SamplingRows, sample
-from instructgpt.model.cache import KVCache
+from instructgpt.generation.logits import log_probabilities
+from instructgpt.generation.row import Row
+from instructgpt.generation.sampling import SamplingRows, sample
+from instructgpt.generation.scheduler import Work
+from instructgpt.model.adapters import adapter_in_use, use_adapter
+from instructgpt.model.cache import Feed, PagedCache
 from instructgpt.model.inference import computed_dtype, for_inference
 from instructgpt.model.transformer import Transformer
 from instructgpt.text.tokenizer import Tokenizer
@@ -30,29 +24,14 @@ from instructgpt.text.tokenizer import Tokenizer
 def inference(model: Transformer) -> Iterator[None]:
     """No gradients and no dropout inside; the model is left as it was found."""
     was_training = model.training
-    model.eval()
+    if was_training:
+        model.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        model.train(was_training)
-
-
-def prefill(model: Transformer, prompts: Sequence[Sequence[int]], capacity: int, pad: int) -> tuple[KVCache, Tensor]:
-    """A cache for `capacity` tokens a row, filled with the prompts, and the logits (B, V) of the token after each."""
-    longest = max(map(len, prompts))
-    pad_lengths = [longest - len(prompt) for prompt in prompts]
-    ids = torch.tensor([[pad] * padding + list(prompt) for padding, prompt in zip(pad_lengths, prompts)])  # (B, T)
-    cache = KVCache(model.config, len(prompts), capacity, model.device, computed_dtype(model), pad_lengths)
-    hidden = model.hidden(ids.to(model.device), cache=cache)  # (B, T, C)
-    return cache, model.head(hidden[:, -1])
-
-
-def decode_step(model: Transformer, tokens: Tensor, cache: KVCache) -> Tensor:
-    """Logits (B, V) of the token after `tokens` (B,), which are appended to the cache."""
-    # A finished row may still be in the batch and run past the context; nobody reads it, but it must not crash.
-    positions = cache.positions(1).clamp(max=model.config.context - 1)  # (B, 1)
-    return model.head(model.hidden(tokens[:, None], positions, cache=cache)[:, -1])
+        if was_training:
+            model.train()
 
 
 def forbidden_tokens(tokenizer: Tokenizer, vocab_size: int) -> Tensor:
@@ -64,126 +43,188 @@ def forbidden_tokens(tokenizer: Tokenizer, vocab_size: int) -> Tensor:
     return forbidden
 
 
-@dataclass
-class DecodeState:
-    """A batch of B rows between two tokens."""
+class Sample(NamedTuple):
+    """One token that a step chooses."""
 
-    cache: KVCache
-    """All tokens but the last."""
-    tokens: Tensor
-    """(B,) int64, the last token of each row, or NOT_A_NUMBER."""
-    numbers: Tensor
-    """(B, N), the random numbers of each row: the i-th chooses its i-th token. N is 0 when greedy."""
-    chosen: Tensor
-    """(1,) int64, how many tokens of each row were chosen."""
-    generated: Generated | None
-    """Tokens generated so far; None where no repetition is punished."""
-
-    @property
-    def rows(self) -> int:
-        return self.tokens.size(0)
-
-    def select(self, rows: Tensor) -> DecodeState:
-        """The state of the rows of these indices alone, in memory of its own."""
-        cache = copy.copy(self.cache)
-        cache.select(rows)
-        generated = self.generated and _of_rows(self.generated, rows)
-        return DecodeState(cache, self.tokens[rows], self.numbers[rows], self.chosen.clone(), generated)
-
-    def load(self, other: DecodeState) -> None:
-        """Takes over what `other` holds, a state of as many rows or fewer."""
-        self.cache.load(other.cache)
-        self.tokens[: other.rows] = other.tokens
-        self.numbers[: other.rows] = other.numbers
-        self.chosen.copy_(other.chosen)
-        self.generated = other.generated
+    row: Row
+    place: int
+    """Its number among the row's tokens; beyond the next where what is before it is a guess."""
+    guesses: tuple[int, ...] = ()
+    """The tokens guessed between what the row has and this one."""
 
 
-def _of_rows(generated: Generated, rows: Tensor) -> Generated:
-    at, place = (generated.rows[:, None] == rows).nonzero(as_tuple=True)
-    return Generated(place, generated.tokens[at])
+class Chosen(NamedTuple):
+    """What a step chose, one for each sample."""
+
+    tokens: list[int]
+    logprobs: list[float] | None
+    """Of the tokens; None where nobody asked."""
+    top: list[list[tuple[int, float]]]
+    """The likeliest in the place of each, and their log-probabilities; as many as whoever asked for most."""
+
+
+class Launched:
+    """A step under way; its results on their way to the host, which need not wait for them yet."""
+
+    def __init__(self, samples: list[Sample], tokens: Tensor | None, logprobs: tuple[Tensor, Tensor, Tensor] | None):
+        """tokens: (S,). logprobs: as `log_probabilities` gives them; None where nobody asked."""
+        self.samples, self._on_device = samples, tokens
+        self._fetched = [] if tokens is None else [_fetched(tokens)]
+        self._fetched += [_fetched(found) for found in logprobs or ()]
+        self._event = None
+        if tokens is not None and tokens.is_cuda:
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(tokens.device))
+
+    def tokens_of(self, rows: Sequence[Row]) -> Tensor:
+        """(rows,) what was chosen for these, on the device. A row that is no number is given up as soon as somebody
+        looks; until then it must not crash."""
+        assert self._on_device is not None
+        tokens = self._on_device.clamp(min=0)
+        place = {id(sample.row): i for i, sample in enumerate(self.samples)}
+        wanted = [place[id(row)] for row in rows]
+        if wanted == list(range(len(tokens))):
+            return tokens
+        return tokens.index_select(0, torch.tensor(wanted, device=tokens.device))
+
+    def read(self) -> Chosen:
+        if self._event is not None:
+            self._event.synchronize()
+        if not self._fetched:
+            return Chosen([], None, [])
+        tokens, *logprobs = (found.tolist() for found in self._fetched)
+        if not logprobs:
+            return Chosen(tokens, None, [])
+        chosen, best, likeliest = logprobs
+        return Chosen(tokens, chosen, [list(zip(*each)) for each in zip(likeliest, best)])
+
+
+def _fetched(tensor: Tensor) -> Tensor:
+    if not tensor.is_cuda:
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def samples_of(work: Sequence[Work], ahead: bool = False) -> tuple[list[Sample], list[int]]:
+    """What a step chooses, and for each of these the flat place of the token that it follows. ahead: one token a row,
+    which is not known yet."""
+    if ahead:
+        return [Sample(each.row, each.row.chosen + 1) for each in work], list(range(len(work)))
+    samples: list[Sample] = []
+    places: list[int] = []
+    end = 0
+    for row, _, ids, chosen in work:
+        end += len(ids)
+        if chosen == 1:
+            for each in row.branches or (row,):
+                samples.append(Sample(each, each.chosen))
+                places.append(end - 1)
+        else:
+            for i in range(chosen):
+                guesses = tuple(ids[len(ids) - chosen + 1 : len(ids) - chosen + 1 + i])
+                samples.append(Sample(row, row.chosen + i, guesses))
+                places.append(end - chosen + i)
+    return samples, places
 
 
 class Decoder:
-    """A model on the way from prompts to answers: its weights as they are now (`for_inference`), and how it chooses."""
+    """A model with its weights as they are now (`for_inference`), and the cache that it computes with."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, config: SamplingConfig):
-        self.model, self.config, self._pad = for_inference(model), config, tokenizer.pad
-        self._rows: dict[int, SamplingRows] = {}
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, blocks: int, block_size: int):
+        self._model = model
+        self._twins: dict[str | None, Transformer] = {"": for_inference(model)}
+        self.cache = PagedCache(model.config, blocks, block_size, model.device, computed_dtype(self._twins[""]))
         self._forbidden = forbidden_tokens(tokenizer, model.config.vocab_size).nonzero()[:, 0].to(model.device)
         """Their ids, which are few: a mask over the vocabulary would be read for every token."""
+        self._rules: tuple[list[Row], SamplingRows] | None = None
+
+    @property
+    def is_ahead(self) -> bool:
+        """A step is launched before the one under way is looked at."""
+        return self.device.type == "cuda"
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return self._model.device
 
-    def start(
-        self, prompts: Sequence[Sequence[int]], branches: Sequence[int], numbers: Tensor, capacity: int
-    ) -> DecodeState:
-        """The state after the first token of each row. Row b goes on with prompt `branches[b]`: samples of one prompt
-        share its prefill. numbers: (B, N), as in `DecodeState`."""
-        cache, logits = prefill(self.model, prompts, capacity, self._pad)
-        if list(branches) != list(range(len(prompts))):
-            rows = torch.tensor(branches, device=self.device)
-            cache.select(rows)
-            logits = logits[rows]
-        state = self.empty_state(cache, numbers.to(self.device))
-        self._choose(state, logits)
-        return state
+    def twin(self, adapter: str | None) -> Transformer:
+        """The model with this adapter; "" is the model as it was given, None its base. Raises UserError for others."""
+        if adapter not in self._twins:
+            before = adapter_in_use(self._model)
+            use_adapter(self._model, adapter)
+            try:
+                self._twins[adapter] = for_inference(self._model)
+            finally:
+                use_adapter(self._model, before)
+        return self._twins[adapter]
 
-    def empty_state(self, cache: KVCache, numbers: Tensor) -> DecodeState:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, device=self.device, dtype=torch.int64)
+    def launch(self, work: Sequence[Work], before: Launched | None = None) -> Launched:
+        """Computes it, and chooses, without waiting for a GPU. before: what is under way, whose choices are what the
+        tokens of `work` are that have no ids yet."""
+        samples, places = samples_of(work, ahead=before is not None)
+        logits = self._logits(work, places, before)  # (S, V)
+        if not samples:
+            return Launched(samples, None, None)
+        wanted = [each.row.request.logprobs for each in samples]
+        most = max((w for w in wanted if w is not None), default=None)
+        free = logits if most is None else logits.clone()
+        tokens = self._choose(logits.index_fill_(1, self._forbidden, -torch.inf), samples)
+        return Launched(samples, tokens, None if most is None else log_probabilities(free, tokens, most))
 
-        generated = self._rules(cache.batch).generated([[]] * cache.batch)
-        return DecodeState(cache, zeros(cache.batch), numbers, zeros(1), generated)
-
-    def _rules(self, rows: int) -> SamplingRows:
-        if rows not in self._rows:
-            self._rows[rows] = SamplingRows.of([self.config] * rows, self.device)
-        return self._rows[rows]
-
-    def rows_for(self, rows: int) -> int:
-        """Rows of the state that would hold so many."""
-        return rows
-
-    def hold(self, state: DecodeState, steps: int) -> DecodeState:
-        """The state in the memory that it is advanced in, for so many steps more; rows to spare come last."""
-        return state
-
-    def advance(self, state: DecodeState) -> None:
-        """One token more for every row."""
-        # A row that is no number is given up as soon as somebody looks; until then it must not crash.
-        self._choose(state, decode_step(self.model, state.tokens.clamp(min=0), state.cache))
-
-    def _choose(self, state: DecodeState, logits: Tensor) -> None:
+    def _logits(self, work: Sequence[Work], places: list[int], before: Launched | None) -> Tensor:
+        """(S, V), of the tokens after those at `places` of all new tokens."""
+        hidden = self._hidden(work, before)  # (N, C)
+        if places != list(range(len(hidden))):
+            hidden = hidden[torch.tensor(places, dtype=torch.int64, device=self.device)]
+        if not places:
+            return hidden
+        logits = self._twins[""].head(hidden)
         # The largest of bfloat16s takes a CPU longer to find than to convert them.
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).index_fill_(1, self._forbidden, -torch.inf)
-        u = None
-        if not self.config.greedy:
-            # Finished rows may go on beyond their last number.
-            column = state.chosen.clamp(max=state.numbers.size(1) - 1)
-            u = state.numbers.index_select(1, column).squeeze(1)
-        rules = self._rules(state.rows)
-        state.tokens.copy_(sample(logits, rules, u, state.generated))
-        state.chosen.add_(1)
-        state.generated = rules.and_then(state.generated, state.tokens)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
+    def _hidden(self, work: Sequence[Work], before: Launched | None) -> Tensor:
+        by_adapter: dict[str | None, list[Work]] = {}
+        for each in work:
+            by_adapter.setdefault(each.row.request.adapter, []).append(each)
+        if len(by_adapter) == 1:
+            return self._forward(work, before)
+        found = torch.cat([self._forward(its, before) for its in by_adapter.values()])
+        # Back in the order of the work.
+        order, at = {}, 0
+        for its in by_adapter.values():
+            for each in its:
+                order[id(each)] = range(at, at + len(each.ids))
+                at += len(each.ids)
+        return found[torch.tensor([i for each in work for i in order[id(each)]], device=self.device)]
 
-class Fetched:
-    """A state's tokens on the way to the host, which need not wait for them yet."""
-
-    def __init__(self, tokens: Tensor):
-        self._event = None
-        if tokens.device.type == "cuda":
-            self._tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-            self._tokens.copy_(tokens, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(tokens.device))
+    def _forward(self, work: Sequence[Work], before: Launched | None) -> Tensor:
+        """(N, C) of all new tokens, side by side."""
+        if before is None:
+            ids = torch.tensor([[token for each in work for token in each.ids]], device=self.device)
         else:
-            self._tokens = tokens.clone()
+            ids = before.tokens_of([each.row for each in work])[None]
+        tables, starts, counts = zip(*[(each.row.table, each.start, len(each.ids) or 1) for each in work])
+        feed = Feed(self.cache, tables, starts, counts)
+        return self.twin(work[0].row.request.adapter).hidden(ids, cache=feed)[0]
 
-    def read(self) -> list[int]:
-        if self._event is not None:
-            self._event.synchronize()
-        return self._tokens.tolist()
+    def _choose(self, logits: Tensor, samples: list[Sample]) -> Tensor:
+        rows = [each.row for each in samples]
+        bound = [i for i, row in enumerate(rows) if row.matcher is not None]
+        if self._rules is None or self._rules[0] != rows:
+            configs = [row.request.sampling for row in rows]
+            self._rules = rows, SamplingRows.of(configs, self.device, bound)
+        rules = self._rules[1]
+        numbers = generated = may_follow = None
+        if rules.drawn is not None:
+            drawn = [each.row.numbers[each.place] if each.row.numbers else 0.0 for each in samples]
+            numbers = torch.tensor(drawn, device=logits.device)
+        if rules.punished is not None:
+            punishes = [row.request.sampling.punishes for row in rows]
+            ids = [[*each.row.generated, *each.guesses] if it else [] for each, it in zip(samples, punishes)]
+            generated = rules.generated(ids)
+        if bound:
+            may_follow = torch.empty(len(bound), logits.size(1), dtype=torch.bool)
+            for mask, i in zip(may_follow, bound):
+                rows[i].matcher.allow(mask)  # type: ignore[union-attr]
+        return sample(logits, rules, numbers, generated, may_follow)

@@ -1,27 +1,33 @@
-"""Generation: prompts in, answers out; batched over unequal prompts, with the key/value cache, or streamed.
+"""Generation: requests in, tokens out, many at once; they come and go between two steps.
 
-The model's part, from a state to the next, is in `decoding.py`; here are the rows, each an answer in the making, and
-what others call. A row that is finished leaves the batch. Rows do not see each other and draw from numbers of their
-own, so a batch gives what each prompt gives alone, up to the rounding of the machine's matrix products.
+    engine = Engine(model, tokenizer)
+    number = engine.add(Request(ids, n=3))
+    while engine.busy:
+        for update in engine.step():                  what one forward adds to each answer
+
+What a step computes is the scheduler's to say (`scheduler.py`), where it stands in memory the pool's (`blocks.py`), and
+how it is computed the decoder's (`decoding.py`). Rows do not see each other and draw from numbers of their own, so an
+answer is what its request gives alone, up to the rounding of the machine's matrix products.
+
+`generate`, `generate_ids`, `completions` and `stream` are engines that live for a call: weights may change between two.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass, replace
 
 from instructgpt.errors import UserError
-from instructgpt.generation.decoding import Decoder, Fetched, inference
+from instructgpt.generation.blocks import Pool
+from instructgpt.generation.decoding import Chosen, Decoder, Launched, inference
 from instructgpt.generation.graphs import GraphedDecoder
-from instructgpt.generation.request import Finish
+from instructgpt.generation.request import EngineConfig, EngineStats, Finish, Request, Token, Update
+from instructgpt.generation.row import Row
 from instructgpt.generation.sampling import NOT_A_NUMBER, SamplingConfig
-from instructgpt.generation.stopping import StoppingText
+from instructgpt.generation.scheduler import Scheduler, Work
 from instructgpt.model.counts import cache_memory
-from instructgpt.model.inference import computed_dtype
+from instructgpt.model.inference import computed_dtype, for_inference
 from instructgpt.model.transformer import Transformer
 from instructgpt.text.chat import Message, as_messages, render_prompt
 from instructgpt.text.tokenizer import Tokenizer
@@ -29,8 +35,191 @@ from instructgpt.text.tokenizer import Tokenizer
 Prompt = str | Sequence[Message]
 """A text is one user turn; messages are a conversation that ends with the user's."""
 
-_CACHE_BYTES = 2 << 30
-"""A batch has fewer rows when its cache would be larger than this."""
+
+class Engine:
+    """A model that answers requests. It belongs to one thread, and runs under the caller's autocast."""
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, config: EngineConfig | None = None):
+        """Weights are those of this moment. Raises UserError where the tokenizer is not the model's."""
+        require_tokenizer(model, tokenizer)
+        config = config or EngineConfig()
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+        size, context = config.block_size, model.config.context
+        with inference(model):
+            blocks = config.blocks or blocks_within(model, config)
+            self._decoder = decoder_of(model, tokenizer, blocks, size)
+        cell = min(-(-(config.longest or context) // size), blocks // config.max_rows)
+        self._pool = Pool(blocks, size, cell, config.prefix_cache)
+        self._scheduler = Scheduler(self._pool, config.tokens_per_step, config.max_rows)
+        self._rows: dict[int, list[Row]] = {}
+        """What is not finished, by request."""
+        self._prompts: dict[int, Row] = {}
+        """Prompts with several answers, until they are read."""
+        self._under_way: deque[tuple[list[Work], Launched]] = deque()
+        """Steps that were launched; a GPU works on the next while the host looks at this one."""
+        self._added = self._prompt_tokens = self._generated = self._drafted = self._accepted = 0
+
+    @property
+    def busy(self) -> bool:
+        """Something runs or waits."""
+        return bool(self._rows)
+
+    def add(self, request: Request) -> int:
+        """Takes a request; gives the number that its updates have. Raises UserError for one that cannot be met."""
+        limit = limit_of(request, self.model)
+        room = self._pool.blocks * self._pool.block_size
+        if len(request.ids) + limit - 1 > room:
+            raise UserError(
+                f"the prompt's {len(request.ids)} tokens and up to {limit} new ones are more than the cache holds, "
+                f"{room}; ask for fewer, or give it more memory"
+            )
+        request.sampling.check_ids(self.model.config.vocab_size)
+        with inference(self.model):
+            self._decoder.twin(request.adapter)
+        number = self._added
+        rows = [Row(number, index, request, limit, self.tokenizer) for index in range(request.n)]
+        first = rows[0]
+        if request.n > 1:
+            first = Row(number, 0, replace(request, constraint=None), limit, self.tokenizer)
+            first.branches = list(rows)
+            self._prompts[number] = first
+        self._added += 1
+        self._prompt_tokens += len(request.ids)
+        self._rows[number] = rows
+        self._scheduler.add(first)
+        return number
+
+    def abort(self, number: int) -> None:
+        """Gives up what is left of a request, none where it is done; its blocks are free at once."""
+        rows = self._rows.pop(number, [])
+        for row in [self._prompts.pop(number)] if number in self._prompts else rows:
+            self._scheduler.drop(row)
+
+    def step(self) -> list[Update]:
+        """One forward: the next token of each answer on its way, and some of the prompts of others. Raises UserError
+        where the model gives NaN."""
+        with inference(self.model):
+            while self._under_way and not any(each.row.is_running for each in self._under_way[0][0]):
+                self._under_way.popleft()
+            if not self._under_way:
+                work = self._scheduler.plan()
+                if not work:
+                    return []
+                self._under_way.append((work, self._decoder.launch(work)))
+            work, launched = self._under_way[-1]
+            if self._decoder.is_ahead and len(self._under_way) == 1 and (then := self._scheduler.plan_ahead(work)):
+                self._under_way.append((then, self._decoder.launch(then, launched)))
+            work, launched = self._under_way.popleft()
+            return self._taken(work, launched.read())
+
+    def stats(self) -> EngineStats:
+        scheduler = self._scheduler
+        return EngineStats(
+            running=scheduler.answers,
+            waiting=sum(row.answers for row in scheduler.waiting),
+            blocks_used=self._pool.used,
+            blocks_total=self._pool.blocks,
+            prompt_tokens=self._prompt_tokens,
+            prefix_hit_tokens=scheduler.prefix_hits,
+            generated=self._generated,
+            drafted=self._drafted,
+            accepted=self._accepted,
+            preempted=scheduler.preempted,
+        )
+
+    def _taken(self, work: list[Work], chosen: Chosen) -> list[Update]:
+        """Gives each answer what was chosen for it."""
+        updates: list[Update] = []
+        at = 0
+        for row, start, ids, count in work:
+            if not row.is_running:  # it ended while this was under way
+                at += count
+            elif not count:
+                self._scheduler.computed(row, start + len(ids))
+            elif row.branches:
+                self._scheduler.computed(row, start + len(ids))
+                updates.extend(self._update(branch, at + i, 1, chosen) for i, branch in enumerate(row.branches))
+                del self._prompts[row.number]
+                sources, targets = self._scheduler.fork(row)
+                if sources:
+                    self._decoder.cache.copy(sources, targets)
+                at += row.answers
+            else:
+                updates.append(self._update(row, at, count, chosen))
+                right = len(updates[-1].tokens) - 1  # guesses that turned out to be right
+                self._drafted += count - 1
+                self._accepted += right
+                self._scheduler.computed(row, start + len(ids) - count + 1 + right if ids else start + 1)
+                if row.finish:
+                    self._scheduler.drop(row)
+                at += count
+        return updates
+
+    def _update(self, row: Row, at: int, count: int, chosen: Chosen) -> Update:
+        """Takes tokens from `chosen[at]` on, up to `count`, as long as the guess before each was right."""
+        tokens: list[Token] = []
+        text = ""
+        for i in range(at, at + count):
+            token = chosen.tokens[i]
+            if token == NOT_A_NUMBER:
+                raise UserError("the model's output is NaN: its training diverged or its weights are damaged")
+            text += row.push(token)
+            asked = row.request.logprobs
+            if asked is None or chosen.logprobs is None:
+                tokens.append(Token(token))
+            else:
+                tokens.append(Token(token, chosen.logprobs[i], tuple(chosen.top[i][:asked])))
+            if row.finish or (i < at + count - 1 and row.drafts[i - at] != token):
+                break
+        self._generated += len(tokens)
+        row.drafts = []
+        if row.finish:
+            rows = self._rows[row.number]
+            rows.remove(row)
+            if not rows:
+                del self._rows[row.number]
+        return Update(row.number, row.index, tuple(tokens), text, row.finish, row.valid if row.finish else None)
+
+
+def decoder_of(model: Transformer, tokenizer: Tokenizer, blocks: int, block_size: int) -> Decoder:
+    """What computes on this model's device."""
+    has_pages = model.device.type == "cuda" and model.backend.name == "triton"
+    return (GraphedDecoder if has_pages else Decoder)(model, tokenizer, blocks, block_size)
+
+
+def require_tokenizer(model: Transformer, tokenizer: Tokenizer) -> None:
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}: they do not "
+            "belong together"
+        )
+
+
+def limit_of(request: Request, model: Transformer, name: str = "the prompt") -> int:
+    """Most tokens that can be generated. Raises UserError, which calls the prompt `name`, where it cannot be met."""
+    length, context, tokens = len(request.ids), model.config.context, model.config.vocab_size
+    if not request.ids:
+        raise UserError(f"{name} is empty; it needs a token to go on from")
+    if length > context:
+        raise UserError(
+            f"{name} has {length} tokens, the model's context holds {context}; shorten it by {length - context}"
+        )
+    if min(request.ids) < 0 or max(request.ids) >= tokens:
+        wrong = next(i for i in request.ids if not 0 <= i < tokens)
+        raise UserError(f"{name} has token {wrong}; the model's are from 0 to {tokens - 1}")
+    if request.n < 1:
+        raise UserError(f"n is {request.n}; it must be at least 1")
+    # A full context still predicts one token, which is not fed back.
+    return min(request.sampling.max_new_tokens, context - length + 1)
+
+
+def blocks_within(model: Transformer, config: EngineConfig) -> int:
+    """Blocks that `config.cache_bytes` hold, under the caller's autocast; at least one."""
+    dtype = computed_dtype(for_inference(model))
+    return max(1, config.cache_bytes // cache_memory(model.config, config.block_size, dtype))
+
+
+# ---- a call, and its answers
 
 
 @dataclass(frozen=True)
@@ -42,116 +231,6 @@ class Completion:
     text: str
     """The answer: no control tokens, nothing from a stop string on."""
     finish: Finish
-
-
-# ---- rows of a batch
-
-
-class _Row:
-    """One answer in the making."""
-
-    def __init__(self, prompt_number: int, prompt: list[int], limit: int, seed: int, text: StoppingText):
-        self.prompt_number, self.prompt, self.limit, self.text = prompt_number, prompt, limit, text
-        self._seed = seed
-        self.ids: list[int] = []
-        self.pieces: list[str] = []
-        self.finish: Finish | None = None
-
-    def numbers(self, count: int) -> Tensor:
-        """(count,) random numbers of its own, one a token."""
-        return torch.rand(count, generator=torch.Generator().manual_seed(self._seed))
-
-    def add(self, token: int, closing: frozenset[int], max_new_tokens: int) -> None:
-        self.ids.append(token)
-        self.pieces.append(self.text.push(token))
-        if token in closing:
-            self.finish = "end"
-        elif self.text.stopped:
-            self.finish = "stop"
-        elif len(self.ids) == self.limit:
-            self.finish = "length" if self.limit == max_new_tokens else "context"
-        if self.finish:
-            self.pieces.append(self.text.close())
-
-    @property
-    def completion(self) -> Completion:
-        assert self.finish
-        return Completion(self.ids, "".join(self.pieces), self.finish)
-
-
-class Decoding:
-    """A batch of rows on the way: prefilled when made, each `step` gives every row a token."""
-
-    def __init__(self, decoder: Decoder, rows: list[_Row], closing: frozenset[int]):
-        """closing: the tokens that end an answer."""
-        self._decoder, self.rows, self._closing = decoder, rows, closing
-        self._config = config = decoder.config
-        prompts = {row.prompt_number: row.prompt for row in rows}
-        place = {number: i for i, number in enumerate(prompts)}
-        numbers = torch.stack([row.numbers(0 if config.greedy else config.max_new_tokens) for row in rows])
-        branches = [place[row.prompt_number] for row in rows]
-        self._most = max(row.limit for row in rows)
-        """Tokens of the longest answer there can be; a cache has room for no more."""
-        self._state = decoder.start(list(prompts.values()), branches, numbers, _capacity(rows))
-        self._state = decoder.hold(self._state, self._most - 1)
-        self._launched = 1
-        self._under_way = deque([(rows, Fetched(self._state.tokens))])
-        # A GPU works on the next token while the host looks at this one.
-        self._ahead = 1 if decoder.device.type == "cuda" else 0
-
-    @property
-    def running(self) -> bool:
-        return any(row.finish is None for row in self.rows)
-
-    def step(self) -> None:
-        """Chooses the next token of every row that is not finished. Raises UserError where the model gives NaN."""
-        while len(self._under_way) <= self._ahead and self._launched < self._most:
-            self._decoder.advance(self._state)
-            self._launched += 1
-            self._under_way.append((self.rows, Fetched(self._state.tokens)))
-        rows, fetched = self._under_way.popleft()
-        for row, token in zip(rows, fetched.read()):
-            if row.finish is None:
-                if token == NOT_A_NUMBER:
-                    raise UserError("the model's output is NaN: its training diverged or its weights are damaged")
-                row.add(token, self._closing, self._config.max_new_tokens)
-        self._drop_finished()
-
-    def _drop_finished(self) -> None:
-        kept = [i for i, row in enumerate(self.rows) if row.finish is None]
-        if not kept or self._decoder.rows_for(len(kept)) > 0.75 * self._state.rows:
-            return  # moving the whole cache costs more than a few idle rows
-        self.rows = [self.rows[i] for i in kept]
-        state = self._state.select(torch.tensor(kept, device=self._decoder.device))
-        self._state = self._decoder.hold(state, self._most - self._launched)
-
-
-def _capacity(rows: Sequence[_Row]) -> int:
-    """Slots a row's cache needs; the last token generated is never fed back."""
-    return max(len(row.prompt) for row in rows) + max(row.limit for row in rows) - 1
-
-
-def _batches(rows: Sequence[_Row], batch_size: int, bytes_per_token: int) -> Iterator[list[_Row]]:
-    """Rows of like length together, so that there is little padding, and no batch's cache above the limit."""
-    batch: list[_Row] = []
-    for row in sorted(rows, key=lambda row: (len(row.prompt), row.prompt_number)):
-        with_row = [*batch, row]
-        too_large = len(with_row) * _capacity(with_row) * bytes_per_token > _CACHE_BYTES
-        if batch and (len(batch) == batch_size or too_large):
-            yield batch
-            with_row = [row]
-        batch = with_row
-    if batch:
-        yield batch
-
-
-# ---- what others call
-
-
-def decoder_of(model: Transformer, tokenizer: Tokenizer, config: SamplingConfig) -> Decoder:
-    """The way to decode on the model's device."""
-    kind = GraphedDecoder if model.device.type == "cuda" else Decoder
-    return kind(model, tokenizer, config)
 
 
 def generate_ids(
@@ -192,56 +271,39 @@ def completions(
         raise UserError(f"n is {n} and batch_size {batch_size}; both must be at least 1")
     if seeds is not None and len(seeds) != len(prompts):
         raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts")
-    rows = [
-        row for number, prompt in enumerate(prompts)
-        for row in _rows(
-            model, tokenizer, number, prompt, config, n, config.seed if seeds is None else seeds[number], raw
-        )
-    ]  # fmt: skip
-    place = {id(row): i for i, row in enumerate(rows)}
-    closing = tokenizer.closing
+    settings = [config] * len(prompts) if seeds is None else [replace(config, seed=seed) for seed in seeds]
+    requests = [Request(tuple(prompt), each, n, raw) for prompt, each in zip(prompts, settings)]
+    engine = _engine_for(model, tokenizer, requests, batch_size)
+    tokens: dict[int, list[int]] = {}
+    texts: dict[int, list[str]] = {}
+    while engine.busy:
+        for update in engine.step():
+            place = update.request * n + update.index
+            tokens.setdefault(place, []).extend(token.id for token in update.tokens)
+            texts.setdefault(place, []).append(update.text)
+            if update.finish:
+                yield place, Completion(tokens.pop(place), "".join(texts.pop(place)), update.finish)
+
+
+def _engine_for(model: Transformer, tokenizer: Tokenizer, requests: Sequence[Request], max_rows: int) -> Engine:
+    """An engine with these requests, and memory for as many of their answers at a time as there may be."""
+    require_tokenizer(model, tokenizer)
+    usual = EngineConfig()
+    size, longest, whole, answers, n = usual.block_size, 1, 1, 0, 1
+    for number, request in enumerate(requests, start=1):
+        length, limit = len(request.ids), limit_of(request, model, f"prompt {number}")
+        whole = max(whole, length + limit - 1)
+        longest = max(longest, length + limit - 1 if request.n == 1 else max(length, length % size + limit - 1))
+        answers, n = answers + request.n, request.n
+    rows = max(1, min(max_rows, answers))
+    prompts = rows // n + 1 if n > 1 else 0  # they have cells of their own
     with inference(model):
-        decoder = decoder_of(model, tokenizer, config)
-        bytes_per_token = cache_memory(model.config, 1, 1, computed_dtype(decoder.model))
-    for batch in _batches(rows, batch_size, bytes_per_token):
-        with inference(model):
-            decoding = Decoding(decoder, batch, closing)
-        waiting = batch
-        while waiting:
-            # Inference mode is not left open while the caller has the word, as in `stream`.
-            with inference(model):
-                while all(row.finish is None for row in waiting):
-                    decoding.step()
-            yield from ((place[id(row)], row.completion) for row in waiting if row.finish)
-            waiting = [row for row in waiting if row.finish is None]
-
-
-def _rows(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    number: int,
-    prompt: Sequence[int],
-    config: SamplingConfig,
-    n: int,
-    seed: int,
-    raw: bool,
-) -> list[_Row]:
-    context = model.config.context
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}: they do not "
-            "belong together"
-        )
-    if not prompt:
-        raise UserError(f"prompt {number + 1} is empty; it needs a token to go on from")
-    if len(prompt) > context:
-        raise UserError(
-            f"prompt {number + 1} has {len(prompt)} tokens, the model's context holds {context}; shorten it by "
-            f"{len(prompt) - context}"
-        )
-    # A full context still predicts one token, which is not fed back.
-    limit = min(config.max_new_tokens, context - len(prompt) + 1)
-    return [_Row(number, list(prompt), limit, seed + i, StoppingText(tokenizer, config.stop, raw)) for i in range(n)]
+        most = blocks_within(model, usual)
+    blocks = max(-(-whole // size), min(most, (rows + prompts) * -(-longest // size)))
+    engine = Engine(model, tokenizer, replace(usual, blocks=blocks, max_rows=rows, longest=longest))
+    for request in requests:
+        engine.add(request)
+    return engine
 
 
 def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, raw: bool = False) -> list[int]:
@@ -293,17 +355,13 @@ def stream(
     No piece is empty, ends within a character, or belongs to a stop string. Raises UserError as `generate`, at once.
     """
     config = config or SamplingConfig()
-    (row,) = _rows(model, tokenizer, 0, prompt_ids(prompt, tokenizer, raw), config, 1, config.seed, raw)
+    request = Request(tuple(prompt_ids(prompt, tokenizer, raw)), config, raw=raw)
+    engine = _engine_for(model, tokenizer, [request], 1)
 
     def pieces() -> Iterator[str]:
-        # Inference mode is entered for each step alone: left open, it would hold for the caller between two pieces.
-        with inference(model):
-            decoding = Decoding(decoder_of(model, tokenizer, config), [row], tokenizer.closing)
-        while decoding.running:
-            with inference(model):
-                decoding.step()
-            if piece := "".join(row.pieces):
-                yield piece
-            row.pieces.clear()
+        while engine.busy:  # each step is in inference mode; between two pieces the caller is in his own
+            for update in engine.step():
+                if update.text:
+                    yield update.text
 
     return pieces()

@@ -55,8 +55,8 @@ class Request:
     """None: no log-probabilities; k ≥ 0: that of each token, and of the k likeliest in its place."""
     constraint: Constraint | None = None
     """What the answer must be like, token by token."""
-    adapter: str = ""
-    """Which of the model's adapters computes it; "" is the base alone."""
+    adapter: str | None = ""
+    """Which of the model's adapters computes it; None is the base alone, "" the model as the engine was given it."""
 
 
 class Token(NamedTuple):
@@ -126,6 +126,8 @@ class EngineConfig(Settings):
     """Most answers on their way at a time; others wait."""
     prefix_cache: bool = True
     """Whether blocks of a prompt stay, for others that begin with the same tokens, while there is room."""
+    longest: NonNegativeInt = 0
+    """Tokens that an answer and its prompt have at most, mostly, for which memory is laid out; 0: the context."""
     draft: Literal["none", "ngram", "model"] = "none"
     """Guesses tokens ahead, to be checked many at a time (speculative decoding): from what followed the same words
     before, or by a smaller model. Tokens stay the same."""

@@ -298,6 +298,11 @@ def use_adapter(model: Transformer, name: str | None) -> None:
         layer.active = name if name is not None and name in layer.adapters else None
 
 
+def adapter_in_use(model: Transformer) -> str | None:
+    """The adapter that the model computes with; None where it is the base alone."""
+    return next((layer.active for layer in _layers(model) if layer.active is not None), None)
+
+
 def base_of(model: Transformer) -> Transformer:
     """The model without its adapters, as a model of its own that shares every tensor with it: no memory is needed to
     compare the two."""

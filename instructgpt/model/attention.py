@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from instructgpt.config import ModelConfig
 from instructgpt.model.backend import Backend
-from instructgpt.model.cache import KVCache
+from instructgpt.model.cache import Feed
 from instructgpt.model.short_conv import ShortConv
 
 
@@ -18,15 +18,13 @@ class Scope:
     """What every block's attention needs besides its input: computed once a forward, the same in all layers."""
 
     visibility: Any
-    """Which keys each query may attend to, as the backend's attention takes it, or its decode_attention."""
+    """Which keys each query may attend to, as the backend's attention takes it; with a cache, its cached_attention."""
     rotation: tuple[Tensor, Tensor] | None
     """RoPE's cos and sin, as the backend's rope takes them; None with learned positions."""
     positions: Tensor
     """(1 or B, T), how many tokens stand before each in its document."""
-    cache: KVCache | None
-    """Keys and values of earlier tokens."""
-    is_decoding: bool = False
-    """One new token a row, without gradient."""
+    feed: Feed | None
+    """Whose the new tokens are, where earlier ones are in a cache."""
 
 
 class Attention(nn.Module):
@@ -48,8 +46,10 @@ class Attention(nn.Module):
         H, K, D = self.config.heads, self.config.kv_heads, self.config.head_dim
         qk, v = self.qkv(x).split(((H + K) * D, K * D), dim=-1)
         if self.config.qk_window > 1:
-            before = None if scope.cache is None else scope.cache.follow(self.layer, qk)
-            qk = self.qk_conv(qk, scope.positions, before)
+            if scope.feed is None:
+                qk = self.qk_conv(qk, scope.positions)
+            else:
+                qk = self.qk_conv.after(qk, scope.feed.follow(self.layer, qk))
         q, k = qk.view(B, T, H + K, D).split((H, K), dim=2)
         v = v.view(B, T, K, D)
         if self.config.qk_norm:
@@ -58,8 +58,8 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or K, T, D)
         if scope.rotation is not None:
             q, k = self.backend.rope(q, *scope.rotation), self.backend.rope(k, *scope.rotation)
-        if scope.cache is not None:
-            k, v = scope.cache.append(self.layer, k, v)  # (B, K, keys, D)
-        attention = self.backend.decode_attention if scope.is_decoding else self.backend.attention
-        y = attention(q, k, v, scope.visibility)  # (B, H, T, D)
+        if scope.feed is None:
+            y = self.backend.attention(q, k, v, scope.visibility)  # (B, H, T, D)
+        else:
+            y = scope.visibility(self.layer, q, k, v)
         return self.output(y.transpose(1, 2).reshape(B, T, H * D))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +14,9 @@ from torch import Tensor
 import kernels
 from instructgpt.errors import UserError, suggestion
 from instructgpt.model import cpu_ops
+from instructgpt.model.cache import Feed
+from instructgpt.model.pages import PageAttention
+from instructgpt.model.runs import RunAttention, fused_partial, plain_partial
 from kernels import launch
 from kernels.checks import known_targets, require_targets
 
@@ -44,11 +46,9 @@ class Backend:
     never falls along a row. Numbers below 0 are padding at a row's end, whose results nobody reads."""
     attention: Callable[[Tensor, Tensor, Tensor, Any], Tensor]
     """(q (B, H, queries, D), k and v (B, K, keys, D), visibility) -> (B, H, queries, D)"""
-    reach: Callable[[Tensor | None, Tensor | None, int, torch.device, torch.dtype], Any]
-    """(starts (B,) or None, ends (B,) or None, slots, device, dtype of the cache) -> which slots of a cache the next
-    token of each row attends to, start ≤ slot < end, as `decode_attention` takes it. None stands for 0, and for all."""
-    decode_attention: Callable[[Tensor, Tensor, Tensor, Any], Tensor]
-    """(q (B, H, 1, D), k and v (B, K, slots, D), reach) -> (B, H, 1, D), without gradient"""
+    cached_attention: Callable[[Feed], Callable[[int, Tensor, Tensor, Tensor], Tensor]]
+    """The new tokens of a forward with a cache -> (layer, q (1, H, N, D), k, v (1, K, N, D)) -> (1, H, N, D): keeps k
+    and v, and attends to all that stands in the cache up to each token, without gradient. Made once a forward."""
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     layer_norm: Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
     rotation: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -119,8 +119,7 @@ def naive() -> Backend:
         name="naive",
         visibility=_naive_visibility,
         attention=_naive_attention,
-        reach=_bounds,
-        decode_attention=_naive_decode_attention,
+        cached_attention=_naive_cached_attention,
         rms_norm=kernels.rms_norm_reference,
         layer_norm=kernels.layer_norm_reference,
         rotation=_cos_and_sin,
@@ -143,14 +142,8 @@ def _naive_attention(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) 
     return kernels.attention_reference(q, k, v, causal=True, documents=documents)
 
 
-def _bounds(
-    starts: Tensor | None, ends: Tensor | None, slots: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor | None, Tensor | None]:
-    return starts, ends
-
-
-def _naive_decode_attention(q: Tensor, k: Tensor, v: Tensor, bounds: tuple[Tensor | None, Tensor | None]) -> Tensor:
-    return kernels.decode_attention_reference(q[:, :, 0], k, v, *bounds)[:, :, None]
+def _naive_cached_attention(feed: Feed) -> RunAttention:
+    return RunAttention(feed, plain_partial, partial(_naive_attention, documents=None))
 
 
 def triton() -> Backend:
@@ -164,8 +157,7 @@ def triton() -> Backend:
         name="triton",
         visibility=_triton_visibility,
         attention=_triton_attention,
-        reach=_bounds,
-        decode_attention=_triton_decode_attention,
+        cached_attention=PageAttention,
         rms_norm=_triton_rms_norm,
         layer_norm=_triton_layer_norm,
         rotation=_cos_and_sin,
@@ -218,19 +210,13 @@ def _triton_attention(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor) -> Ten
     return kernels.attention(q, k, v, intervals=intervals)
 
 
-def _triton_decode_attention(q: Tensor, k: Tensor, v: Tensor, bounds: tuple[Tensor | None, Tensor | None]) -> Tensor:
-    # One query is too few to keep a GPU busy, so this kernel splits the keys.
-    return kernels.decode_attention(q[:, :, 0], k, v, *bounds)[:, :, None]
-
-
 def sdpa() -> Backend:
     """PyTorch's own fused operators."""
     return Backend(
         name="sdpa",
         visibility=_sdpa_visibility,
         attention=_sdpa_attention,
-        reach=_sdpa_reach,
-        decode_attention=_sdpa_decode_attention,
+        cached_attention=_sdpa_cached_attention,
         rms_norm=_rms_norm,
         layer_norm=_layer_norm,
         rotation=_cos_and_sin,
@@ -265,22 +251,9 @@ def _sdpa_attention(q: Tensor, k: Tensor, v: Tensor, may_attend: Tensor | None) 
     return F.scaled_dot_product_attention(q, k, v, may_attend, is_causal=is_causal, enable_gqa=grouped)
 
 
-def _sdpa_reach(
-    starts: Tensor | None, ends: Tensor | None, slots: int, device: torch.device, dtype: torch.dtype
-) -> Tensor | None:
-    """(B, 1, 1, slots), added to the scores: 0 where the token attends, else -inf; None where it attends to all."""
-    if starts is None and ends is None:
-        return None
-    slot = torch.arange(slots, device=device)
-    may_attend = slot >= (0 if starts is None else starts[:, None])
-    if ends is not None:
-        may_attend = may_attend & (slot < ends[:, None])
-    # PyTorch would make numbers of truths in every layer.
-    return torch.zeros_like(may_attend, dtype=dtype).masked_fill_(~may_attend, -math.inf)[:, None, None]
-
-
-def _sdpa_decode_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, bias, enable_gqa=q.size(1) != k.size(1))
+def _sdpa_cached_attention(feed: Feed) -> RunAttention:
+    fused = fused_partial if feed.cache.device.type == "cpu" else plain_partial
+    return RunAttention(feed, fused, partial(_sdpa_attention, may_attend=None))
 
 
 def _sdpa_quantize(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:

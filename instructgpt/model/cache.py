@@ -1,148 +1,217 @@
-"""The key/value cache: what attention keeps of earlier tokens, so that a new token costs one token."""
+"""The key/value cache: what attention keeps of earlier tokens, so that a new token costs one token.
+
+Memory is cut into blocks of a few tokens (Kwon et al. 2023, PagedAttention). A sequence is a `Table` of blocks, which
+need not be neighbours and may be those of another sequence that begins with the same tokens. One forward reads new
+tokens of any number of sequences, side by side in one flat row without padding: a `Feed` says whose they are.
+
+    cache = PagedCache(config, blocks=64)             the memory
+    Feed(cache, tables, starts, counts)               counts[i] new tokens of sequence i, from position starts[i] on
+    rows = Sequences(config, 3, 100)                  the simplest case: three sequences of up to 100 tokens,
+    model(ids, cache=rows.feed(ids.size(1)))          fed side by side
+
+Which block belongs to whom is not known here (`generation/blocks.py`); how attention finds its keys is in `runs.py` and
+`pages.py`. Nothing here carries a gradient.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from instructgpt.config import ModelConfig
 
 
-class KVCache:
-    """Keys and values of every layer for a batch of sequences, filled from slot 0 on.
-
-    Prompts of unequal length are padded on the left, so that all of them end at the same slot: row b's first
-    `pad_lengths[b]` slots are padding, are never attended to, and its token in slot s has position
-    s - pad_lengths[b].
-    """
+class PagedCache:
+    """Keys and values of every layer, by slot: block b holds the slots from b · block_size on."""
 
     def __init__(
         self,
         config: ModelConfig,
-        batch: int,
-        capacity: int,
+        blocks: int,
+        block_size: int = 16,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        pad_lengths: Sequence[int] | None = None,
-        fixed: bool = False,
     ):
-        """Holds `capacity` tokens a row, padding included; `dtype` is what the model computes keys in.
-
-        fixed: a step of one token is the same operations on the same addresses wherever it stands, so that it can be
-        recorded as a CUDA graph: what changes from step to step lies in tensors, `slot` and `pad_lengths`.
-        """
+        """dtype: what the model computes keys in. Memory that was never written is not taken on a CPU, and is zeros:
+        what stands beyond a sequence's end is multiplied by 0, and must be a number."""
         config = config.resolved()
-        shape = (config.layers, batch, config.kv_heads, capacity, config.head_dim)
+        self.blocks, self.block_size = blocks, block_size
+        slots = blocks * block_size
+        shape = (config.layers, slots, config.kv_heads, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
-        channels = (config.heads + config.kv_heads) * config.head_dim
-        self.recent = torch.zeros(config.layers, batch, config.qk_window - 1, channels, device=device, dtype=dtype)
-        """Each layer's queries and keys of the last tokens, side by side, before the convolution over them."""
-        self.length = 0
-        """Slots filled so far, in every row."""
-        self.slot = torch.zeros(1, device=device, dtype=torch.int64) if fixed else None
-        """`length` on the device, where it is fixed."""
-        self.pad_lengths: Tensor | None = None
-        """(B,) int64; None when no row is padded, which lets attention do without a mask."""
-        if pad_lengths is not None and any(pad_lengths):
-            if len(pad_lengths) != batch:
-                raise ValueError(f"{len(pad_lengths)} pad lengths for a batch of {batch}")
-            self.pad_lengths = torch.tensor(list(pad_lengths), device=device)
-        elif fixed:
-            self.pad_lengths = torch.zeros(batch, device=device, dtype=torch.int64)
+        self.reach = config.qk_window - 1
+        """Tokens before its own that make up a query or a key."""
+        channels = (config.heads + config.kv_heads) * config.head_dim if self.reach else 0
+        self.unmixed = torch.zeros(config.layers, slots, channels, device=device, dtype=dtype)
+        """Queries and keys, side by side, before the convolution over them; nothing where there is none."""
+        self.kept_plan: Any = None
+        """How attention went in the last forward, which the next one mostly goes like."""
 
     @property
-    def capacity(self) -> int:
-        return self.keys.size(3)
-
-    @property
-    def batch(self) -> int:
+    def slots(self) -> int:
         return self.keys.size(1)
 
     @property
+    def device(self) -> torch.device:
+        return self.keys.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.keys.dtype
+
+    @property
     def bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in (self.keys, self.values, self.recent))
+        return sum(held.numel() * held.element_size() for held in (self.keys, self.values, self.unmixed))
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores k and v (B, K, T, D) of one layer after the filled slots; gives all of it, (B, K, length + T, D), or
-        the whole capacity where the cache is fixed and T is 1.
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Blocks `targets` become what `sources` are, one by one."""
+        source, target = (torch.tensor(blocks, device=self.device) for blocks in (sources, targets))
+        for held in (self.keys, self.values, self.unmixed):
+            by_block = held.view(held.size(0), self.blocks, self.block_size, *held.shape[2:])
+            by_block[:, target] = by_block[:, source]
 
-        `advance` then counts the T slots as filled, once all layers have stored theirs.
-        """
-        end = self.length + k.size(2)
-        if end > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens a row and {end} were given")
-        if self.slot is not None and k.size(2) == 1:
-            keys, values = self.keys[layer], self.values[layer]
-            k, v = k.to(keys.dtype), v.to(values.dtype)
-            return keys.index_copy_(2, self.slot, k), values.index_copy_(2, self.slot, v)
-        # `select` and `narrow` cost a third of what a tuple of slices does, and a token waits for every microsecond.
-        keys, values = (held.select(0, layer).narrow(2, 0, end) for held in (self.keys, self.values))
-        keys.narrow(2, self.length, k.size(2)).copy_(k)
-        values.narrow(2, self.length, k.size(2)).copy_(v)
-        return keys, values
+
+class Table:
+    """The blocks of one sequence, in order, and the runs of neighbours that they form."""
+
+    __slots__ = ("blocks", "runs", "version")
+
+    def __init__(self, blocks: Sequence[int] = ()):
+        """blocks: what is shared with other sequences; they are runs of their own, whatever comes after."""
+        self.blocks: list[int] = []
+        self.runs: list[tuple[int, int]] = []
+        """(first block, blocks): neighbours in memory that follow each other."""
+        self.version = 0
+        """Other runs, another number; the last run grows without."""
+        for block in blocks:
+            self.append(block)
+        self.runs.append((-1, 0))
+
+    def append(self, block: int) -> None:
+        self.blocks.append(block)
+        if self.runs:
+            first, count = self.runs[-1]
+            if block == first + count:
+                self.runs[-1] = (first, count + 1)
+                return
+            if count == 0:
+                self.runs.pop()
+        self.runs.append((block, 1))
+        self.version += 1
+
+    def pieces(self, tokens: int, block_size: int) -> list[tuple[int, int]]:
+        """(first slot, slots) of each run, up to the sequence's first `tokens` tokens."""
+        found = []
+        for first, count in self.runs:
+            if tokens <= 0:
+                break
+            found.append((first * block_size, min(tokens, count * block_size)))
+            tokens -= count * block_size
+        return found
+
+
+class Feed:
+    """The new tokens of one forward, N in all, those of each sequence after those of the one before."""
+
+    def __init__(self, cache: PagedCache, tables: Sequence[Table], starts: Sequence[int], counts: Sequence[int]):
+        """tables[i] has blocks for starts[i] + counts[i] tokens, of which the first starts[i] are in the cache."""
+        self.cache, self.tables = cache, tables
+        self.starts, self.counts = np.asarray(starts), np.asarray(counts)
+        rows, positions = np.arange(len(tables)), self.starts
+        if self.decoding < len(tables):
+            rows = np.repeat(rows, self.counts)  # (N,)
+            offsets = np.arange(len(rows)) - np.repeat(np.cumsum(self.counts) - self.counts, self.counts)
+            positions = self.starts[rows] + offsets  # (N,)
+        self.positions = torch.from_numpy(positions).to(cache.device)[None]
+        """(1, N), how many tokens stand before each in its sequence."""
+        self.slots = self._slots(rows, positions)
+        """(N,), where each token's key and value go."""
+        self.before: Tensor | None = None
+        """(N, reach), the slots of the tokens before each, the nearest first; any where there are none."""
+        self.is_before: Tensor | None = None
+        """(N, reach, 1), 1 where there is one, else 0; None where all are."""
+        if cache.reach:
+            wanted = positions[:, None] - np.arange(1, cache.reach + 1)  # (N, reach)
+            self.before = self._slots(rows[:, None], np.maximum(wanted, 0))
+            if positions.min() < cache.reach:
+                self.is_before = torch.from_numpy(wanted >= 0).to(cache.device, cache.dtype)[..., None]
+
+    @cached_property
+    def _padded(self) -> np.ndarray:
+        width = max([len(table.blocks) for table in self.tables])
+        return np.array([table.blocks + [0] * (width - len(table.blocks)) for table in self.tables])
+
+    def _slots(self, rows: np.ndarray, positions: np.ndarray) -> Tensor:
+        size = self.cache.block_size
+        return torch.from_numpy(self._padded[rows, positions // size] * size + positions % size).to(self.cache.device)
+
+    @cached_property
+    def decoding(self) -> int:
+        """So many of the first sequences have one new token."""
+        is_more = self.counts != 1
+        return int(is_more.argmax()) if is_more.any() else len(self.counts)
+
+    @cached_property
+    def page_table(self) -> Tensor:
+        """(decoding, M) int32, the blocks of the first sequences, on the device."""
+        return torch.from_numpy(self._padded[: self.decoding].astype(np.int32)).to(self.cache.device)
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """(decoding,) int32, their tokens, the new one included."""
+        return (self.positions[0, : self.decoding] + 1).int()
 
     def follow(self, layer: int, qk: Tensor) -> Tensor:
-        """The queries and keys (B, qk_window - 1, (H + K)·D) before qk (B, T, (H + K)·D); keeps the last of both."""
-        before = self.recent[layer].clone()
-        self.recent[layer] = torch.cat([before, qk], dim=1)[:, qk.size(1) :]
-        return before
+        """Keeps qk (1, N, channels); gives what stands before each, the nearest first, (N, reach, channels)."""
+        held = self.cache.unmixed[layer]
+        held.index_copy_(0, self.slots, qk.detach()[0].to(held.dtype))
+        assert self.before is not None
+        found = held[self.before]
+        return found if self.is_before is None else found * self.is_before
 
-    def advance(self, tokens: int) -> None:
-        self.length += tokens
-        if self.slot is not None:
-            self.slot.add_(tokens)
+    def write(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Keeps k and v (1, K, N, D) of one layer."""
+        for held, new in ((self.cache.keys, k), (self.cache.values, v)):
+            held[layer].index_copy_(0, self.slots, new.detach()[0].transpose(0, 1).to(held.dtype))
 
-    def positions(self, tokens: int) -> Tensor:
-        """(B, tokens) position of each of the next `tokens` tokens in its sequence; 0 for padding."""
-        if self.slot is not None and tokens == 1:
-            slots = self.slot.expand(self.batch, 1)
-        else:
-            slots = torch.arange(self.length, self.length + tokens, device=self.keys.device).expand(self.batch, -1)
-        return slots if self.pad_lengths is None else (slots - self.pad_lengths[:, None]).clamp(min=0)
 
-    def documents(self, tokens: int) -> Tensor | None:
-        """(B, length + tokens) with the next `tokens` tokens: 0 for padding, 1 for the sequence; None without padding.
+class Sequences:
+    """A batch of sequences in a cache of their own, each with room for as many tokens; `lengths` are in it."""
 
-        So padding attends to padding, for a softmax over nothing is no number; nobody reads the result.
+    def __init__(
+        self,
+        config: ModelConfig,
+        rows: int,
+        capacity: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        block_size: int = 16,
+    ):
+        each = -(-capacity // block_size)
+        self.cache = PagedCache(config, rows * each, block_size, device, dtype)
+        self.capacity = capacity
+        self.lengths = [0] * rows
+        self._tables = [Table() for _ in range(rows)]
+        for row, table in enumerate(self._tables):
+            for block in range(row * each, (row + 1) * each):
+                table.append(block)
+
+    def feed(self, tokens: int | Sequence[int]) -> Feed:
+        """The next tokens of each sequence, all as many or a number for each, 0 for none. They count as fed.
+
+        The ids are (rows, tokens), or flat (1, sum of tokens). Raises ValueError where there is no room.
         """
-        if self.pad_lengths is None:
-            return None
-        slots = torch.arange(self.length + tokens, device=self.keys.device)
-        return (slots >= self.pad_lengths[:, None]).long()
-
-    def span(self) -> tuple[Tensor | None, Tensor | None, int]:
-        """(starts (B,), ends (B,), slots): the next token attends to slots start ≤ s < end of the `slots` that `append`
-        gives it; None for 0 and for all of them."""
-        if self.slot is None:
-            return self.pad_lengths, None, self.length + 1
-        return self.pad_lengths, (self.slot + 1).expand(self.batch).contiguous(), self.capacity
-
-    def load(self, other: KVCache) -> None:
-        """Takes over what `other` holds, a cache of as many rows or fewer; what is left of the rows stands empty."""
-        if other.batch > self.batch or other.length > self.capacity:
-            raise ValueError(
-                f"{other.batch} rows of {other.length} tokens do not fit in {self.batch} of {self.capacity}"
-            )
-        self.keys[:, : other.batch, :, : other.length] = other.keys[:, :, :, : other.length]
-        self.values[:, : other.batch, :, : other.length] = other.values[:, :, :, : other.length]
-        self.recent[:, : other.batch] = other.recent
-        self.length = other.length
-        if self.slot is not None:
-            self.slot.fill_(other.length)
-        if self.pad_lengths is not None:
-            self.pad_lengths.zero_()
-            if other.pad_lengths is not None:
-                self.pad_lengths[: other.batch] = other.pad_lengths
-
-    def select(self, rows: Tensor) -> None:
-        """Keeps the rows of these indices, in this order; an index may occur several times, to branch a sequence."""
-        self.keys = self.keys.index_select(1, rows)
-        self.values = self.values.index_select(1, rows)
-        self.recent = self.recent.index_select(1, rows)
-        if self.pad_lengths is not None:
-            self.pad_lengths = self.pad_lengths.index_select(0, rows)
-        if self.slot is not None:
-            self.slot = self.slot.clone()  # a shallow copy that selects shares nothing any more
+        counts = [tokens] * len(self._tables) if isinstance(tokens, int) else list(tokens)
+        starts, self.lengths = self.lengths, [start + count for start, count in zip(self.lengths, counts, strict=True)]
+        if max(self.lengths) > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens a row and {max(self.lengths)} were given")
+        fed = [row for row, count in enumerate(counts) if count]
+        return Feed(
+            self.cache, [self._tables[r] for r in fed], [starts[r] for r in fed], [counts[r] for r in fed]
+        )  # fmt: skip

@@ -78,9 +78,8 @@ def recomputed_flops_per_token(config: ModelConfig, tokens: int) -> float:
     return forward_flops_per_token(config, tokens, head_share=0.0) - last
 
 
-def cache_memory(config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype = torch.float32) -> int:
-    """Bytes of a `KVCache` of these sizes."""
+def cache_memory(config: ModelConfig, tokens: int, dtype: torch.dtype = torch.float32) -> int:
+    """Bytes of a `PagedCache` of so many slots."""
     config = config.resolved()
-    keys_and_values = 2 * config.kv_heads * capacity
-    recent = (config.qk_window - 1) * (config.heads + config.kv_heads)
-    return config.layers * batch * (keys_and_values + recent) * config.head_dim * dtype.itemsize
+    vectors = 2 * config.kv_heads + (config.heads + config.kv_heads if config.qk_window > 1 else 0)
+    return config.layers * tokens * vectors * config.head_dim * dtype.itemsize

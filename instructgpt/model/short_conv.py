@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -23,17 +22,13 @@ class ShortConv(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(window - 1, channels))
 
-    def forward(self, x: Tensor, positions: Tensor, before: Tensor | None = None) -> Tensor:
-        """x (B, T, C) mixed, (B, T, C).
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x (B, T, C) mixed, (B, T, C). positions: (1 or B, T), how many tokens stand before each in its document."""
+        return _Mix.apply(x, self.weight.to(x.dtype), positions)
 
-        positions: (1 or B, T), how many tokens stand before each in its document. before: (B, window-1, C), the vectors
-        before the first of x; None where a document starts there.
-        """
-        weight = self.weight.to(x.dtype)
-        if before is None:
-            return _Mix.apply(x, weight, positions)
-        reach = weight.size(0)
-        return _Mix.apply(torch.cat([before, x], dim=1), weight, F.pad(positions, (reach, 0)))[:, reach:]
+    def after(self, x: Tensor, before: Tensor) -> Tensor:
+        """x (1, N, C) mixed, where before (N, window-1, C) are the vectors before each, the nearest first."""
+        return x + (before.to(x.dtype) * self.weight.to(x.dtype)).sum(1)
 
 
 class _Mix(torch.autograd.Function):

@@ -21,7 +21,7 @@ from instructgpt.config import ModelConfig
 from instructgpt.errors import UserError
 from instructgpt.model.attention import Attention, Scope
 from instructgpt.model.backend import Backend, sdpa
-from instructgpt.model.cache import KVCache
+from instructgpt.model.cache import Feed
 from instructgpt.model.checkpointing import Checkpointing, recomputed
 from kernels import RopeScaling, rope_table
 
@@ -154,7 +154,7 @@ class Transformer(nn.Module):
         ids: Tensor,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Feed | None = None,
     ) -> Tensor:
         """Logits (B, T, V) of the token that follows each of `ids` (B, T). See `hidden`."""
         return self.head(self.hidden(ids, positions, documents, cache))
@@ -164,26 +164,28 @@ class Transformer(nn.Module):
         ids: Tensor,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Feed | None = None,
     ) -> Tensor:
         """The residual stream (B, T, C) after the last norm.
 
         ids: (B, T). Attention is causal, and with `documents` (B, T), numbers that never fall along a row, -1 for the
         padding at its end, stays within tokens of one number, where positions restart unless `positions` (B, T) are
-        given. With a cache, `ids` are the new tokens only; they are appended to it and see what it holds, at the
-        positions it says.
+        given. With a cache, `ids` are the new tokens that it says, those of one sequence after those of another, in
+        any number of rows; they are kept in it, see what it holds of their sequence, and carry no gradient beyond.
         Raises UserError when T exceeds the context.
         """
         T = ids.size(1)
+        if cache is not None:
+            return self.trunk(ids.reshape(1, -1), cache.positions, None, cache).view(*ids.shape, -1)
         if self.config.context < T:
             raise UserError(f"{T} tokens do not fit in the model's context of {self.config.context}")
         if positions is None:
-            positions = _positions(ids, documents) if cache is None else cache.positions(T)
-        if self.compiled.trunk is not None and cache is None and torch.is_grad_enabled():
+            positions = _positions(ids, documents)
+        if self.compiled.trunk is not None and torch.is_grad_enabled():
             return self.compiled.trunk(self, ids, positions, documents)
-        return self.trunk(ids, positions, documents, cache)
+        return self.trunk(ids, positions, documents)
 
-    def trunk(self, ids: Tensor, positions: Tensor, documents: Tensor | None, cache: KVCache | None = None) -> Tensor:
+    def trunk(self, ids: Tensor, positions: Tensor, documents: Tensor | None, cache: Feed | None = None) -> Tensor:
         """`hidden`, of inputs that are known to fit."""
         x = self.embedding(ids)  # (B, T, C)
         if self.config.position == "learned":
@@ -194,25 +196,17 @@ class Transformer(nn.Module):
         run = self.compiled.block if is_trained and self.compiled.block is not None else Block.__call__
         for block in self.blocks:
             x = run(block, x, scope)  # pyright: ignore[reportArgumentType]
-        if cache is not None:
-            cache.advance(ids.size(1))
         return self.final_norm(x)
 
-    def _scope(self, x: Tensor, positions: Tensor, documents: Tensor | None, cache: KVCache | None) -> Scope:
+    def _scope(self, x: Tensor, positions: Tensor, documents: Tensor | None, cache: Feed | None) -> Scope:
         """Visibility and rotations are the same in every layer: made here, once."""
-        queries = keys = x.size(1)
-        if cache is not None and documents is not None:
-            raise ValueError("a cache holds one document a row: give documents or a cache, not both")
         rotation = _rotation(positions, self.config)
         if rotation is not None:
             rotation = self.backend.rotation(*rotation)
-        if cache is not None and queries == 1 and not torch.is_grad_enabled():
-            reach = self.backend.reach(*cache.span(), x.device, cache.keys.dtype)
-            return Scope(reach, rotation, positions, cache, is_decoding=True)
         if cache is not None:
-            keys, documents = cache.length + queries, cache.documents(queries)
-        visibility = self.backend.visibility(queries, keys, documents, x.device)
-        return Scope(visibility, rotation, positions, cache)
+            return Scope(self.backend.cached_attention(cache), rotation, positions, cache)
+        visibility = self.backend.visibility(x.size(1), x.size(1), documents, x.device)
+        return Scope(visibility, rotation, positions, None)
 
     @property
     def output_weight(self) -> Tensor:

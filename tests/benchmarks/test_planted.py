@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from instructgpt.data.batch import Batch
 from instructgpt.data.comparisons import Ranked
 from instructgpt.data.tokens import Tokens
 from instructgpt.evaluation import instructions
-from instructgpt.generation import decoding
 from instructgpt.model.heads import RewardModel
 from instructgpt.model.transformer import Transformer
 from instructgpt.objectives import policy
@@ -35,7 +35,7 @@ ROWS = [
     [Tokens(np.array([5, 6, 7, 8, END]), np.arange(5) >= 3), Tokens(np.array([9, 10, 11, END]), np.arange(4) >= 1)],
     [Tokens(np.array([12, 13, 14, 15, 16, END]), np.arange(6) >= 4)],
 ]
-PLACES = [(packing, "collate"), (sft, "next_token_loss"), (instructions, "fit_prompt"), (decoding, "KVCache"),
+PLACES = [(packing, "collate"), (sft, "next_token_loss"), (instructions, "fit_prompt"), (instructions, "completions"),
           (comparisons, "_packed"), (comparisons, "_pairs"), (comparisons, "collate_comparisons"),
           (RewardModel, "forward"), (dpo, "answer_logprobs"), (dpo, "frozen_copy"), (dpo, "build_model"),
           (ppo, "examine"), (ppo, "generalized_advantages"), (ppo, "whiten"), (rollouts, "SamplingConfig"),
@@ -247,9 +247,9 @@ def test_use(plant: Any):
     plant("asked without the chat template")
     asked = instructions.fit_prompt([{"role": "user", "content": "to be or not"}], tokenizer, 4)
     assert asked.ids == [1, 2, 2, 2]
-    plant("padding before prompts is attended to")
-    cache = decoding.KVCache(SHAPE, 2, 4, "cpu", torch.float32, [1, 0])
-    assert cache.pad_lengths is None
+    completions = planted.padding_seen(lambda model, tokenizer, prompts, **_: prompts)
+    padded = completions(None, SimpleNamespace(pad=0), [[5, 6, 7], [8], [9] * 4], batch_size=2)
+    assert padded == [[5, 6, 7], [0, 0, 8], [9] * 4]
 
 
 def test_planted_names_are_what_the_product_calls():

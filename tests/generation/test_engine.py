@@ -8,9 +8,10 @@ from torch import Tensor
 
 from instructgpt.config import ModelConfig
 from instructgpt.errors import UserError
-from instructgpt.generation import decoding, engine
-from instructgpt.generation.decoding import prefill
+from instructgpt.generation import engine
+from instructgpt.generation.decoding import Decoder
 from instructgpt.generation.engine import Completion, generate, generate_ids, prompt_ids, stream
+from instructgpt.generation.request import EngineConfig
 from instructgpt.generation.sampling import SamplingConfig
 from instructgpt.model.transformer import Transformer
 from instructgpt.text.chat import render_prompt
@@ -28,9 +29,7 @@ class Scripted(Transformer):
 
     def hidden(self, ids, positions=None, documents=None, cache=None) -> Tensor:
         assert cache is not None
-        positions = cache.positions(ids.size(1)) if positions is None else positions
-        cache.advance(ids.size(1))
-        return positions[..., None].expand(ids.size(0), -1, 1)
+        return cache.positions[..., None]
 
     def head(self, hidden: Tensor) -> Tensor:
         place = (hidden[..., 0] - self.prompt_length + 1).clamp(max=len(self.script) - 1)
@@ -197,42 +196,50 @@ def test_dropout_is_off(model: Transformer, tokenizer: Tokenizer):
     assert generate(dropping.train(), tokenizer, PROMPTS) == generate(model, tokenizer, PROMPTS)
 
 
-def test_a_small_limit_on_the_cache_changes_nothing(model: Transformer, tokenizer: Tokenizer, monkeypatch):
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Decoder, list[int]]]:
+    """The tokens of each row in every step, and what computed them."""
+    found: list[tuple[Decoder, list[int]]] = []
+    launch = Decoder.launch
+
+    def counted(self, work, before=None):
+        found.append((self, [len(each.ids) for each in work]))
+        return launch(self, work, before)
+
+    monkeypatch.setattr(Decoder, "launch", counted)
+    return found
+
+
+def test_a_small_limit_on_the_cache_changes_nothing(model: Transformer, tokenizer: Tokenizer, monkeypatch, steps):
     settings = dict(temperature=1.0, n=3, max_new_tokens=10)
     expected = generate(model, tokenizer, PROMPTS, **settings)
-    sizes: list[int] = []
-
-    class Counted(engine.Decoding):
-        def __init__(self, decoder, rows, closing):
-            super().__init__(decoder, rows, closing)
-            sizes.append(self._state.cache.bytes)
-
-    monkeypatch.setattr(engine, "Decoding", Counted)
-    monkeypatch.setattr(engine, "_CACHE_BYTES", 60_000)
+    held = steps[-1][0].cache.bytes
+    monkeypatch.setattr(engine, "EngineConfig", lambda: EngineConfig(cache_bytes=held // 4))
     assert generate(model, tokenizer, PROMPTS, **settings) == expected
-    assert len(sizes) == 3 and max(sizes) <= 60_000
-    monkeypatch.setattr(engine, "_CACHE_BYTES", 1)  # less than one row: one at a time
+    assert steps[-1][0].cache.bytes <= held // 4
+    monkeypatch.setattr(engine, "EngineConfig", lambda: EngineConfig(cache_bytes=1))  # less than one row
     assert generate(model, tokenizer, PROMPTS, **settings) == expected
 
 
-def test_the_cache_has_the_format_that_the_model_computes_in(model: Transformer, tokenizer: Tokenizer):
-    prompts = [[tokenizer.bos, 50, 60], [tokenizer.bos]]
-    assert prefill(model, prompts, 8, tokenizer.pad)[0].keys.dtype == torch.float64
-    model = model.float()
+def test_the_cache_has_the_format_that_the_model_computes_in(model: Transformer, tokenizer: Tokenizer, steps):
+    generate(model, tokenizer, PROMPTS)
+    assert steps[-1][0].cache.dtype == torch.float64
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert prefill(model, prompts, 8, tokenizer.pad)[0].keys.dtype == torch.bfloat16
-        assert len(generate(model, tokenizer, PROMPTS)) == len(PROMPTS)
+        assert len(generate(model.float(), tokenizer, PROMPTS)) == len(PROMPTS)
+    assert steps[-1][0].cache.dtype == torch.bfloat16
 
 
-def test_finished_rows_leave_the_batch(model: Transformer, tokenizer: Tokenizer, monkeypatch):
-    rows: list[int] = []
-    step = decoding.decode_step
-
-    def counted(model, tokens, cache):
-        rows.append(cache.batch)
-        return step(model, tokens, cache)
-
-    monkeypatch.setattr(decoding, "decode_step", counted)
+def test_finished_rows_leave_and_others_take_their_place(model: Transformer, tokenizer: Tokenizer, steps):
     config = SamplingConfig(max_new_tokens=40, temperature=1.0)
     generate_ids(model, tokenizer, [[tokenizer.bos]], config, n=32)
-    assert rows[0] > rows[-1]
+    rows = [len(counts) for _, counts in steps]
+    assert rows[0] == 1 and rows[1] > rows[-1] and sorted(rows[1:], reverse=True) == rows[1:]
+    steps.clear()
+    generate_ids(model, tokenizer, [[tokenizer.bos]] * 32, config, seeds=range(32), batch_size=4)
+    rows = [len(counts) for _, counts in steps]
+    assert max(rows) == 4 and sum(row < 4 for row in rows) < len(rows) / 2
+
+
+def test_no_more_is_computed_than_an_answer_can_have(model: Transformer, tokenizer: Tokenizer, steps):
+    generate(model, tokenizer, ["the cat"], max_new_tokens=5)
+    assert len(steps) == 5

@@ -13,7 +13,7 @@ from torch import Tensor
 from instructgpt.config import ModelConfig
 from instructgpt.model import Transformer
 from instructgpt.model.backend import Backend, naive, sdpa, triton
-from instructgpt.model.cache import KVCache
+from instructgpt.model.cache import Sequences
 from kernels.launch import INTERPRETED
 
 configs = st.builds(
@@ -125,16 +125,16 @@ def test_training_follows_the_same_curve() -> None:
 
 
 @needs_kernels
-def test_triton_generates_from_a_padded_cache() -> None:
-    """A prompt, two tokens at once, and one, which is another kernel's work."""
+def test_triton_reads_a_cache_in_pages() -> None:
+    """Prompts, more of one beside the next token of another, and a token of each, which is another kernel's work."""
     hidden = {}
     for backend in (sdpa, triton):
-        model, ids = build(LLAMA, backend), torch.arange(18, device=DEVICE).view(2, 9)
-        cache = KVCache(LLAMA, 2, 9, DEVICE, pad_lengths=[0, 3])
+        model, ids = build(LLAMA, backend), torch.arange(16, device=DEVICE)[None]
+        rows = Sequences(LLAMA, 2, 9, DEVICE, block_size=4)
         with torch.inference_mode():
-            pieces = [model.hidden(piece, cache=cache) for piece in ids.split((6, 2, 1), dim=1)]
-        is_token = torch.arange(9) >= torch.tensor([[0], [3]])  # nobody reads the padding
-        hidden[backend.__name__] = torch.cat(pieces, dim=1)[is_token.to(DEVICE)]
+            steps = zip(ids.split((9, 5, 2), dim=1), ((6, 3), (1, 4), 1))
+            pieces = [model.hidden(piece, cache=rows.feed(counts)) for piece, counts in steps]
+        hidden[backend.__name__] = torch.cat(pieces, dim=1)
     torch.testing.assert_close(hidden["triton"], hidden["sdpa"], rtol=1e-4, atol=1e-4)
 
 

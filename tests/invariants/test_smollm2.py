@@ -13,7 +13,7 @@ import torch
 import instructgpt as ig
 from benchmarks.agreement import PROMPTS
 from instructgpt.cli import run_command
-from instructgpt.model import KVCache, Transformer
+from instructgpt.model import Sequences, Transformer
 from instructgpt.pretrained import hub, smollm2
 from instructgpt.text.chat import as_messages, render_prompt
 
@@ -41,15 +41,19 @@ def run(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def greedy(model: Transformer, prompts: list[list[int]], tokens: int) -> torch.Tensor:
     """(prompts, tokens), the most probable ones, beyond the end of an answer too."""
-    longest = max(map(len, prompts))
-    pads = [longest - len(prompt) for prompt in prompts]
-    cache = KVCache(model.config, len(prompts), longest + tokens, pad_lengths=pads)
-    ids, found = torch.tensor([[0] * pad + prompt for pad, prompt in zip(pads, prompts)]), []
+    rows = Sequences(model.config, len(prompts), max(map(len, prompts)) + tokens)
+    counts, ids, found = (
+        [len(prompt) for prompt in prompts],
+        torch.tensor([[i for prompt in prompts for i in prompt]]),
+        [],
+    )
     with torch.inference_mode():
         for _ in range(tokens):
-            ids = model.head(model.hidden(ids, cache=cache)[:, -1:]).argmax(-1)
-            found.append(ids)
-    return torch.cat(found, 1)
+            last = torch.tensor(counts).cumsum(0) - 1
+            ids = model.head(model.hidden(ids, cache=rows.feed(counts))[:, last]).argmax(-1)  # (1, prompts)
+            counts = [1] * len(prompts)
+            found.append(ids[0])
+    return torch.stack(found, 1)
 
 
 def test_logits_and_greedy_answers_are_theirs(file: Path, run: Path) -> None:

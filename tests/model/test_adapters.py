@@ -30,7 +30,7 @@ from instructgpt.model.adapters import (
     unmerge,
     use_adapter,
 )
-from instructgpt.model.cache import KVCache
+from instructgpt.model.cache import Sequences
 from instructgpt.model.inference import for_inference
 from instructgpt.model.quantize import QuantizedLinear, quantize, unquantize
 
@@ -326,8 +326,9 @@ def test_generation_computes_what_the_model_does(config: LoRA, shape: dict[str, 
     trained(add_adapter(model, config))
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
         twin, expected = for_inference(model), model(IDS).float()
-        cache = KVCache(model.config, 3, 16, dtype=torch.bfloat16 if twin.packed_head is not None else torch.float32)
-        logits = torch.cat([twin(piece, cache=cache) for piece in IDS.split((14, 1, 1), dim=1)], dim=1).float()
+        rows = Sequences(model.config, 3, 16, dtype=torch.bfloat16 if twin.packed_head is not None else torch.float32)
+        pieces = IDS.split((14, 1, 1), dim=1)
+        logits = torch.cat([twin(piece, cache=rows.feed(piece.size(1))) for piece in pieces], dim=1).float()
     exact = bits == "float" and not half
     assert (logits - expected).norm() < (1e-6 if exact else 0.02) * expected.norm()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from instructgpt.config import ModelConfig
-from instructgpt.model import KVCache, Transformer
+from instructgpt.model import Sequences, Transformer
 from instructgpt.model.backend import Backend, naive, sdpa, triton
 from instructgpt.model.checkpointing import Checkpointing
 from instructgpt.model.heads import RewardModel
@@ -136,7 +136,7 @@ def test_it_is_compiled_as_a_whole(how: Checkpointing) -> None:
 def test_without_gradients_nothing_is_kept_and_nothing_changes() -> None:
     model = RewardModel(Transformer(SMALL))
     model.transformer.checkpoint("blocks")
-    cache = KVCache(SMALL, batch=1, capacity=4)
+    rows = Sequences(SMALL, rows=1, capacity=4)
     with torch.inference_mode():
-        model.transformer.hidden(torch.zeros(1, 2, dtype=torch.long), cache=cache)
-    assert cache.length == 2
+        model.transformer.hidden(torch.zeros(1, 2, dtype=torch.long), cache=rows.feed(2))
+    assert rows.lengths == [2]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from instructgpt.config import MODEL_PRESETS, ModelConfig
-from instructgpt.model import KVCache, Transformer
+from instructgpt.model import PagedCache, Transformer
 from instructgpt.model.backend import naive
 from instructgpt.model.counts import (
     cache_memory,
@@ -92,9 +92,8 @@ def test_flops_that_checkpointing_adds(config: ModelConfig, tokens: int) -> None
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cache_memory_is_what_the_cache_holds(dtype: torch.dtype) -> None:
     config = ModelConfig(vocab_size=40, layers=2, width=32, heads=4, kv_heads=2, qk_window=4)
-    cache = KVCache(config, batch=3, capacity=7, dtype=dtype)
-    assert (
-        cache_memory(config, 3, 7, dtype)
-        == sum(t.nbytes for t in (cache.keys, cache.values, cache.recent))
-        == cache.bytes
-    )
+    cache = PagedCache(config, blocks=3, block_size=7, dtype=dtype)
+    held = sum(tensor.nbytes for tensor in (cache.keys, cache.values, cache.unmixed))
+    assert cache_memory(config, 21, dtype) == held == cache.bytes
+    plain = PagedCache(replace(config, qk_window=1), blocks=3, block_size=7, dtype=dtype)
+    assert cache_memory(replace(config, qk_window=1), 21, dtype) == plain.bytes

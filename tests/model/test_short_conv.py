@@ -7,7 +7,7 @@ from torch.autograd import gradcheck
 from torch.func import functional_call
 
 from instructgpt.config import ModelConfig
-from instructgpt.model import KVCache, Transformer
+from instructgpt.model import Sequences, Transformer
 from instructgpt.model.attention import Attention, Scope
 from instructgpt.model.backend import naive
 from instructgpt.model.short_conv import ShortConv
@@ -39,11 +39,11 @@ def test_a_cache_remembers_what_stands_before(pieces: list[int]) -> None:
     conv = ShortConv(16, 3)
     conv.weight.data.normal_()
     x = torch.randn(2, 4, 16)
-    cache = KVCache(CONFIG, batch=2, capacity=4)
+    rows = Sequences(CONFIG, rows=2, capacity=4, block_size=2)
     mixed = []
     for piece in x.split(pieces, dim=1):
-        mixed.append(conv(piece, cache.positions(piece.size(1)), cache.follow(0, piece)))
-        cache.advance(piece.size(1))
+        flat = piece.reshape(1, -1, 16)
+        mixed.append(conv.after(flat, rows.feed(piece.size(1)).follow(0, flat)).view_as(piece))
     torch.testing.assert_close(torch.cat(mixed, dim=1), conv(x, torch.arange(4)[None]))
 
 
@@ -70,15 +70,15 @@ def test_a_model_without_it_has_none() -> None:
 def test_gradients() -> None:
     torch.manual_seed(0)
     conv = ShortConv(3, 4).double()
-    x, before = (torch.randn(2, T, 3, dtype=torch.float64, requires_grad=True) for T in (6, 3))
+    x = torch.randn(2, 6, 3, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
 
-    def mix(x: Tensor, weight: Tensor, before: Tensor | None, positions: Tensor) -> Tensor:
-        return functional_call(conv, {"weight": weight}, (x, positions, before))
+    def mix(x: Tensor, weight: Tensor, positions: Tensor) -> Tensor:
+        return functional_call(conv, {"weight": weight}, (x, positions))
 
     packed = torch.tensor([[0, 1, 2, 3, 0, 1], [0, 0, 1, 0, 1, 2]])
-    assert gradcheck(lambda x, w: mix(x, w, None, packed), (x, weight))
-    assert gradcheck(lambda x, w, b: mix(x, w, b, torch.arange(2, 8)[None]), (x, weight, before))
+    assert gradcheck(lambda x, w: mix(x, w, packed), (x, weight))
+    assert gradcheck(lambda x, w: mix(x, w, torch.arange(6)[None]), (x, weight))
 
 
 @pytest.mark.parametrize("T", [1, 2, 3])

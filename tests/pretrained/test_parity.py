@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from instructgpt.config import ModelConfig
-from instructgpt.model import KVCache, Transformer, resolve_backend
+from instructgpt.model import Sequences, Transformer, resolve_backend
 from instructgpt.pretrained.families import family_of
 from instructgpt.pretrained.folder import CONFIG, open_folder, read_json
 from instructgpt.pretrained.renaming import Exported, Imported
@@ -53,11 +53,11 @@ def logits(model: Any, ids: Tensor) -> Tensor:
 
 def greedy(model: Transformer, prompt: Tensor, n: int) -> list[int]:
     """The n most probable tokens one after the other, with the cache."""
-    cache = KVCache(model.config, 1, prompt.size(1) + n)
+    rows = Sequences(model.config, 1, prompt.size(1) + n)
     ids, found = prompt, []
     with torch.inference_mode():
         for _ in range(n):
-            ids = model.head(model.hidden(ids, cache=cache)[:, -1:]).argmax(-1)
+            ids = model.head(model.hidden(ids, cache=rows.feed(ids.size(1)))[:, -1:]).argmax(-1)
             found.append(int(ids))
     return found
 
