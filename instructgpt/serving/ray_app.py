@@ -42,6 +42,7 @@ from instructgpt.serving.options import Options
 from instructgpt.serving.problems import Problem
 from instructgpt.serving.protocol import Shape
 from instructgpt.serving.replies import ClientGone
+from instructgpt.serving.safety import Guard, load_hook
 from instructgpt.serving.service import Service
 from instructgpt.settings import FilePath, NonNegative, Positive, PositiveInt, Settings
 
@@ -83,6 +84,8 @@ class RayConfig(Settings):
     """What clients call the model; without it the name of the run's folder."""
     keys: FilePath = ""
     """A file of who may use the service, as of `instructgpt serve`; without it, anybody who reaches it may."""
+    safety: tuple[str, ...] = ()
+    """Functions that look at prompts and answers, as of `instructgpt serve`."""
     device: str = "auto"
     """Where a replica computes: auto, cpu or cuda."""
     scaling: Scaling = field(default_factory=Scaling)
@@ -91,8 +94,8 @@ class RayConfig(Settings):
 
 
 def application(arguments: dict[str, str]) -> serve.Application:
-    """What `serve run` starts; arguments are the fields of `RayConfig`, those within others as `scaling.cores`."""
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
+    """What `serve run` starts; arguments are the fields of `RayConfig` and of what is in it."""
+    flags = [part for name, value in arguments.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     config = parse(RayConfig, flags, "serve run instructgpt.serving.ray_app:application")
     return deployed(lambda: _app(config), config.scaling, config.options)
 
@@ -265,13 +268,13 @@ def _app(config: RayConfig) -> ASGIApp:
     precision = resolve_precision("auto", device)
     model, tokenizer = load(config.model, device)
     model = model.to(precision.parameters)
-    loop = EngineLoop(
-        lambda: Engine(model, tokenizer, config.engine),
-        config.engine.max_rows + config.options.max_queue,
-        lambda: precision.context(device),
-    )
+    context = precision.context(device)
+    with context:
+        engine = Engine(model, tokenizer, config.engine)
+    loop = EngineLoop(engine, config.engine.max_rows + config.options.max_queue, lambda: context)
     keys = Keys(Path(config.keys)) if config.keys else None
     shape = Shape(model.config.vocab_size, model.config.context)
     models = {config.name or Path(config.model).resolve().name: ""}
-    service = Service(loop, tokenizer, shape, models, config.options, keys)
+    guard = Guard([load_hook(name) for name in config.safety])
+    service = Service(loop, tokenizer, shape, models, config.options, keys, guard)
     return make_app(service, () if keys else LOOPBACK)

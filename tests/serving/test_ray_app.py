@@ -204,3 +204,12 @@ def test_a_body_that_is_too_large_is_refused(scaled: Scaled):
     connection.request("POST", "/answer", b"x" * (2 << 20))
     response = connection.getresponse()
     assert response.status == 413 and b"larger than" in response.read()
+
+
+def test_arguments_are_fields_and_a_wrong_one_is_told_in_a_line():
+    from instructgpt.errors import UserError
+    from instructgpt.serving.ray_app import application
+
+    application({"model": "runs/x", "most_replicas": "3", "cores": "0.5", "max_seconds": "9", "block_size": "32"})
+    with pytest.raises(UserError, match="most-replicas"):
+        application({"model": "runs/x", "most_replicas": "none"})
