@@ -26,6 +26,7 @@ from instructgpt.generation.request import EngineConfig, EngineStats, Finish, Re
 from instructgpt.generation.row import Row
 from instructgpt.generation.sampling import NOT_A_NUMBER, SamplingConfig
 from instructgpt.generation.scheduler import Scheduler, Work
+from instructgpt.generation.speculative import DraftModel, Guesser, LookUp, Speculation
 from instructgpt.model.counts import cache_memory
 from instructgpt.model.inference import computed_dtype, for_inference
 from instructgpt.model.transformer import Transformer
@@ -39,8 +40,15 @@ Prompt = str | Sequence[Message]
 class Engine:
     """A model that answers requests. It belongs to one thread, and runs under the caller's autocast."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, config: EngineConfig | None = None):
-        """Weights are those of this moment. Raises UserError where the tokenizer is not the model's."""
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        config: EngineConfig | None = None,
+        draft: Transformer | None = None,
+    ):
+        """Weights are those of this moment. draft: the smaller model of `config.draft` "model". Raises UserError where
+        the tokenizer is not the model's."""
         require_tokenizer(model, tokenizer)
         config = config or EngineConfig()
         self.model, self.tokenizer, self.config = model, tokenizer, config
@@ -51,6 +59,9 @@ class Engine:
         cell = min(-(-(config.longest or context) // size), blocks // config.max_rows)
         self._pool = Pool(blocks, size, cell, config.prefix_cache)
         self._scheduler = Scheduler(self._pool, config.tokens_per_step, config.max_rows)
+        self._speculation: Speculation | None = None
+        if config.draft != "none":
+            self._speculation = Speculation(self._guesser(draft, blocks, cell), config.draft_tokens)
         self._rows: dict[int, list[Row]] = {}
         """What is not finished, by request."""
         self._prompts: dict[int, Row] = {}
@@ -58,6 +69,14 @@ class Engine:
         self._under_way: deque[tuple[list[Work], Launched]] = deque()
         """Steps that were launched; a GPU works on the next while the host looks at this one."""
         self._added = self._prompt_tokens = self._generated = self._drafted = self._accepted = 0
+
+    def _guesser(self, draft: Transformer | None, blocks: int, cell: int) -> Guesser:
+        if self.config.draft == "ngram":
+            return LookUp()
+        if draft is None:
+            raise UserError("draft is 'model' and no model is given to guess with; give one, or take 'ngram'")
+        with inference(draft):
+            return DraftModel(draft, self.tokenizer, blocks, self.config.block_size, cell)
 
     @property
     def busy(self) -> bool:
@@ -102,15 +121,22 @@ class Engine:
             while self._under_way and not any(each.row.is_running for each in self._under_way[0][0]):
                 self._under_way.popleft()
             if not self._under_way:
+                if self._speculation:
+                    self._speculation.begin(self._scheduler.running)
                 work = self._scheduler.plan()
                 if not work:
                     return []
                 self._under_way.append((work, self._decoder.launch(work)))
             work, launched = self._under_way[-1]
-            if self._decoder.is_ahead and len(self._under_way) == 1 and (then := self._scheduler.plan_ahead(work)):
+            is_ahead = self._decoder.is_ahead and self._speculation is None
+            if is_ahead and len(self._under_way) == 1 and (then := self._scheduler.plan_ahead(work)):
                 self._under_way.append((then, self._decoder.launch(then, launched)))
             work, launched = self._under_way.popleft()
-            return self._taken(work, launched.read())
+            updates = self._taken(work, launched.read())
+            if self._speculation:
+                is_reading = any(len(each.ids) != each.chosen for each in work)
+                self._speculation.end(sum(len(update.tokens) for update in updates), is_reading)
+            return updates
 
     def stats(self) -> EngineStats:
         scheduler = self._scheduler

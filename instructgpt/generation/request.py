@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 from torch import Tensor
 
 from instructgpt.generation.sampling import SamplingConfig
-from instructgpt.settings import NonNegative, NonNegativeInt, PositiveInt, Settings
+from instructgpt.settings import NonNegativeInt, PositiveInt, Settings
 
 Finish = Literal["end", "stop", "length", "context"]
 """Why an answer ended: the model closed it; a stop string came; max_new_tokens came; the context is full."""
@@ -130,8 +130,6 @@ class EngineConfig(Settings):
     """Tokens that an answer and its prompt have at most, mostly, for which memory is laid out; 0: the context."""
     draft: Literal["none", "ngram", "model"] = "none"
     """Guesses tokens ahead, to be checked many at a time (speculative decoding): from what followed the same words
-    before, or by a smaller model. Tokens stay the same."""
+    before, or by a smaller model. Tokens stay the same, and where it does not pay it pauses."""
     draft_tokens: PositiveInt = 4
     """Most tokens guessed ahead at a time."""
-    min_accepted: NonNegative = 0.3
-    """Guessing pauses where a smaller share of what was guessed is right."""

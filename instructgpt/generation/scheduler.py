@@ -57,6 +57,8 @@ class Scheduler:
         )
         for row in [*answering, *reading]:
             if row.is_running and budget > 0:
+                if row.drafts and not self.pool.grow(row.table, len(row.ids) + len(row.drafts)):
+                    row.drafts = []  # nobody gives way to a guess
                 count = min(len(row.ids) - row.cached + len(row.drafts), budget)
                 if self._has_room(row, row.cached + count):
                     work.append(self._work(row, count))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructgpt.config import ModelConfig
@@ -77,7 +77,7 @@ def engines(draw: st.DrawFn) -> EngineConfig:
         max_rows=draw(st.sampled_from([1, 2, 5, 50])),
         prefix_cache=draw(st.booleans()),
         longest=draw(st.sampled_from([0, 4, 12])),
-        draft=draw(st.sampled_from(["none"])),
+        draft=draw(st.sampled_from(["none", "ngram"])),
         draft_tokens=draw(st.integers(1, 5)),
     )
 
@@ -121,6 +121,7 @@ def alone(model: Transformer, tokenizer: Tokenizer, request: Request) -> list[An
     return ALONE[id(model), request]
 
 
+@settings(max_examples=500 if settings().max_examples >= 200 else settings().max_examples)
 @given(
     arrivals=st.lists(st.tuples(st.integers(0, 12), requests()), min_size=1, max_size=6),
     aborts=st.dictionaries(st.integers(0, 5), st.integers(0, 14), max_size=2),
