@@ -13,9 +13,7 @@ from instructgpt.generation.request import EngineConfig
 from instructgpt.model.adapters import adapters_of
 from instructgpt.model.transformer import Transformer
 from instructgpt.serving.access import Keys, new_key
-from instructgpt.serving.loop import EngineLoop
 from instructgpt.serving.options import Options
-from instructgpt.serving.protocol import Shape
 from instructgpt.serving.safety import Guard, Judge, load_hook
 from instructgpt.serving.sockets import address_of, is_loopback, listening_socket
 from instructgpt.settings import FilePath, NonNegativeInt
@@ -90,20 +88,15 @@ def serve(config: ServeConfig) -> int:
 
 def _service(config: ServeConfig, keys: Keys | None) -> Service:
     """The model, behind an engine that is not started yet, and all that stands around it."""
-    from instructgpt.generation.engine import Engine
     from instructgpt.serving.service import Service
 
     model, tokenizer, precision = config.load()
     models = _add_adapters(config, model)
-    with precision:
-        engine = Engine(model, tokenizer, config.engine)
-    loop = EngineLoop(engine, config.engine.max_rows + config.options.max_queue, lambda: precision)
     hooks = [load_hook(name) for name in config.safety]
     if config.judge:
         hooks.append(Judge.load(config.judge, config.judge_least))
     guard = Guard(hooks, _JUDGED_EVERY if config.judge else _LOOKED_AT_EVERY)
-    shape = Shape(model.config.vocab_size, model.config.context)
-    return Service(loop, tokenizer, shape, models, config.options, keys, guard)
+    return Service.of(model, tokenizer, models, config.engine, lambda: precision, config.options, keys, guard)
 
 
 def _add_adapters(config: ServeConfig, model: Transformer) -> dict[str, str | None]:

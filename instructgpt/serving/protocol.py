@@ -49,8 +49,8 @@ class Shape(NamedTuple):
 class Form(NamedTuple):
     """What an answer must be like."""
 
-    kind: Literal["json", "schema", "regex", "choices"]
-    value: Any = None
+    kind: Literal["schema", "regex", "choices"]
+    value: Any
     """The schema, the expression, or the choices."""
 
     @property
@@ -360,7 +360,7 @@ def _response_format(fields: Fields, limits: Limits) -> Form | None:
     if kind == "text":
         return None
     if kind == "json_object":
-        return Form("json")
+        return Form("schema", {"type": "object"})
     if kind != "json_schema":
         known = ("text", "json_object", "json_schema")
         raise invalid(fields.at("type"), f"there is no {shown(kind)}{suggestion(kind[:40], known)}.")

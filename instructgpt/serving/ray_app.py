@@ -37,10 +37,8 @@ from instructgpt.generation.request import EngineConfig
 from instructgpt.serving.access import Keys
 from instructgpt.serving.app import LOOPBACK, make_app
 from instructgpt.serving.call import read_body
-from instructgpt.serving.loop import EngineLoop
 from instructgpt.serving.options import Options
 from instructgpt.serving.problems import Problem
-from instructgpt.serving.protocol import Shape
 from instructgpt.serving.replies import ClientGone
 from instructgpt.serving.safety import Guard, load_hook
 from instructgpt.serving.service import Service
@@ -260,7 +258,6 @@ def _front_app() -> ASGIApp:
 
 
 def _app(config: RayConfig) -> ASGIApp:
-    from instructgpt.generation.engine import Engine
     from instructgpt.runtime import resolve_device, resolve_precision
     from instructgpt.training.checkpoint import load
 
@@ -268,13 +265,10 @@ def _app(config: RayConfig) -> ASGIApp:
     precision = resolve_precision("auto", device)
     model, tokenizer = load(config.model, device)
     model = model.to(precision.parameters)
-    context = precision.context(device)
-    with context:
-        engine = Engine(model, tokenizer, config.engine)
-    loop = EngineLoop(engine, config.engine.max_rows + config.options.max_queue, lambda: context)
     keys = Keys(Path(config.keys)) if config.keys else None
-    shape = Shape(model.config.vocab_size, model.config.context)
     models = {config.name or Path(config.model).resolve().name: ""}
     guard = Guard([load_hook(name) for name in config.safety])
-    service = Service(loop, tokenizer, shape, models, config.options, keys, guard)
+    service = Service.of(
+        model, tokenizer, models, config.engine, lambda: precision.context(device), config.options, keys, guard
+    )
     return make_app(service, () if keys else LOOPBACK)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 from instructgpt.errors import UserError, suggestion
-from instructgpt.generation.engine import prompt_ids
-from instructgpt.generation.request import Constraint, Request
+from instructgpt.generation.constraints import choice_constraint, regex_constraint, schema_constraint
+from instructgpt.generation.engine import Engine, prompt_ids
+from instructgpt.generation.request import Constraint, EngineConfig, Request
+from instructgpt.model.transformer import Transformer
 from instructgpt.serving.access import Caller, Key, Keys
 from instructgpt.serving.fields import invalid, shown
 from instructgpt.serving.loop import EngineLoop
@@ -45,6 +48,18 @@ class Service:
         self.since = int(time.time())
         self._anybody = Caller(Key("", b""))
         self._longest_token = int(tokenizer.byte_lengths.max())
+
+    @classmethod
+    def of(
+        cls, model: Transformer, tokenizer: Tokenizer, models: Mapping[str, str | None], config: EngineConfig,
+        context: Callable[[], AbstractContextManager[Any]], options: Options, keys: Keys | None,
+        guard: Guard | None = None,
+    ) -> Service:  # fmt: skip
+        """A service with an engine of its own. context: to compute in. Errors: UserError."""
+        with context():
+            engine = Engine(model, tokenizer, config)
+        loop = EngineLoop(engine, config.max_rows + options.max_queue, context)
+        return cls(loop, tokenizer, Shape(model.config.vocab_size, model.config.context), models, options, keys, guard)
 
     def caller(self, authorization: str | None) -> Caller:
         """Who sends a request with this header. Errors: Problem."""
@@ -138,16 +153,7 @@ class Service:
 
     def _compile(self, form: Form, raw: bool) -> Constraint:
         """Raises UserError for what is no schema or expression, cannot be met, or would never end."""
-        from instructgpt.generation.constraints import (
-            any_json_constraint,
-            choice_constraint,
-            regex_constraint,
-            schema_constraint,
-        )
-
         match form.kind:
-            case "json":
-                return any_json_constraint(self.tokenizer, raw)
             case "schema":
                 return schema_constraint(form.value, self.tokenizer, raw)
             case "regex":
