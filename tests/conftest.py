@@ -27,6 +27,10 @@ torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", type=float, default=20.0, help="seconds for which a service is kept under load")
+
+
 @pytest.fixture
 def real_data() -> Path:
     """A folder of real data sets beside the checkout; tests that use it skip where there is none."""
