@@ -72,7 +72,8 @@ class Row:
 
     @property
     def valid(self) -> bool | None:
-        return None if self.matcher is None else self.matcher.is_complete
+        # A stop string is no part of the text, so what the matcher has read is not what stands there.
+        return None if self.matcher is None else self.matcher.is_complete and not self.text.stopped
 
     def push(self, token: int) -> str:
         """The next token; gives the text that it makes certain, and sets `finish` where it is the last."""

@@ -173,14 +173,6 @@ class SamplingRows:
         device = self.punishing.values.device
         return Generated(*torch.tensor([rows, tokens], dtype=torch.int64, device=device))
 
-    def and_then(self, generated: Generated | None, tokens: Tensor) -> Generated | None:
-        """What is generated after one more token for each row; tokens: (B,)."""
-        if self.punishing is None or generated is None:
-            return None
-        chosen = self.punishing.of(tokens).clamp(min=0)  # a row that is no number is given up soon
-        rows = torch.arange(len(chosen), device=chosen.device)
-        return Generated(torch.cat([generated.rows, rows]), torch.cat([generated.tokens, chosen]))
-
 
 def _exact(device: torch.device) -> torch.device:
     """Where float64 is to be had: Apple's GPUs have none."""

@@ -162,22 +162,6 @@ def test_a_batch_of_unlike_rows_chooses_what_each_would_alone_and_what_the_rules
     assert together == [plainly(*each) for each in asked]
 
 
-@given(requests.filter(lambda asked: len(asked) > 1))
-def test_what_is_generated_grows_token_by_token(asked):
-    rules = SamplingRows.of([config for _, config, *_ in asked])
-    ids: list[list[int]] = [[] for _ in asked]
-    generated = rules.generated(ids)
-    for step in range(4):
-        chosen = [i * step % WIDTH for i in range(len(asked))]
-        generated = rules.and_then(generated, torch.tensor(chosen))
-        ids = [[*before, token] for before, token in zip(ids, chosen)]
-        whole = rules.generated(ids)
-        if whole is None or generated is None:
-            assert whole is generated
-            continue
-        assert sorted(zip(*map(Tensor.tolist, whole))) == sorted(zip(*map(Tensor.tolist, generated)))
-
-
 def test_logits_are_left_as_they_are():
     logits = torch.randn(3, WIDTH, dtype=torch.float64)
     before = logits.clone()
