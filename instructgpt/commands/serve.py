@@ -17,7 +17,8 @@ from instructgpt.serving.options import Options
 from instructgpt.serving.safety import Guard, Judge, load_hook
 from instructgpt.serving.sockets import address_of, is_loopback, listening_socket
 from instructgpt.settings import FilePath, NonNegativeInt
-from instructgpt.training.checkpoint import RunDirectory, add_adapters
+from instructgpt.text.tokenizer import Tokenizer
+from instructgpt.training.checkpoint import RunDirectory, add_adapters, load
 
 if TYPE_CHECKING:
     from instructgpt.serving.service import Service
@@ -51,6 +52,8 @@ class ServeConfig(ModelChoice):
     """The run directory of a reward model: answers that it scores below --judge-least are refused."""
     judge_least: float = 0.0
     """The lowest score of an answer that is given."""
+    draft_model: FilePath = ""
+    """The run directory of a smaller model of the same tokenizer, which guesses tokens ahead with --draft model."""
     options: Options = field(default_factory=Options)
     engine: EngineConfig = field(default_factory=lambda: EngineConfig(max_rows=64))
 
@@ -96,7 +99,22 @@ def _service(config: ServeConfig, keys: Keys | None) -> Service:
     if config.judge:
         hooks.append(Judge.load(config.judge, config.judge_least))
     guard = Guard(hooks, _JUDGED_EVERY if config.judge else _LOOKED_AT_EVERY)
-    return Service.of(model, tokenizer, models, config.engine, lambda: precision, config.options, keys, guard)
+    draft = _draft(config, model, tokenizer)
+    return Service.of(model, tokenizer, models, config.engine, lambda: precision, config.options, keys, guard, draft)
+
+
+def _draft(config: ServeConfig, model: Transformer, tokenizer: Tokenizer) -> Transformer | None:
+    """The smaller model, where one is to guess."""
+    if bool(config.draft_model) != (config.engine.draft == "model"):
+        raise UserError("--draft model and --draft-model DIR go together")
+    if not config.draft_model:
+        return None
+    draft, its = load(config.draft_model, model.device, config.backend)
+    if its != tokenizer:
+        raise UserError(
+            "has another tokenizer than the model in --model; their tokens must be the same", config.draft_model
+        )
+    return draft
 
 
 def _add_adapters(config: ServeConfig, model: Transformer) -> dict[str, str | None]:

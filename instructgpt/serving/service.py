@@ -53,11 +53,12 @@ class Service:
     def of(
         cls, model: Transformer, tokenizer: Tokenizer, models: Mapping[str, str | None], config: EngineConfig,
         context: Callable[[], AbstractContextManager[Any]], options: Options, keys: Keys | None,
-        guard: Guard | None = None,
+        guard: Guard | None = None, draft: Transformer | None = None,
     ) -> Service:  # fmt: skip
-        """A service with an engine of its own. context: to compute in. Errors: UserError."""
+        """A service with an engine of its own. context: to compute in. draft: guesses ahead, where `config` wants it.
+        Errors: UserError."""
         with context():
-            engine = Engine(model, tokenizer, config)
+            engine = Engine(model, tokenizer, config, draft)
         loop = EngineLoop(engine, config.max_rows + options.max_queue, context)
         return cls(loop, tokenizer, Shape(model.config.vocab_size, model.config.context), models, options, keys, guard)
 

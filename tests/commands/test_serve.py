@@ -28,10 +28,10 @@ ROOT = Path(__file__).parents[2]
 pytest.importorskip("uvicorn", reason="uvicorn is in the extra `serve`")
 
 
-def make_run(folder: Path, context: int = 256) -> Path:
+def make_run(folder: Path, vocab_size: int = 320) -> Path:
     """A run directory with a small random model, which goes on for long."""
-    tokenizer = Tokenizer.train([f"the cat number {i} saw {i * 7} red birds." for i in range(60)], vocab_size=320)
-    model = Transformer(ModelConfig(tokenizer.vocab_size, context=context, layers=2, width=32, heads=4))
+    tokenizer = Tokenizer.train([f"the cat number {i} saw {i * 7} red birds." for i in range(60)], vocab_size)
+    model = Transformer(ModelConfig(tokenizer.vocab_size, context=256, layers=2, width=32, heads=4))
     model.reset(torch.Generator().manual_seed(0))
     run = RunDirectory(folder)
     run.path.mkdir(parents=True)
@@ -87,6 +87,14 @@ def test_a_hook_that_is_none_and_a_port_that_is_taken(serve: Serve, run: Path) -
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, _, err = serve("--model", run, "--port", taken.getsockname()[1])
         assert code == 2 and "Address already in use" in err
+
+
+def test_a_model_that_guesses_has_the_same_tokenizer(serve: Serve, run: Path, tmp_path: Path) -> None:
+    flags = ("--model", run, "--port", "0")
+    assert "go together" in serve(*flags, "--draft", "model")[2]
+    assert "go together" in serve(*flags, "--draft-model", run)[2]
+    other = make_run(tmp_path / "other", vocab_size=300)
+    assert "has another tokenizer" in serve(*flags, "--draft", "model", "--draft-model", other)[2]
 
 
 def test_a_new_key_is_printed_and_opens(serve: Serve, tmp_path: Path) -> None:
