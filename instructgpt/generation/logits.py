@@ -97,9 +97,9 @@ def top_p(logits: Tensor, p: float | Tensor) -> Tensor:
     ranked, order = likely.sort(dim=-1, descending=True, stable=True)
     # The first has exactly 0 before it. What only fills a row has no probability, and all before it.
     is_inside = (ranked.cumsum(-1) - ranked < p) & (ranked > 0)
-    is_outside = torch.ones_like(logits, dtype=torch.bool)
-    is_outside.scatter_reduce_(-1, tokens.gather(-1, order), ~is_inside, "amin")
-    return logits.masked_fill_(is_outside, -math.inf)
+    # A sum, for a token may also be what fills a row, and CUDA scatters no bool with a reduction.
+    inside = torch.zeros_like(logits).scatter_add_(-1, tokens.gather(-1, order), is_inside.to(logits.dtype))
+    return logits.masked_fill_(inside == 0, -math.inf)
 
 
 def _likely(probabilities: Tensor, p: float | Tensor) -> tuple[Tensor, Tensor]:

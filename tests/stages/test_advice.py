@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -85,6 +86,7 @@ def test_a_job_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.skipif(importlib.util.find_spec("tyro") is None, reason="flags need tyro, which is not installed")
 def test_a_batch_too_large_for_a_gpu(runs: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
