@@ -1,4 +1,5 @@
-"""Generated tokens a second by batch size and number format, beside `transformers`. `python -m benchmarks.decode`.
+"""Generated tokens a second by batch size and number format, beside `transformers`; then what the engine's schedule
+brings (`batching.py`). `python -m benchmarks.decode`.
 
 GPT-2's 124M parameters on CUDA, with and without graphs, the same form at 12.3M on a CPU: random weights, the same in
 all. A measurement is a whole call: prompts of unequal length are read, then each row gets as many greedy tokens. The
@@ -10,29 +11,36 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
-from benchmarks.machine import copy_rate, describe, results_file, synchronize
+from benchmarks import batching
+from benchmarks.batching import BatchingConfig
+from benchmarks.machine import copy_rate, describe, publish, results_file, synchronize
 from benchmarks.steps import shape_named
-from instructgpt.config import ModelConfig
+from benchmarks.untrained import (
+    Generate,
+    Ids,
+    as_transformers,
+    by_transformers,
+    random_model,
+    random_prompts,
+    step_bytes,
+)
 from instructgpt.flags import parse, run_main
 from instructgpt.generation import engine
 from instructgpt.generation.decoding import Decoder
 from instructgpt.generation.sampling import SamplingConfig
-from instructgpt.model.backend import resolve_backend
 from instructgpt.model.quantize import FORMATS, quantize
 from instructgpt.model.transformer import Transformer
 from instructgpt.runtime import resolve_device, resolve_precision
 from instructgpt.settings import FilePath, NonNegative, NonNegativeInt, PositiveInt, Settings
-from instructgpt.strict_json import to_json, write_json
+from instructgpt.strict_json import write_json
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,12 @@ class DecodeConfig(Settings):
     """Names of the cases to measure, without the batch; all by default."""
     compiled: bool = False
     """Also `transformers` with its static cache, which it compiles: half a minute and more for each batch size."""
+    schedule: bool = True
+    """Also what `benchmarks.batching` measures: throughput against static batches, latencies, prefixes, rollouts."""
+    before: str = ""
+    """A commit whose rollouts are timed beside today's."""
+    init: FilePath = ""
+    """The run directory whose policy answers in the rollouts; without it they are left out."""
     quick: bool = False
     """A tiny model, a few tokens, one round: whether it runs."""
     json: FilePath = "auto"
@@ -79,48 +93,6 @@ def filled_in(config: DecodeConfig) -> DecodeConfig:
 
 
 # ---- what is measured
-
-Generate = Callable[[int], list[list[int]]]
-"""Most new tokens -> the tokens of each row."""
-
-
-class Ids:
-    """In a tokenizer's place: every token may be chosen and none has a text, as `transformers` has it here."""
-
-    pad, bos = 0, 0
-
-    def __init__(self, vocab_size: int):
-        self.vocab_size, self.byte_lengths = vocab_size, np.ones(vocab_size, dtype=np.int64)
-        self.end = self.eos = vocab_size - 1  # `random_model` never says it
-        self.closing = frozenset((self.end,))
-
-    def stream(self, *_: object, **__: object) -> Ids:
-        return self
-
-    def push(self, token: int) -> str:
-        return ""
-
-    def flush(self) -> str:
-        return ""
-
-
-def random_model(shape: ModelConfig, device: torch.device, seed: int) -> Transformer:
-    model = Transformer(replace(shape, dropout=0.0), resolve_backend("auto", device))
-    model.reset(torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        for parameter in model.blocks.parameters():
-            if parameter.ndim > 1:
-                parameter *= 3  # small weights would say the same whatever the prompt
-        model.embedding.weight[-1] = 0  # its logit is 0, never the largest of thousands
-    return model.to(device).eval()
-
-
-def random_prompts(shape: ModelConfig, rows: int, new_tokens: int, seed: int) -> list[list[int]]:
-    """16 to 64 tokens each, or fewer where the context is short."""
-    longest = min(64, shape.context - new_tokens)
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(min(16, longest), longest + 1, (rows,), generator=generator).tolist()
-    return [torch.randint(1, shape.vocab_size - 1, (length,), generator=generator).tolist() for length in lengths]
 
 
 def ours(model: Transformer, dtype: str, prompts: list[list[int]], graphs: bool = True) -> Generate:
@@ -146,44 +118,6 @@ def _decoding_by(graphs: bool) -> Iterator[None]:
         engine.decoder_of = usual
 
 
-def as_transformers(model: Transformer) -> nn.Module:
-    """`transformers`' GPT-2 with the same weights. Errors: ImportError where it is not installed."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    shape = model.config
-    theirs = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=shape.vocab_size, n_positions=shape.context, n_embd=shape.width, n_layer=shape.layers,
-            n_head=shape.heads, layer_norm_epsilon=shape.norm_eps, bos_token_id=None, eos_token_id=None,
-        )
-    )  # fmt: skip
-    weights: dict[str, Tensor] = {"wte.weight": model.embedding.weight, "wpe.weight": model.position_embedding.weight}
-    pairs = {"ln_1": "attention_norm", "attn.c_attn": "attention.qkv", "attn.c_proj": "attention.output",
-             "ln_2": "mlp_norm", "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down"}  # fmt: skip
-    modules = {f"h.{i}.{a}": block.get_submodule(b) for i, block in enumerate(model.blocks) for a, b in pairs.items()}
-    for name, module in {**modules, "ln_f": model.final_norm}.items():
-        is_product = isinstance(module, nn.Linear)
-        weights[f"{name}.weight"] = module.weight.T if is_product else module.weight  # type: ignore[assignment]
-        weights[f"{name}.bias"] = module.bias  # type: ignore[assignment]
-    theirs.transformer.load_state_dict(weights)
-    return theirs.to(model.device).eval()  # type: ignore[arg-type]
-
-
-def by_transformers(theirs: Any, prompts: list[list[int]], **options: Any) -> Generate:
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=theirs.device)
-    lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=theirs.device)
-    is_token = (torch.arange(longest, device=theirs.device) >= longest - lengths).long()
-
-    def call(new_tokens: int) -> list[list[int]]:
-        made = theirs.generate(
-            ids, attention_mask=is_token, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0, **options
-        )
-        return made[:, longest:].tolist()
-
-    return call
-
-
 @dataclass(frozen=True)
 class Case:
     """A row of the table."""
@@ -195,20 +129,6 @@ class Case:
     is_ours: bool
     step_bytes: float
     """What a step must read, on average."""
-
-
-def step_bytes(model: Transformer, prompts: list[list[int]], new_tokens: int, format: str) -> float:
-    """Weights that are multiplied by, and keys and values in the middle of the answer."""
-    shape, is_gpu = model.config, model.device.type == "cuda"
-    parts = {"float32": (4.0, 4), "bfloat16": (2.0, 2), "int8": (1.0, 2), "int4": (0.5 + 2 / 64, 2)}
-    block_bytes, head_bytes = parts[format]
-    if format in FORMATS and not is_gpu:
-        head_bytes = 1
-    cache_bytes = 4 if format == "float32" or (format in FORMATS and not is_gpu) else 2
-    products = sum(layer.weight.numel() for layer in model.blocks.modules() if isinstance(layer, nn.Linear))
-    tokens = sum(map(len, prompts)) + len(prompts) * new_tokens / 2
-    cached = 2 * shape.layers * shape.kv_heads * shape.head_dim * tokens
-    return products * block_bytes + model.output_weight.numel() * head_bytes + cached * cache_bytes
 
 
 def cases(config: DecodeConfig) -> dict[str, Case]:
@@ -331,7 +251,13 @@ def measure(config: DecodeConfig) -> int:
         )
     for name, found in document["equal_rows"].items():
         print(f"{name}: equal rows: {', '.join(f'{count} to {said}' for said, count in found.items())}")
-    print(to_json(document))
+    if config.schedule:
+        schedule = BatchingConfig(
+            device=config.device, shape=config.shape, seed=config.seed, rounds=min(3, config.rounds),
+            before=config.before, init=config.init, quick=config.quick,
+        )  # fmt: skip
+        document["schedule"] = batching.figures(batching.filled_in(schedule), rate)
+    publish(document, config.json)
     return 0
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from benchmarks import decode
-from benchmarks.decode import DecodeConfig, Ids, cases, filled_in, random_model, random_prompts, step_bytes
+from benchmarks.decode import DecodeConfig, cases, filled_in
 from benchmarks.steps import shape_named
+from benchmarks.untrained import Ids, random_model, random_prompts, step_bytes
 from instructgpt.model.counts import count_parameters
 
 QUICK = filled_in(DecodeConfig(device="cpu", quick=True, json=""))
@@ -28,6 +29,7 @@ def test_all_formats_and_the_peer_take_turns_and_say_the_same(
     assert last == json.loads(file.read_text()) and last["seed"] == 0 and last["instructions"] is not None
     names = {f"{batch}  {format}" for batch in (1, 3) for format in ("float32", "bfloat16", "int8", "int4")}
     assert names <= set(last["results"])
+    assert {"throughput", "latency", "prefixes"} <= set(last["schedule"]) and last["schedule"]["rollouts"] is None
     for name, found in last["results"].items():
         assert found["tokens_per_second"] > 0 and found["step_megabytes"] > 0, name
     if any("transformers" in name for name in last["results"]):
