@@ -27,7 +27,7 @@ from instructgpt.generation.grammar import (
 A, B = literal("a"), literal("b")
 # Expressions over a and b, each with the regular expression that Python knows for it.
 expressions: st.SearchStrategy[tuple[Expression, str]] = st.recursive(
-    st.sampled_from([(A, "a"), (B, "b"), (EMPTY, ""), (span(97, 98), "[ab]"), (literal("ab"), "ab")]),
+    st.sampled_from([(A, "a"), (B, "b"), (EMPTY, ""), (span(97, 98), "[ab]"), (literal("ab"), "ab"), (NEVER, "(?!)")]),
     lambda inner: st.one_of(
         st.lists(inner, min_size=1, max_size=3).map(
             lambda parts: (Sequence(tuple(e for e, _ in parts)), "".join(f"(?:{r})" for _, r in parts))
@@ -52,14 +52,21 @@ def reads(automaton: Automaton, text: str | bytes) -> bool:
 
 @given(expressions, st.lists(st.text("ab", max_size=7), min_size=1, max_size=5))
 def test_it_reads_what_a_regular_expression_matches(made: tuple[Expression, str], texts: list[str]):
-    automaton = Automaton(made[0])
+    try:
+        automaton = Automaton(made[0])
+    except UserError:
+        assert not any(re.fullmatch(made[1], text) for text in texts)
+        return
     for text in texts:
         assert reads(automaton, text) == bool(re.fullmatch(made[1], text))
 
 
 @given(expressions, st.text("ab", max_size=6))
 def test_where_it_goes_on_an_end_can_be_reached(made: tuple[Expression, str], text: str):
-    automaton = Automaton(made[0])
+    try:
+        automaton = Automaton(made[0])
+    except UserError:
+        return
     state = automaton.read(automaton.start, text.encode())
     if state < 0:
         assert not any(re.fullmatch(made[1], text + rest) for rest in ("", "a", "b", "ab", "ba"))
@@ -85,9 +92,7 @@ def test_what_nothing_meets_and_what_never_ends_is_told():
     endless, mutual, other = Rule(), Rule(), Rule()
     endless.body = sequence(A, endless)
     mutual.body, other.body = sequence(A, other), choice(sequence(B, mutual), NEVER)
-    for expression in (NEVER, sequence(A, NEVER), Repeat(NEVER, 1, 2), endless, mutual, Rule(), Repeat(A, 2, 1)):
-        if expression is not NEVER and isinstance(expression, Repeat) and expression.part is A:
-            continue  # whoever counts says so
+    for expression in (NEVER, sequence(A, NEVER), Repeat(NEVER, 1, 2), endless, mutual, Rule()):
         with pytest.raises(UserError, match="nothing meets it, or what would never ends"):
             Automaton(expression)
     assert reads(Automaton(choice(A, endless)), "a")
