@@ -308,6 +308,30 @@ def agreement(found: Found) -> Rows:
     return rows + [(one["what"], f"{one['equal']} of {one['of']}") for one in found["comparisons"]]
 
 
+# ---- tuning
+
+
+def translate(found: Found) -> Rows:
+    """What a model says of test sentences before and after it is tuned to translate."""
+    rows: Rows = [("model", "BLEU", "chrF", "token accuracy", "teacher-forced argmax", "trained weights", "updates")]
+    for name, one in found["models"].items():
+        trained = (f"{one['trained_share']:.1%}", f"{one['updates']:,}") if one["updates"] else ("", "")
+        scores = (f"{one['bleu']:.1f}", f"{one['chrf']:.1f}", f"{one['token_accuracy']:.3f}")
+        rows.append((name, *scores, f"{one['teacher_forced_argmax']:.3f}", *trained))
+    return rows
+
+
+def mistakes(found: Found) -> Rows:
+    """What each mistake costs, of those that all seeds were run for."""
+    rows: Rows = [("mistake", "in", "right", "with it", "cost", "95% interval")]
+    for one in found["mistakes"]:
+        if one["interval"]:
+            right, wrong = f"{one['right']:.3f}", f"{one['with_mistake']:.3f}"
+            cells = (one["mistake"], one["road"], right, wrong, f"{one['cost']:+.3f}")
+            rows.append((*cells, within(one["interval"], "+.3f")))
+    return rows
+
+
 TABLES = {
     "train": Table("cpu-train.json", train),
     "train-seeds": Table("cpu-train.json", train_seeds),
@@ -326,6 +350,8 @@ TABLES = {
     "head-memory": Table("cpu-head-memory.json", head_memory),
     "memory": Table("cpu-memory.json", memory),
     "agreement": Table("cpu-agreement.json", agreement),
+    "translate": Table("cpu-translate.json", translate),
+    "mistakes": Table("cpu-mistakes.json", mistakes),
 }
 
 CHINESE = {
