@@ -9,6 +9,7 @@ from instructgpt import stages
 from instructgpt.commands.chat import ChatConfig, chat
 from instructgpt.commands.data import data
 from instructgpt.commands.evaluate import EvalConfig, evaluate
+from instructgpt.commands.exercise import exercises
 from instructgpt.commands.export import ExportConfig, export
 from instructgpt.commands.generate import GenerateConfig, generate
 from instructgpt.commands.import_ import ImportConfig, import_
@@ -41,6 +42,7 @@ COMMANDS = {
     "import": Command(_with(ImportConfig, import_, "import"), "make a run of a model that others trained"),
     "export": Command(_with(ExportConfig, export, "export"), "write a run's model for other engines"),
     "data": Command(data, "list or download public data sets"),
+    "exercise": Command(exercises, "write functions of this project yourself, judged at once"),
 }
 
 

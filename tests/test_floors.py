@@ -15,7 +15,7 @@ FLOORS = (
     ("model", "data"),
     ("generation", "objectives", "pretrained"),
     ("training", "evaluation"),
-    ("stages", "serving"),
+    ("stages", "serving", "course"),
     ("command line",),
     ("entrance",),
 )

@@ -68,6 +68,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
+        """dx (..., N) and dweight (N,), None for eps. Saved are x̂ = x·r (..., N), r (..., 1) and the weight."""
         normed, scale, weight = ctx.saved_tensors
         N = normed.size(-1)
         product = (dy * normed).reshape(-1, N)

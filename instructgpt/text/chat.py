@@ -106,7 +106,10 @@ class Conversation:
         self._bearing: dict[int, Rendered] = {}
 
     def _turn(self, message: Message, system: str | None = None) -> Rendered:
-        """system: what the turn bears of it."""
+        """A turn's ids, and which of them are learnt: of the assistant's, the tokens that `layout.learnt` counts of the
+        answer, unless the message is to be read only (`is_learnt`); never what opens the turn.
+
+        system: what a user's turn bears of it."""
         if message["role"] != "assistant":
             ids = self.layout.user_turn(message["content"], system)
             return Rendered(ids, [False] * len(ids))

@@ -87,6 +87,11 @@ class AdamW:
         self, parameters: list[Any], gradients: list[Any], means: list[Tensor], squares: list[Tensor],
         steps: list[Tensor], factor: float, is_good: Tensor,
     ) -> None:  # fmt: skip
+        """Writes to parameters, means and squares; none where `is_good` is 0. `steps` count this update:
+
+        m = β₁·m + (1-β₁)·g,   v = β₂·v + (1-β₂)·g²
+        θ = θ - η·λ·θ - η · m/(1-β₁ᵗ) / (√(v/(1-β₂ᵗ)) + ε),   η = factor·rate
+        """
         is_bad = 1 - is_good
         _lists._fused_adamw_(
             parameters, gradients, means, squares, [], steps,

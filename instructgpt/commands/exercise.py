@@ -1,0 +1,122 @@
+"""`instructgpt exercise`: functions of this project to write oneself, judged at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import fill
+
+from instructgpt.atomic import write_text
+from instructgpt.course import attempt as attempts
+from instructgpt.course.exercise import PARTS, exercise, names
+from instructgpt.course.source import Source
+from instructgpt.errors import UserError, suggestion
+from instructgpt.flags import parse, program
+from instructgpt.settings import FilePath, Settings
+
+
+@dataclass(frozen=True)
+class ExerciseConfig(Settings):
+    """Exercises: exercise list | start NAME | check NAME | hint NAME | solution NAME."""
+
+    folder: FilePath = "exercises"
+    """Where your files are, NAME.py each, and the record of your progress."""
+
+
+def exercises(argv: Sequence[str]) -> int:
+    """Lists the exercises, writes the file of one, judges it, gives hints, shows ours."""
+    action, *rest = argv or ["list"]
+    prog = f"{program()} exercise"
+    if action in ("-h", "--help"):
+        print(f"usage: {prog} ACTION [NAME] [--folder DIR]\n")
+        print("\n".join(f"  {name:<8} {purpose}" for name, (_, purpose) in ACTIONS.items()))
+        return 0
+    if action not in ACTIONS:
+        raise UserError(f"{prog} knows {', '.join(ACTIONS)}, not {action!r}{suggestion(action, ACTIONS)}")
+    named = [] if action == "list" or not rest or rest[0].startswith("-") else rest[:1]
+    config = parse(ExerciseConfig, rest[len(named) :], f"{prog} {action}")
+    if action == "list":
+        return _list(Path(config.folder))
+    if not named:
+        raise UserError(f"{prog} {action} needs the name of an exercise; {prog} list shows them")
+    exercise(named[0])
+    return ACTIONS[action][0](named[0], Path(config.folder))
+
+
+def _list(folder: Path) -> int:
+    progress = attempts.read_progress(folder)
+    found = names()
+    part = ""
+    for number, name in enumerate(found, start=1):
+        what, entry = exercise(name), progress.get(name, {})
+        if (of := PARTS.get(what.place // 100, "more")) != part:
+            part = of
+            print(f"{part}:")
+        mark = "✓" if entry.get("solved") else "·" if entry else " "
+        print(f"  {mark} {number:2}  {name:<22} {what.title}")
+    solved = sum(bool(progress.get(name, {}).get("solved")) for name in found)
+    print(f"{solved} of {len(found)} solved (✓; begun: ·). Begin one with: {program()} exercise start NAME")
+    return 0
+
+
+def _start(name: str, folder: Path) -> int:
+    path = folder / f"{name}.py"
+    if path.exists():
+        raise UserError("is there already, and stays as it is; move it away to begin anew", path)
+    write_text(path, attempts.beginning(name, f"{program()} exercise"))
+    attempts.note(folder, name)
+    print(f"wrote {path}: write the body of {Source.of(exercise(name).target).name}, then: "
+          f"{program()} exercise check {name}")  # fmt: skip
+    return 0
+
+
+def _check(name: str, folder: Path) -> int:
+    """0 for a right function, 1 for a wrong one."""
+    path = folder / f"{name}.py"
+    judged = attempts.attempt(name, path)
+    verdict, entry = judged.verdict, attempts.read_progress(folder).get(name, {})
+    is_right = verdict is not None and verdict.failure is None
+    tries = entry.get("tries", 0) + 1 if isinstance(entry.get("tries", 0), int) else 1
+    attempts.note(folder, name, tries=tries, **({"solved": True} if is_right else {}))
+    if judged.printed:
+        first = judged.printed[0]
+        print(f"(it printed {len(judged.printed)} lines, the first: {first[:100]})")
+    if verdict is None:
+        print(f"wrong: {judged.ended}")
+        return 1
+    if verdict.failure is None:
+        print(f"right: {name} passes all {verdict.checks} checks, as ours in {Source.of(exercise(name).target).place}")
+        return 0
+    failure = verdict.failure
+    if verdict.is_unwritten:
+        print(f"wrong: the body is still to be written: it raises NotImplementedError in check 1: {failure.says}")
+        return 1
+    print(f"wrong: {verdict.failed} of {verdict.checks} checks fail. Check {failure.number}: {failure.says}")
+    print(f"  given     {failure.given}\n  expected  {failure.expected}\n  got       {failure.got}")
+    if verdict.mistake:
+        print(f"It behaves like a known mistake: {verdict.mistake}.")
+    return 1
+
+
+def _hint(name: str, folder: Path) -> int:
+    what = exercise(name)
+    number, text = attempts.hint(what, attempts.read_progress(folder).get(name, {}))
+    attempts.note(folder, name, hints=number)
+    print(fill(f"hint {number} of {len(what.hints)}: {text}", 120))
+    return 0
+
+
+def _solution(name: str, folder: Path) -> int:
+    attempts.note(folder, name, seen=True)
+    print(attempts.solution(name), end="")
+    return 0
+
+
+ACTIONS: dict[str, tuple[Callable[..., int], str]] = {
+    "list": (_list, "the exercises, and which of them you have solved"),
+    "start": (_start, "write NAME.py: signature and docstring of the real function, and an empty body"),
+    "check": (_check, "judge your function in the place of ours"),
+    "hint": (_hint, "one more hint, of three"),
+    "solution": (_solution, "our function, and where it stands"),
+}

@@ -1,0 +1,174 @@
+"""A student's file: written with an empty body, and judged in a process of its own, which may crash or never end."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import torch
+
+from instructgpt.atomic import write_text
+from instructgpt.course.exercise import Exercise, exercise
+from instructgpt.course.judge import Verdict, judge
+from instructgpt.course.source import Function, Source
+from instructgpt.errors import UserError
+from kernels.lab.processes import Ended, in_order
+
+PROGRESS = "progress.json"
+STARTING = 120.0
+"""Seconds that a process may take to be there, on a busy machine, before its own time begins."""
+
+
+# ---- beginning
+
+
+def beginning(name: str, command: str) -> str:
+    """The file that a student starts with; command: what judges it."""
+    what = exercise(name)
+    source = Source.of(what.target)
+    about = fill(f"{what.about} Judge it with: {command} check {name}", 116)
+    imports = source.imports(what.without, what.helpers)
+    return f'"""{what.title}.\n\n{about}\n"""\n\n{imports}\n\n\n{source.empty()}'
+
+
+def solution(name: str) -> str:
+    """Ours, and where it stands."""
+    source = Source.of(exercise(name).target)
+    return f"# {source.place}\n{source.text}"
+
+
+# ---- judging
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is to be told of a student's file."""
+
+    verdict: Verdict | None
+    """None where no verdict was reached, as `ended` says."""
+    ended: str = ""
+    printed: tuple[str, ...] = ()
+    """Lines that it printed."""
+
+
+def require_function(path: Path, name: str) -> None:
+    """UserError unless the file can be read, is Python, and has a function of this name."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no such file; exercise start {path.stem} writes it", path) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot be read: {error}", path) from None
+    except SyntaxError as error:
+        raise UserError(f"is not Python: {error.msg}", path, error.lineno or 1) from None
+    if not any(isinstance(node, ast.FunctionDef) and node.name == name for node in tree.body):
+        raise UserError(f"has no function {name!r} at its left margin: that is what is judged", path)
+
+
+def attempt(name: str, path: Path) -> Judged:
+    """Judges a student's file. UserError for one that cannot be read, imported, or lacks the function."""
+    what = exercise(name)
+    require_function(path, Source.of(what.target).name)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # read by the process that judges
+    with tempfile.TemporaryDirectory() as folder:
+        log, at = Path(folder, "log"), Path(folder, "at")
+        log.touch()
+        call = (name, path.resolve(), log, at, what.seconds)
+        (answer,) = in_order(judged_file, [call], what.seconds + STARTING)
+        printed = tuple(log.read_text(encoding="utf-8", errors="replace").splitlines())
+        number = at.read_text() if at.exists() else ""
+    if isinstance(answer, UserError):
+        raise answer
+    if isinstance(answer, Verdict):
+        return Judged(answer, printed=printed)
+    where = f"in check {number} of {len(what.checks)} ({what.checks[int(number) - 1].says})" if number else "on import"
+    if answer.exit_code in (None, -signal.SIGALRM):
+        return Judged(None, f"it had not ended after {what.seconds:g} s, {where}: does a loop run for ever?", printed)
+    return Judged(None, f"it ended its process (exit code {answer.exit_code}), {where}", printed)
+
+
+def judged_file(name: str, path: Path, log: Path, at: Path, seconds: float) -> Verdict | UserError | Ended:
+    """In a process of its own: the verdict; what the file prints goes to `log`, the number of the check to `at`."""
+    torch.set_num_threads(1)
+    signal.setitimer(signal.ITIMER_REAL, seconds)  # ends the process, whatever it is doing
+    with open(log, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        what = exercise(name)
+
+        def begin(number: int) -> None:
+            at.write_text(str(number))
+
+        function = function_of(path, Source.of(what.target).name)
+        return judge(what, function, begin)
+    except UserError as error:
+        return error
+    except SystemExit as exit:
+        return Ended(exit.code if isinstance(exit.code, int) else 1)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def function_of(path: Path, name: str) -> Function:
+    """Imports the file. UserError, with the line, for whatever it raises, and where it has no such function."""
+    declaration = importlib.util.spec_from_file_location(f"student_{path.stem}", path)
+    assert declaration is not None and declaration.loader is not None
+    module = importlib.util.module_from_spec(declaration)
+    sys.modules[module.__name__] = module
+    try:
+        declaration.loader.exec_module(module)
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        raise UserError(
+            f"importing it raised {type(error).__name__}: {error}", path, lines[-1] if lines else 1
+        ) from None
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UserError(f"has no function {name!r}", path)
+    return function
+
+
+# ---- progress
+
+
+def read_progress(folder: Path) -> dict[str, dict[str, Any]]:
+    """By exercise: `tries`, `solved`, `hints` given, `seen` where ours was shown. UserError for a broken file."""
+    path = folder / PROGRESS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"is no record of progress: {error}; remove it to begin anew", path) from None
+    if not isinstance(found, dict) or not all(isinstance(entry, dict) for entry in found.values()):
+        raise UserError("is no record of progress: it should have an object for each exercise; remove it", path)
+    return found
+
+
+def note(folder: Path, name: str, **news: Any) -> dict[str, Any]:
+    """Writes what is new of an exercise into the record, and gives all that it says of it."""
+    progress = read_progress(folder)
+    entry = progress.setdefault(name, {}) | news
+    progress[name] = entry
+    write_text(folder / PROGRESS, json.dumps(progress, indent=2) + "\n")
+    return entry
+
+
+def hint(what: Exercise, entry: dict[str, Any]) -> tuple[int, str]:
+    """The next hint of an exercise, by what its record says, and its number; the last one again after the last."""
+    given = entry.get("hints", 0)
+    number = min((given if isinstance(given, int) and given >= 0 else 0) + 1, len(what.hints))
+    return number, what.hints[number - 1]

@@ -1,0 +1,110 @@
+"""Which keys a query may attend to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from instructgpt.course.exercise import Check, Exercise, Mistake
+
+CPU = torch.device("cpu")
+
+
+def _allowed(function: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """True where a query may attend, whether the mask says so or has something to add to scores; None is causality."""
+    mask = function(**given)
+    if mask is None:
+        return torch.ones(1, 1, given["queries"], given["keys"], dtype=torch.bool).tril(
+            given["keys"] - given["queries"]
+        )
+    return mask if mask.dtype == torch.bool else mask == 0
+
+
+def _mask(*rows: str) -> torch.Tensor:
+    return torch.tensor([[[[letter == "1" for letter in row] for row in rows]]])
+
+
+EXERCISE = Exercise(
+    place=120,
+    title="The causal mask and the document mask",
+    about="A token may not see what comes after it, nor, in a row that several documents share, what belongs to "
+    "another one. With a cache the queries are the last of the keys, and the mask is no square.",
+    target="instructgpt.model.backend._sdpa_visibility",
+    checks=(
+        Check(
+            "two documents of two tokens",
+            {"queries": 4, "keys": 4, "documents": torch.tensor([[0, 0, 1, 1]]), "device": CPU},
+            _mask("1000", "1100", "0010", "0011"),
+            _allowed,
+        ),
+        Check(
+            "two new tokens after three in a cache: the last query stands at the last key",
+            {"queries": 2, "keys": 5, "documents": None, "device": CPU},
+            _mask("11110", "11111"),
+            _allowed,
+        ),
+        Check(
+            "two queries, which are the last of four keys of two documents",
+            {"queries": 2, "keys": 4, "documents": torch.tensor([[0, 1, 1, 1]]), "device": CPU},
+            _mask("0110", "0111"),
+            _allowed,
+        ),
+        Check(
+            "no documents, as many queries as keys",
+            {"queries": 3, "keys": 3, "documents": None, "device": CPU},
+            _mask("100", "110", "111"),
+            _allowed,
+        ),
+        Check(
+            "rows have documents of their own; padding, -1, sees itself",
+            {"queries": 4, "keys": 4, "documents": torch.tensor([[0, 0, 0, -1], [0, 1, 2, 2]]), "device": CPU},
+            look=_allowed,
+        ),
+    ),
+    mistakes=(
+        Mistake(
+            "the first query stands at the first key; it is the last ones that belong together",
+            "None if queries in (1, keys) else kernels.causal_mask(queries, keys, device)[None, None]",
+            "torch.ones(1, 1, queries, keys, dtype=torch.bool).tril()",
+            (
+                (
+                    "is_same & kernels.causal_mask(queries, keys, device)",
+                    "is_same & torch.ones(queries, keys, dtype=torch.bool).tril()",
+                ),
+            ),
+        ),
+        Mistake(
+            "within a document all is visible, also what comes later",
+            "(is_same & kernels.causal_mask(queries, keys, device))",
+            "is_same",
+        ),
+        Mistake(
+            "earlier documents are visible: the document numbers are not compared",
+            "(is_same & kernels.causal_mask(queries, keys, device))",
+            "kernels.causal_mask(queries, keys, device).expand(is_same.shape)",
+        ),
+        Mistake(
+            "one of two reasons suffices where both are needed: this is OR in place of AND", "is_same &", "is_same |"
+        ),
+        Mistake(
+            "the queries are given the documents of the first keys",
+            "documents[:, keys - queries :, None]",
+            "documents[:, :queries, None]",
+        ),
+        Mistake(
+            "no token sees itself",
+            "(is_same & kernels.causal_mask(queries, keys, device))",
+            "(is_same & kernels.causal_mask(queries, keys, device).tril(keys - queries - 1))",
+        ),
+    ),
+    hints=(
+        "Make two masks of True and False, one for causality and one for documents, and think about what joins them.",
+        "`torch.tril` has a diagonal: which one leaves the last query all keys? The documents of the queries are the "
+        "last `queries` columns of `documents`.",
+        "(B, queries, 1) compared with (B, 1, keys) is (B, queries, keys). A dimension for the heads comes in "
+        "behind B. "
+        "`cpu_ops.attention_bias` makes what a CPU adds to scores; a mask of True and False is right here, too.",
+    ),
+)

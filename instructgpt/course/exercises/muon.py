@@ -1,0 +1,114 @@
+"""Muon's orthogonalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from instructgpt.course.exercise import Check, Exercise, Holds, Mistake, numbers, part
+
+
+def _off_diagonal(function: Callable[..., Any], given: dict[str, Any]) -> float:
+    """How much the result mixes the singular vectors of the update, which are to stay: 0 in all directions."""
+    U, _, V = torch.linalg.svd(given["update"], full_matrices=False)
+    inside = U.mT @ function(**given) @ V.mT  # (N, k, k)
+    return float((inside - torch.diag_embed(inside.diagonal(dim1=-2, dim2=-1))).abs().max())
+
+
+def _alone(function: Callable[..., Any], given: dict[str, Any]) -> float:
+    """By how much a matrix in a stack differs from what it is alone."""
+    return float((function(given["update"])[1:] - function(given["update"][1:])).abs().max())
+
+
+def _sized(function: Callable[..., Any], given: dict[str, Any]) -> float:
+    """By how much the result depends on the size of the update."""
+    return float((function(1000 * given["update"]) - function(given["update"])).abs().max())
+
+
+def _between(low: float, high: float) -> Holds:
+    def is_between(values: Tensor) -> bool:
+        return bool(((values >= low) & (values <= high)).all())
+
+    return Holds(f"all in [{low}, {high}]", is_between)
+
+
+SMALL = Holds("at most 1e-4", lambda value: abs(value) <= 1e-4)
+SQUARE = torch.tensor([[[3.0, 0.0], [0.0, 1.0]]], dtype=torch.float64)
+STACK = torch.cat([100 * numbers(1, 4, 4), numbers(1, 4, 4, seed=1) / 100])
+
+EXERCISE = Exercise(
+    place=320,
+    title="Muon: an update made orthogonal",
+    about="Muon gives every direction of a matrix's update the same size: all singular values become about 1. It needs "
+    "no decomposition, only products, by which a polynomial moves each singular value towards 1.",
+    target="instructgpt.training.muon.orthogonalize",
+    checks=(
+        Check("singular values of diag(3, 1)", {"update": SQUARE}, _between(0.85, 1.15), part(torch.linalg.svdvals)),
+        Check(
+            "singular values, a wide matrix",
+            {"update": numbers(1, 3, 7)},
+            _between(0.85, 1.15),
+            part(torch.linalg.svdvals),
+        ),
+        Check(
+            "a tall matrix keeps its shape",
+            {"update": numbers(1, 7, 3)},
+            [1, 7, 3],
+            part(lambda result: list(result.shape)),
+        ),
+        Check("how much singular vectors are mixed", {"update": numbers(2, 5, 3)}, SMALL, _off_diagonal),
+        Check(
+            "no sign is turned: the product with the update",
+            {"update": SQUARE},
+            Holds("above 0", lambda value: value > 0),
+            lambda function, given: float((function(**given) * given["update"]).sum()),
+        ),
+        Check("how much a large update changes with its size", {"update": numbers(1, 4, 3)}, SMALL, _sized),
+        Check("how much a small matrix in a stack depends on a large one", {"update": STACK}, SMALL, _alone),
+        Check(
+            "three iterations: singular values",
+            {"update": numbers(1, 3, 7), "iterations": 3},
+            _between(0.18, 1.87),
+            part(torch.linalg.svdvals),
+        ),
+    ),
+    mistakes=(
+        Mistake(
+            "the update is not divided by its norm first: the polynomial throws large singular values far off",
+            "x = x / (_SAFETY * x.norm(dim=(-2, -1), keepdim=True) + 1e-7)",
+            "x = x * 1.0",
+        ),
+        Mistake(
+            "the norm is that of the whole stack: each matrix has its own",
+            "x.norm(dim=(-2, -1), keepdim=True)",
+            "x.norm()",
+        ),
+        Mistake(
+            "the norm is that of each row: directions change",
+            "x.norm(dim=(-2, -1), keepdim=True)",
+            "x.norm(dim=-1, keepdim=True)",
+        ),
+        Mistake(
+            "a tall matrix comes back lying: the transposition is not undone", "return x.mT if tall else x", "return x"
+        ),
+        Mistake("the term c of the polynomial is missing", "alpha=c", "alpha=0.0"),
+        Mistake("the term a of the polynomial is 1", "beta=a", "beta=1.0"),
+        Mistake("the sign of the polynomial is wrong", "return x.mT if tall else x", "return -x.mT if tall else -x"),
+        Mistake(
+            "this is the normalised update alone: nothing is iterated",
+            "in _POLYNOMIALS[:iterations]:",
+            "in _POLYNOMIALS[:0]:",
+        ),
+    ),
+    hints=(
+        "With X = U S Vᵀ, (XXᵀ)X = U S³ Vᵀ: odd polynomials in X act on the singular values alone. First bring these "
+        "into [0, 1].",
+        "Divide by the Frobenius norm of each matrix, which no singular value exceeds. Each of `_POLYNOMIALS` is a "
+        "triple (a, b, c) for one iteration.",
+        "X <- aX + b(XXᵀ)X + c(XXᵀ)²X: compute the Gram matrix A = XXᵀ, then (bA + cA²)X + aX. Transpose a tall "
+        "matrix before and after, for then A is the small one.",
+    ),
+)

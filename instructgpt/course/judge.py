@@ -1,0 +1,217 @@
+"""Is a function right? Every check of its exercise, and, where some fail, the known mistake that behaves the same."""
+
+from __future__ import annotations
+
+import copy
+import math
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instructgpt.course.exercise import OURS, Check, Exercise, Holds, Mistake
+from instructgpt.course.source import Function, Source
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a function in one check."""
+
+    value: Any = None
+    error: str = ""
+    """What it raised, or did that it must not; empty where it gave a value."""
+    said: str = ""
+    """What it said in raising it, and where."""
+
+    def __str__(self) -> str:
+        return f"{self.error}{self.said}" if self.error else shown(self.value)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The first check that a function fails; texts, for they come from another process."""
+
+    number: int
+    """Of the check, from 1."""
+    says: str
+    given: str
+    expected: str
+    got: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is to be said of a function."""
+
+    checks: int
+    failed: int
+    failure: Failure | None = None
+    mistake: str = ""
+    """The sentence of the known mistake that it behaves like."""
+    is_unwritten: bool = False
+    """It still raises NotImplementedError."""
+
+
+def judge(exercise: Exercise, function: Function, begin: Callable[[int], None] = lambda number: None) -> Verdict:
+    """The verdict on a function that is to stand in the place of the exercise's target; begin: told each check."""
+    source = Source.of(exercise.target)
+    right = [wanted(check, source.function) for check in exercise.checks]
+    got = outcomes(exercise, source, function, begin)
+    wrong = [i for i, check in enumerate(exercise.checks) if not is_right(got[i], right[i], check)]
+    if not wrong:
+        return Verdict(len(got), 0)
+    first = exercise.checks[wrong[0]]
+    given = ", ".join(f"{name} = {shown(value)}" for name, value in first.given.items())
+    failure = Failure(wrong[0] + 1, first.says, given, str_of(right[wrong[0]]), str(got[wrong[0]]))
+    if got[wrong[0]].error == "NotImplementedError":
+        return Verdict(len(got), len(wrong), failure, is_unwritten=True)
+    return Verdict(len(got), len(wrong), failure, known_mistake(exercise, source, got, wrong))
+
+
+def wanted(check: Check, ours: Function) -> Any:
+    return outcome(check, ours).value if check.wants is OURS else check.wants
+
+
+def outcomes(
+    exercise: Exercise, source: Source, function: Function, begin: Callable[[int], None] = lambda number: None
+) -> list[Outcome]:
+    """What comes of a function in each check, standing in the place of ours."""
+    found = []
+    with source.replaced_by(function):
+        for number, check in enumerate(exercise.checks, start=1):
+            begin(number)
+            found.append(outcome(check, function))
+    return found
+
+
+def outcome(check: Check, function: Function) -> Outcome:
+    given = copy.deepcopy(check.given)
+    kept = {name: copy.deepcopy(value) for name, value in given.items() if name not in check.changes}
+    try:
+        value = check.look(function, given)
+    except Exception as error:
+        said = " ".join(str(error).split())
+        return Outcome(error=type(error).__name__, said=f"{': ' if said else ''}{said}{place(error, function)}")
+    changed = [name for name, value in kept.items() if not same(given[name], value, 0.0)]
+    if changed:
+        return Outcome(error="changes what it is given", said=f": {', '.join(changed)}")
+    return Outcome(value)
+
+
+def place(error: BaseException, function: Function) -> str:
+    """The last line of the function's own file that was running, in words."""
+    file = getattr(getattr(function, "__code__", None), "co_filename", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" (line {lines[-1]})" if lines else ""
+
+
+def is_right(got: Outcome, right: Any, check: Check) -> bool:
+    if got.error:
+        return False
+    if isinstance(right, Holds):
+        try:
+            return bool(right.is_right(got.value))
+        except Exception:
+            return False
+    return same(got.value, right, check.tolerance)
+
+
+def known_mistake(exercise: Exercise, source: Source, got: Sequence[Outcome], wrong: Sequence[int]) -> str:
+    """The sentence of the mistake that gives the same in all that fails; of several, what agrees in most checks."""
+    best, most = "", -1
+    for mistake in exercise.mistakes:
+        theirs = outcomes(exercise, source, wrong_version(mistake, source))
+        agrees = [alike(theirs[i], got[i], exercise.checks[i].tolerance) for i in range(len(got))]
+        if all(agrees[i] for i in wrong) and sum(agrees) > most:
+            best, most = mistake.says, sum(agrees)
+    return best
+
+
+def wrong_version(mistake: Mistake, source: Source) -> Function:
+    return mistake.function or source.changed(mistake.changes)
+
+
+def alike(one: Outcome, other: Outcome, tolerance: float) -> bool:
+    return one.error == other.error and (bool(one.error) or same(one.value, other.value, tolerance))
+
+
+# ---- values
+
+
+def same(got: Any, right: Any, tolerance: float) -> bool:
+    """Whether two values are equal, numbers and tensors up to the tolerance; shapes and dtypes have to agree."""
+    got, right = (torch.from_numpy(value) if isinstance(value, np.ndarray) else value for value in (got, right))
+    if isinstance(right, Tensor):
+        if not isinstance(got, Tensor) or (got.shape, got.dtype) != (right.shape, right.dtype):
+            return False
+        if not right.is_floating_point():
+            return torch.equal(got, right)
+        return torch.allclose(got.detach(), right.detach(), rtol=tolerance, atol=tolerance, equal_nan=True)
+    if isinstance(right, (int, float)):
+        got = got.item() if isinstance(got, Tensor) and got.dim() == 0 else got
+        if not isinstance(got, (int, float)):
+            return False
+        return math.isclose(got, right, rel_tol=tolerance, abs_tol=tolerance) or (math.isnan(got) and math.isnan(right))
+    if isinstance(right, (list, tuple)):
+        is_list = isinstance(got, (list, tuple)) and len(got) == len(right)
+        return is_list and all(same(a, b, tolerance) for a, b in zip(got, right))
+    if isinstance(right, dict):
+        return (
+            isinstance(got, dict) and got.keys() == right.keys()
+            and all(same(got[key], right[key], tolerance) for key in right)
+        )  # fmt: skip
+    if (parts := parts_of(right)) is not None:
+        return type(got) is type(right) and same(parts_of(got), parts, tolerance)
+    return bool(got == right)
+
+
+def parts_of(value: Any) -> dict[str, Any] | None:
+    """What an object is made of, by name; None for what is no such object."""
+    if isinstance(value, type) or callable(value):
+        return None
+    if is_dataclass(value):
+        return {each.name: getattr(value, each.name) for each in fields(value)}
+    return getattr(value, "__dict__", None)
+
+
+LONGEST = 400
+"""Characters shown of a value."""
+
+
+def shown(value: Any) -> str:
+    """A value on one line, numbers to four digits."""
+    text = " ".join(_shown(value).split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def str_of(right: Any) -> str:
+    return right.says if isinstance(right, Holds) else shown(right)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        if value.numel() > 64:
+            return f"{value.dtype} {tuple(value.shape)} beginning {_shown(value.detach().flatten()[:8].tolist())}"
+        kind = "" if value.dtype in (torch.float64, torch.float32, torch.int64, torch.bool) else f"{value.dtype} "
+        return kind + _shown(value.detach().tolist())
+    if isinstance(value, bool) or value is None or isinstance(value, (int, str)):
+        return repr(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        names = getattr(value, "_fields", None)
+        items = [_shown(each) for each in value]
+        if names:
+            return f"{type(value).__name__}({', '.join(f'{n}={i}' for n, i in zip(names, items))})"
+        return f"[{', '.join(items)}]" if isinstance(value, list) else f"({', '.join(items)})"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_shown(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, np.ndarray):
+        return _shown(value.tolist())
+    if (parts := parts_of(value)) is not None:
+        return f"{type(value).__name__}({', '.join(f'{key}={_shown(each)}' for key, each in parts.items())})"
+    return repr(value)

@@ -1,0 +1,158 @@
+"""`instructgpt exercise`, from an empty folder to a solved exercise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from instructgpt.cli import run_command
+from instructgpt.course import attempt, exercises
+from instructgpt.course.exercise import exercise, names
+from instructgpt.flags import run_main
+
+Call = Callable[..., tuple[int, str, str]]
+RIGHT = "    log_ratio = reference - logprobs\n    return log_ratio.expm1() - log_ratio\n"
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """Runs `exercise ARGV` in an empty folder: exit code, standard output, standard error."""
+
+    def call(*argv: str) -> tuple[int, str, str]:
+        code = run_main(lambda: run_command(["exercise", *argv, "--folder", str(tmp_path / "mine")]))
+        return code, *capfd.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def begun(call: Call, tmp_path: Path) -> Path:
+    """The file of an exercise that was started."""
+    assert call("start", "kl_estimators")[0] == 0
+    return tmp_path / "mine" / "kl_estimators.py"
+
+
+def write(path: Path, body: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("    raise NotImplementedError\n", body), encoding="utf-8")
+
+
+def test_start_check_hint_solution_list(call: Call, begun: Path) -> None:
+    text = begun.read_text(encoding="utf-8")
+    assert "def kl_k3(logprobs: Tensor, reference: Tensor) -> Tensor:" in text and "expm1" not in text
+    code, told, _ = call("check", "kl_estimators")
+    assert code == 1 and told.count("\n") == 1 and "still to be written" in told
+    hints = [call("hint", "kl_estimators")[1] for _ in range(4)]
+    assert [hint.partition(":")[0] for hint in hints] == [f"hint {n} of 3" for n in (1, 2, 3, 3)]
+    assert len(set(hints)) == 3 and hints[2] == hints[3]
+    write(begun, "    return logprobs - reference\n")
+    code, told, _ = call("check", "kl_estimators")
+    assert code == 1 and "known mistake: this is k1" in told and "expected  [0.3069]" in told
+    write_anew = begun.read_text(encoding="utf-8").replace("    return logprobs - reference\n", RIGHT)
+    begun.write_text(write_anew, encoding="utf-8")
+    code, told, _ = call("check", "kl_estimators")
+    assert code == 0 and told.startswith("right: kl_estimators passes all 7 checks")
+    code, shown, _ = call("solution", "kl_estimators")
+    assert code == 0 and shown.startswith("# instructgpt/objectives/policy.py:") and "expm1" in shown
+    progress = json.loads((begun.parent / "progress.json").read_text(encoding="utf-8"))
+    assert progress == {"kl_estimators": {"tries": 3, "hints": 3, "solved": True, "seen": True}}
+    code, listed, _ = call("list")
+    assert code == 0 and f"1 of {len(names())} solved" in listed
+    assert [line for line in listed.splitlines() if "✓" in line and "kl_estimators" in line]
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (
+            "    while True:\n        pass\n",
+            "wrong: it had not ended after 2 s, in check 1 of 7 (both models agree: 0)",
+        ),
+        ("    import os\n    os._exit(3)\n", "wrong: it ended its process (exit code 3), in check 1 of 7"),
+        ("    raise SystemExit('no')\n", "wrong: it ended its process (exit code 1), in check 1 of 7"),
+        ("    return logprobs[1000]\n", "got       IndexError: index 1000 is out of bounds"),
+        ("    logprobs -= reference\n    return logprobs\n", "got       changes what it is given: logprobs"),
+        ("    print('here')\n    print(1)\n" + RIGHT, "(it printed 14 lines, the first: here)\nright:"),
+        ("    return None\n", "got       None"),
+    ],
+)
+def test_what_goes_wrong_is_told(
+    call: Call, begun: Path, body: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = replace(exercise("kl_estimators"), seconds=2.0)
+    monkeypatch.setattr(attempt, "exercise", lambda name: quick)
+    write(begun, body)
+    code, out, err = call("check", "kl_estimators")
+    assert told in out and not err and code == int("right:" not in told)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("def kl_k3(:\n", ":1: is not Python: "),
+        ("import torch\n\nx = 1\n", ": has no function 'kl_k3' at its left margin"),
+        ("import torch\nx = y\ndef kl_k3(logprobs, reference): ...\n", ":2: importing it raised NameError: name 'y'"),
+        ("def kl_k3(logprobs, reference): ...\ndel kl_k3\n", ": has no function 'kl_k3'"),
+    ],
+)
+def test_a_file_that_cannot_be_judged_is_the_users_mistake(call: Call, begun: Path, text: str, told: str) -> None:
+    begun.write_text(text, encoding="utf-8")
+    code, out, err = call("check", "kl_estimators")
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith(f"error: {begun}{told}")
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["start"], "needs the name of an exercise"),
+        (["strat", "gae"], "did you mean 'start'?"),
+        (["check", "gea"], "there is no exercise 'gea'; did you mean 'gae'?"),
+        (["check", "gae"], "gae.py: there is no such file; exercise start gae writes it"),
+        (["check", "gae", "more"], "has no use for 'more'"),
+    ],
+)
+def test_a_wrong_command_is_told_in_one_line(call: Call, argv: list[str], told: str) -> None:
+    code, _, err = call(*argv)
+    assert code == 2 and told in err and err.count("\n") == 1
+
+
+def test_a_file_that_is_there_stays(call: Call, begun: Path) -> None:
+    begun.write_text("mine", encoding="utf-8")
+    code, _, err = call("start", "kl_estimators")
+    assert code == 2 and "is there already" in err and begun.read_text(encoding="utf-8") == "mine"
+
+
+def test_a_broken_record_of_progress_is_told(call: Call, begun: Path) -> None:
+    record = begun.with_name("progress.json")
+    for text in ("{", "[]", '{"gae": 1}'):
+        record.write_text(text, encoding="utf-8")
+        code, _, err = call("list")
+        assert code == 2 and err.startswith(f"error: {record}: is no record of progress")
+
+
+def test_the_file_that_a_teacher_adds_is_found(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "halves.py").write_text(
+        "from instructgpt.course.exercise import Check, Exercise, Mistake\n"
+        "EXERCISE = Exercise(place=999, title='Halves', about='One. Two.',\n"
+        "    target='instructgpt.objectives.policy.kl_k1',\n"
+        "    checks=(Check('by hand', {'logprobs': 3.0, 'reference': 1.0}, 2.0),),\n"
+        "    mistakes=(Mistake('the sign is wrong', 'logprobs - reference', 'reference - logprobs'),),\n"
+        "    hints=('a', 'b', 'c'))\n"
+    )
+    assert isinstance(exercises, ModuleType)
+    monkeypatch.setattr(exercises, "__path__", [*exercises.__path__, str(tmp_path)])
+    assert names()[-1] == "halves"
+    assert " Halves" in call("list")[1]
+    assert call("start", "halves")[0] == 0
+    assert "def kl_k1" in (tmp_path / "mine" / "halves.py").read_text(encoding="utf-8")
+
+
+def test_help_says_what_there_is(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["exercise", "--help"]) == 0
+    told = capfd.readouterr().out
+    assert all(word in told for word in ("list", "start", "check", "hint", "solution"))
