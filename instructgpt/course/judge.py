@@ -123,11 +123,17 @@ def is_right(got: Outcome, right: Any, check: Check) -> bool:
 def known_mistake(exercise: Exercise, source: Source, got: Sequence[Outcome], wrong: Sequence[int]) -> str:
     """The sentence of the mistake that gives the same in all that fails; of several, what agrees in most checks."""
     best, most = "", -1
+    passed = [i for i in range(len(got)) if i not in wrong]
     for mistake in exercise.mistakes:
-        theirs = outcomes(exercise, source, wrong_version(mistake, source))
-        agrees = [alike(theirs[i], got[i], exercise.checks[i].tolerance) for i in range(len(got))]
-        if all(agrees[i] for i in wrong) and sum(agrees) > most:
-            best, most = mistake.says, sum(agrees)
+        function = wrong_version(mistake, source)
+
+        def agrees(i: int, function: Function = function) -> bool:
+            check = exercise.checks[i]
+            return alike(outcome(check, function), got[i], check.tolerance)
+
+        with source.replaced_by(function):
+            if all(agrees(i) for i in wrong) and (agreed := sum(agrees(i) for i in passed)) > most:
+                best, most = mistake.says, agreed
     return best
 
 

@@ -148,6 +148,9 @@ class Feed:
         return np.array([table.blocks + [0] * (width - len(table.blocks)) for table in self.tables])
 
     def _slots(self, rows: np.ndarray, positions: np.ndarray) -> Tensor:
+        """The slots, on the cache's device, of the tokens at `positions` of the sequences `rows`, by their tables.
+
+        rows, positions: of one shape, or of two that are broadcast. `_padded` (sequences, blocks) has the tables."""
         size = self.cache.block_size
         return torch.from_numpy(self._padded[rows, positions // size] * size + positions % size).to(self.cache.device)
 

@@ -1,4 +1,4 @@
-"""The key/value cache."""
+"""The key/value cache, in blocks."""
 
 from __future__ import annotations
 
@@ -8,114 +8,91 @@ from typing import Any
 import torch
 
 from instructgpt.config import ModelConfig
-from instructgpt.course.exercise import Check, Exercise, Mistake, numbers
-from instructgpt.model.cache import KVCache
+from instructgpt.course.exercise import Check, Exercise, Mistake
+from instructgpt.model.cache import Feed, PagedCache, Table
 
-CONFIG = ModelConfig(vocab_size=8, context=8, layers=2, width=4, heads=1)
-
-
-def _appended(function: Callable[..., Any], given: dict[str, Any]) -> Any:
-    """What each call gives, for tokens that come in parts, and layers one after the other; then what lies in "
-    "the cache."""
-    cache = KVCache(CONFIG, 1, capacity=5, dtype=torch.float64)
-    found = []
-    for part in given["parts"]:
-        for layer in range(given["layers"]):
-            k = part[None, None, :, None].expand(1, 1, -1, 4) + 100 * layer
-            keys, values = function(cache, layer, k, -k)
-            found.append({"layer": layer, "keys": keys[0, 0, :, 0].tolist(), "values": values[0, 0, :, 0].tolist()})
-        cache.advance(len(part))
-    return found
+CONFIG = ModelConfig(vocab_size=8, context=8, layers=1, width=4, heads=1)
 
 
-def _refusal(function: Callable[..., Any], given: dict[str, Any]) -> str:
-    try:
-        function(KVCache(CONFIG, 1, capacity=2, dtype=torch.float64), 0, given["k"], given["k"])
-    except ValueError:
-        return "ValueError"
-    except Exception as error:
-        return type(error).__name__
-    return "no error"
+def _feed(given: dict[str, Any]) -> Feed:
+    cache = PagedCache(CONFIG, blocks=5, block_size=given["block_size"])
+    return Feed(cache, [Table(blocks) for blocks in given["tables"]], given["starts"], given["counts"])
 
 
-def _held(function: Callable[..., Any], given: dict[str, Any]) -> Any:
-    """The cache itself, after a prompt and a token, in the dtype that it was made with."""
-    cache = KVCache(CONFIG, 2, capacity=4, dtype=torch.bfloat16)
-    for part in given["parts"]:
-        function(cache, 1, part, 2 * part)
-        cache.advance(part.size(2))
-    return cache.keys.float(), cache.values.float(), cache.length
+def _slots(function: Callable[..., Any], given: dict[str, Any]) -> list[int]:
+    """Where the new tokens of each sequence go, as a feed asks the function."""
+    return _feed(given).slots.tolist()
 
 
-def _parts(*parts: list[float]) -> list[torch.Tensor]:
-    return [torch.tensor(part, dtype=torch.float64) for part in parts]
+def _held(function: Callable[..., Any], given: dict[str, Any]) -> list[float]:
+    """What lies in the memory after the keys 1, 2, 3, … were written, one for each new token."""
+    feed = _feed(given)
+    new = torch.arange(1.0, len(feed.slots) + 1)[None, None, :, None].expand(1, 1, -1, 4)
+    feed.write(0, new, new)
+    return feed.cache.keys[0, :, 0, 0].tolist()
 
 
-def _gives(layer: int, *keys: float) -> dict[str, Any]:
-    return {"layer": layer, "keys": list(keys), "values": [-key for key in keys]}
+def _case(tables: list[list[int]], starts: list[int], counts: list[int], block_size: int = 4) -> dict[str, Any]:
+    return {"tables": tables, "starts": starts, "counts": counts, "block_size": block_size}
 
 
 EXERCISE = Exercise(
     place=430,
-    title="The key/value cache",
-    about="Keys and values of earlier tokens do not change when another token comes, so they are kept. `append` stores "
-    "what is new behind what is there, layer by layer, and gives attention all of it. (The part about `slot` and a "
-    "fixed cache may be left out.)",
-    target="instructgpt.model.cache.KVCache.append",
+    title="The key/value cache, in blocks",
+    about="Keys and values of earlier tokens do not change, so they are kept. Memory is cut into blocks, and a "
+    "sequence "
+    "has a table of its own, which need not be neighbours: what is asked is the slot of each token.",
+    target="instructgpt.model.cache.Feed._slots",
     checks=(
-        Check("two tokens, one layer", {"parts": _parts([1, 2]), "layers": 1}, [_gives(0, 1.0, 2.0)], _appended),
+        Check("two tokens in block 0", _case([[0]], [0], [2]), [0, 1], _slots),
+        Check("two tokens in block 3, which begins at slot 12", _case([[3]], [0], [2]), [12, 13], _slots),
+        Check("six tokens in blocks 2 and 0", _case([[2, 0]], [0], [6]), [8, 9, 10, 11, 0, 1], _slots),
+        Check("one more token, at position 6", _case([[2, 0]], [6], [1]), [2], _slots),
         Check(
-            "two tokens, then one",
-            {"parts": _parts([1, 2], [3]), "layers": 1},
-            [_gives(0, 1.0, 2.0), _gives(0, 1.0, 2.0, 3.0)],
-            _appended,
+            "two sequences share block 3 and go on in blocks of their own",
+            _case([[3, 1], [3, 2]], [4, 4], [1, 1]),
+            [4, 8],
+            _slots,
         ),
-        Check(
-            "two layers",
-            {"parts": _parts([1], [2]), "layers": 2},
-            [_gives(0, 1.0), _gives(1, 101.0), _gives(0, 1.0, 2.0), _gives(1, 101.0, 102.0)],
-            _appended,
-        ),
-        Check("until it is full", {"parts": _parts([1, 2], [3, 4], [5]), "layers": 2}, look=_appended),
-        Check("three tokens where two fit: a ValueError", {"k": numbers(1, 1, 3, 4)}, "ValueError", _refusal),
-        Check(
-            "what lies in the cache after a prompt and a token",
-            {"parts": [numbers(2, 1, 2, 4), numbers(2, 1, 1, 4, seed=1)]},
-            look=_held,
-        ),
+        Check("a long sequence and a short one, side by side", _case([[4, 1], [0]], [3, 1], [2, 1]), look=_slots),
+        Check("blocks of two: what lies in the memory", _case([[3, 0, 4], [1]], [1, 0], [4, 2], 2), look=_held),
     ),
     mistakes=(
         Mistake(
-            "new tokens are written over the old ones, at slot 0",
-            "keys.narrow(2, self.length, k.size(2)).copy_(k)",
-            "keys.narrow(2, 0, k.size(2)).copy_(k)",
-            (("values.narrow(2, self.length, k.size(2)).copy_(v)", "values.narrow(2, 0, k.size(2)).copy_(v)"),),
+            "a sequence's blocks are taken to be neighbours: its table is to be asked for each of them",
+            "self._padded[rows, positions // size] * size",
+            "self._padded[rows, 0] * size + positions // size * size",
         ),
         Mistake(
-            "only the new keys and values are given: the token would see nothing before it",
-            "\n    return keys, values",
-            "\n    return k, v",
+            "the number of a block is taken for its first slot: it is to be multiplied by the block's size",
+            "positions // size] * size",
+            "positions // size]",
         ),
         Mistake(
-            "the whole capacity is given: slots that are not filled would be attended to, as zeros",
-            "held.select(0, layer).narrow(2, 0, end)",
-            "held.select(0, layer)",
+            "the whole position is added to the block's first slot, not the place within the block",
+            "+ positions % size",
+            "+ positions",
         ),
-        Mistake("all layers write to the first one's place", "held.select(0, layer)", "held.select(0, 0)"),
         Mistake(
-            "`append` counts the slots as filled, so the next layer begins too late: `advance` does that",
-            "\n    return keys, values",
-            "\n    self.length = end\n    return keys, values",
+            "all tokens of a block go to its first slot: the place within the block is missing",
+            " + positions % size",
+            "",
         ),
-        Mistake("keys are stored as values, too", "copy_(v)", "copy_(k)"),
-        Mistake("a full cache is not told as a ValueError that says so", "if end > self.capacity:", "if end < 0:"),
+        Mistake("all sequences use the table of the first", "self._padded[rows, ", "self._padded[0 * rows, "),
+        Mistake(
+            "the table is not used at all: position and slot are the same only for a sequence alone, from block 0 on",
+            "self._padded[rows, positions // size] * size + positions % size",
+            "0 * rows + positions",
+        ),
     ),
     hints=(
-        "self.keys and self.values are (layers, B, K, capacity, D), and `self.length` slots are filled.",
-        "Write k (B, K, T, D) to slots length … length + T of this layer. All layers store theirs before `advance` "
-        "counts, so `self.length` stays as it is here.",
-        "Slices of self.keys[layer] share its memory: assign to one, and return another one, slots 0 … length "
-        "+ T. Check "
-        "against `self.capacity` first.",
+        "With blocks of 4, position 6 is in the sequence's second block. How do you get there from the number "
+        "6, and where "
+        "in the block is it?",
+        "self._padded[row, i] is the number of the i-th block of a sequence; self.cache.block_size tokens fit "
+        "into each.",
+        "Index `_padded` with both arrays at once, rows and positions // size. The slot is block · size + "
+        "position % size; "
+        "make a tensor of it, on self.cache.device.",
     ),
 )
