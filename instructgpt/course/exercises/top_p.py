@@ -94,8 +94,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "what is left out gets the logit 0, which is a logit like any other",
-            "masked_fill_(is_outside, -math.inf)",
-            "masked_fill_(is_outside, 0.0)",
+            "masked_fill_(inside == 0, -math.inf)",
+            "masked_fill_(inside == 0, 0.0)",
         ),
     ),
     hints=(
