@@ -15,6 +15,8 @@ Which block belongs to whom is not known here (`generation/blocks.py`); how atte
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -24,6 +26,15 @@ import torch
 from torch import Tensor
 
 from instructgpt.config import ModelConfig
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """`torch.zeros`, which writes them; a CPU's system has pages of zeros that are no memory until they are written."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    own = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    held = mmap.mmap(-1, max(1, math.prod(shape)) * dtype.itemsize, **own)
+    return torch.frombuffer(held, dtype=dtype, count=-1)[: math.prod(shape)].view(shape)
 
 
 class PagedCache:
@@ -43,12 +54,12 @@ class PagedCache:
         self.blocks, self.block_size = blocks, block_size
         slots = blocks * block_size
         shape = (config.layers, slots, config.kv_heads, config.head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.keys = _zeros(shape, device, dtype)
+        self.values = _zeros(shape, device, dtype)
         self.reach = config.qk_window - 1
         """Tokens before its own that make up a query or a key."""
         channels = (config.heads + config.kv_heads) * config.head_dim if self.reach else 0
-        self.unmixed = torch.zeros(config.layers, slots, channels, device=device, dtype=dtype)
+        self.unmixed = _zeros((config.layers, slots, channels), device, dtype)
         """Queries and keys, side by side, before the convolution over them; nothing where there is none."""
         self.kept_plan: Any = None
         """How attention went in the last forward, which the next one mostly goes like."""

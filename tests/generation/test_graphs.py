@@ -12,7 +12,7 @@ import kernels
 from instructgpt.generation import engine
 from instructgpt.generation.engine import Engine, generate, generate_ids, stream
 from instructgpt.generation.graphs import GraphedDecoder
-from instructgpt.generation.request import Request
+from instructgpt.generation.request import EngineConfig, Request
 from instructgpt.generation.sampling import SamplingConfig
 from instructgpt.model import pages
 from instructgpt.model.backend import sdpa
@@ -105,7 +105,7 @@ def test_requests_that_come_and_go_while_a_step_is_under_way(model, tokenizer, r
     asked = [Request((tokenizer.bos, *range(50, 55 + i)), config, n=1 + i % 2) for i in range(4)]
     alone = [generate_ids(model, tokenizer, [each.ids], config, each.n) for each in asked]
     request.getfixturevalue("captured")
-    at_work = Engine(in_pages(model), tokenizer)
+    at_work = Engine(in_pages(model), tokenizer, EngineConfig(blocks=20))
     found = {}
     numbers = [at_work.add(asked[0]), at_work.add(asked[1])]
     for step in range(4):

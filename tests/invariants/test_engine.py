@@ -121,7 +121,7 @@ def alone(model: Transformer, tokenizer: Tokenizer, request: Request) -> list[An
     return ALONE[id(model), request]
 
 
-@settings(max_examples=500 if settings().max_examples >= 200 else settings().max_examples)
+@settings(max_examples=500 if settings().max_examples >= 200 else 10)
 @given(
     arrivals=st.lists(st.tuples(st.integers(0, 12), requests()), min_size=1, max_size=6),
     aborts=st.dictionaries(st.integers(0, 5), st.integers(0, 14), max_size=2),

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,3 +63,19 @@ def test_no_gradient_goes_through_a_cache() -> None:
     rows = Sequences(CONFIG, rows=1, capacity=4)
     rows.feed(1).write(0, torch.ones(1, 2, 1, 6, requires_grad=True), torch.ones(1, 2, 1, 6))
     assert not rows.cache.keys.requires_grad
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_that_was_never_written_is_not_taken() -> None:
+    """A cache of 2 GB, of which one block is used."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident()
+    cache = PagedCache(replace(CONFIG, qk_window=3), blocks=1 << 17, block_size=32)
+    assert cache.bytes > 2 << 30
+    Feed(cache, [Table([1 << 16])], [0], [2]).write(1, torch.ones(1, 2, 2, 6), torch.ones(1, 2, 2, 6))
+    first = (1 << 16) * 32
+    assert cache.keys[1, first - 1 : first + 3, 0, 0].tolist() == [0, 1, 1, 0]
+    assert resident() - before < 64 << 20
