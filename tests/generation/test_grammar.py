@@ -96,6 +96,8 @@ def test_what_nothing_meets_and_what_never_ends_is_told():
         with pytest.raises(UserError, match="nothing meets it, or what would never ends"):
             Automaton(expression)
     assert reads(Automaton(choice(A, endless)), "a")
+    half = Automaton(choice(sequence(A, A, B, NEVER), B, sequence(A, A, Repeat(NEVER, 1, 1))))
+    assert half.read(half.start, b"a") == -1  # the way that has no end is not begun
     assert reads(Automaton(Repeat(NEVER, 0, None)), "")
 
 
