@@ -101,12 +101,12 @@ def attempt(name: str, path: Path) -> Judged:
 def judged_file(name: str, path: Path, log: Path, at: Path, seconds: float) -> Verdict | UserError | Ended:
     """In a process of its own: the verdict; what the file prints goes to `log`, the number of the check to `at`."""
     torch.set_num_threads(1)
-    signal.setitimer(signal.ITIMER_REAL, seconds)  # ends the process, whatever it is doing
     with open(log, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     try:
         what = exercise(name)
+        signal.setitimer(signal.ITIMER_REAL, seconds)  # ends the process, whatever it is doing
 
         def begin(number: int) -> None:
             at.write_text(str(number))

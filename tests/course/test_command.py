@@ -70,7 +70,7 @@ def test_start_check_hint_solution_list(call: Call, begun: Path) -> None:
     ("body", "told"),
     [
         (
-            "    while True:\n        pass\n",
+            "    import time\n    while True:\n        time.sleep(1)\n",
             "wrong: it had not ended after 2 s, in check 1 of 7 (both models agree: 0)",
         ),
         ("    import os\n    os._exit(3)\n", "wrong: it ended its process (exit code 3), in check 1 of 7"),

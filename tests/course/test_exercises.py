@@ -50,7 +50,7 @@ def test_a_known_mistake_is_told_by_its_own_sentence(name: str, number: int) -> 
     assert verdict.mistake == mistake.says
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in KERNELS])
+@an_exercise
 def test_the_file_that_one_starts_with_imports_and_fails(name: str, tmp_path: Path) -> None:
     path = tmp_path / f"{name}.py"
     path.write_text(beginning(name, "exercise"), encoding="utf-8")
