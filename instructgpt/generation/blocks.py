@@ -93,7 +93,7 @@ class Pool:
             heapq.heappush(self._empty, cell)
 
     def _elsewhere(self) -> int:
-        """A free cell's first block; else that of the cell left longest ago; else any there is."""
+        """A free cell's first block; else that of the cell left longest ago; else where most are free in a row."""
         while self._empty:
             if self._taken[self._empty[0]] == 0:
                 return self._empty[0] * self.cell
@@ -102,7 +102,24 @@ class Pool:
             cell = next(iter(self._idle)) // self.cell
             if self._used[cell] == 0:
                 return cell * self.cell
-        return next(reversed(self._free)) if self._free else next(iter(self._idle))
+        if not self._free:
+            return next(iter(self._idle))
+        emptiest = min(range(len(self._taken)), key=lambda cell: self._taken[cell] - self._size(cell))
+        return self._longest_stretch(emptiest)
+
+    def _size(self, cell: int) -> int:
+        """Its blocks; the last has what is left."""
+        return min(self.cell, self.blocks - cell * self.cell)
+
+    def _longest_stretch(self, cell: int) -> int:
+        """Where the most free blocks of a cell begin that are neighbours."""
+        first = cell * self.cell
+        best, length, here = first, 0, 0
+        for block in range(first, first + self._size(cell)):
+            here = here + 1 if block in self._free else 0
+            if here > length:
+                best, length = block - here + 1, here
+        return best
 
     # ---- prefixes
 

@@ -206,18 +206,54 @@ def _parts(cache: PagedCache, pieces: Sequence[Sequence[tuple[int, int]]], token
     return parts
 
 
+class _Scattered:
+    """Sequences in many runs, after memory ran short: their keys are gathered, for one call with all of them."""
+
+    MANY = 3
+    """Runs that cost more apart than copied together."""
+
+    def __init__(self, cache: PagedCache, tables: Sequence[Table], tokens: list[int]):
+        self.cache, self.tokens = cache, torch.tensor(tokens, device=cache.device)
+        self._tables, self._rows = [tables[i] for i in tokens], tokens
+
+    def measure(self, lengths: Sequence[int]) -> None:
+        """lengths: of all sequences."""
+        its, size = [lengths[i] for i in self._rows], self.cache.block_size
+        blocks = -(-max(its) // size)
+        table = torch.tensor([(its.blocks + [0] * blocks)[:blocks] for its in self._tables])  # (S, blocks)
+        self._slots = (table[..., None] * size + torch.arange(size)).flatten().to(self.cache.device)
+        is_beyond = torch.arange(blocks * size) >= torch.tensor(its)[:, None]
+        bias = torch.zeros(is_beyond.shape, dtype=self.cache.dtype).masked_fill_(is_beyond, -math.inf)
+        self._bias = bias[:, None, None].to(self.cache.device)
+
+    def attend(self, layer: int, q: Tensor, partial: PartialAttention) -> Tensor:
+        """q (S, K, G, D) -> the same"""
+        k, v = (
+            held[layer].index_select(0, self._slots).unflatten(0, (len(q), -1)).transpose(1, 2)
+            for held in (self.cache.keys, self.cache.values)
+        )  # (S, K, T, D)
+        return partial(q, k, v, self._bias, False)[0]
+
+
 class _DecodingRows:
     """Sequences with one new token each. Kept from step to step, while no run of theirs begins."""
 
     def __init__(self, cache: PagedCache, tables: Sequence[Table], lengths: Sequence[int]):
         pieces = [table.pieces(length, cache.block_size) for table, length in zip(tables, lengths)]
+        scattered = [row for row, its in enumerate(pieces) if len(its) > _Scattered.MANY]
+        self._scattered = _Scattered(cache, tables, scattered) if scattered else None
+        if self._scattered is not None:
+            self._scattered.measure(lengths)
+            # What is said of them below is overwritten.
+            pieces = [its if len(its) <= _Scattered.MANY else its[-1:] for its in pieces]
         self._closed = _parts(cache, [its[:-1] for its in pieces], 1)
         self._closed_lengths = [length - its[-1][1] for its, length in zip(pieces, lengths)]
         self._open = _Part.of(cache, [_Group(*its[-1], [row]) for row, its in enumerate(pieces)], len(tables))
         # A table may have blocks to spare, in other runs; its last run grows.
         self._ends = [
             (row, sum(count for _, count in table.runs[: len(its)]) * cache.block_size)
-            for row, (table, its) in enumerate(zip(tables, pieces)) if len(its) < len(table.runs)
+            for row, (table, its) in enumerate(zip(tables, pieces))
+            if len(its) < len(table.runs) and row not in scattered
         ]  # fmt: skip
         self._steps = 0
 
@@ -226,6 +262,8 @@ class _DecodingRows:
         self._steps += 1
         if self._steps == _STEPS_OF_A_PLAN or any(lengths[row] > end for row, end in self._ends):
             return False
+        if self._scattered is not None:
+            self._scattered.measure(lengths)
         for lattice in self._open.lattices:
             lattice.measure([lengths[row] - self._closed_lengths[row] for row in lattice.tokens])
             if not lattice.fits:
@@ -243,7 +281,10 @@ class _DecodingRows:
             )
         for part in self._closed:
             found = _merged_into(found, part.attend(layer, q, partial), part.tokens)
-        return found[0]
+        if self._scattered is None:
+            return found[0]
+        tokens = self._scattered.tokens
+        return found[0].index_copy(0, tokens, self._scattered.attend(layer, q.index_select(0, tokens), partial))
 
 
 class _Chunks:
