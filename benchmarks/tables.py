@@ -332,6 +332,20 @@ def mistakes(found: Found) -> Rows:
     return rows
 
 
+def lora(found: Found) -> Rows:
+    """Adapters beside tuning the whole model, on families that the base had never answered."""
+    rows: Rows = [("trained", "share of the weights", "rate", "learnt", "less than the whole by", "kept of what it knew")]
+    best = found["best_rates"]
+    for one in found["table"]:
+        kind = "whole" if one["variant"].startswith("whole") else "lora"
+        if one["part"] != "rates" or one["rate"] == best[kind]:
+            name = one["variant"].partition(", rate")[0]
+            less = f"{-one['from_whole']:.3f} ({within([-x for x in one['from_whole_interval'][::-1]])})"
+            cells = (name, f"{one['trained_share']:.1%}", f"{one['rate']:g}", f"{one['mean']:.3f}")
+            rows.append((*cells, less if name != "whole" else "", f"{one['kept']:.3f}"))
+    return rows
+
+
 TABLES = {
     "train": Table("cpu-train.json", train),
     "train-seeds": Table("cpu-train.json", train_seeds),
@@ -351,6 +365,7 @@ TABLES = {
     "memory": Table("cpu-memory.json", memory),
     "agreement": Table("cpu-agreement.json", agreement),
     "translate": Table("cpu-translate.json", translate),
+    "lora": Table("cpu-lora.json", lora),
     "mistakes": Table("cpu-mistakes.json", mistakes),
 }
 
