@@ -7,13 +7,13 @@ digest of each answer's tokens, by stage.
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 import time
 from typing import Any
 
 import instructgpt
 from instructgpt.data.queries import WorldQueries
+from instructgpt.strict_json import to_json
 from instructgpt.training.rollouts import sample_answers
 
 STAGES = {"ppo": (64, 4), "grpo": (32, 8)}
@@ -36,10 +36,10 @@ def timed(run: str, rounds: int, share: float = 1.0) -> dict[str, Any]:
         found[stage] = {
             "seconds": seconds[1:],  # the first warms up
             "tokens": sum(len(each.answer.ids) for each in done),
-            "answers": [hashlib.sha256(json.dumps(each.answer.ids).encode()).hexdigest()[:16] for each in done],
+            "answers": [hashlib.sha256(str(each.answer.ids).encode()).hexdigest()[:16] for each in done],
         }
     return found
 
 
 if __name__ == "__main__":
-    print(json.dumps(timed(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]) if len(sys.argv) > 3 else 1.0)))
+    print(to_json(timed(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]) if len(sys.argv) > 3 else 1.0)))

@@ -334,7 +334,7 @@ def mistakes(found: Found) -> Rows:
 
 def lora(found: Found) -> Rows:
     """Adapters beside tuning the whole model, on families that the base had never answered."""
-    rows: Rows = [("trained", "share of the weights", "rate", "learnt", "less than the whole by", "kept of what it knew")]
+    rows: Rows = [("trained", "share of weights", "rate", "learnt", "less than the whole by", "kept of what it knew")]
     best = found["best_rates"]
     for one in found["table"]:
         kind = "whole" if one["variant"].startswith("whole") else "lora"

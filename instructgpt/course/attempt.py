@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from instructgpt.atomic import write_text
 from instructgpt.course.exercise import Exercise, exercise
 from instructgpt.course.judge import Verdict, judge
 from instructgpt.course.source import Function, Source
 from instructgpt.errors import UserError
+from instructgpt.strict_json import write_json
 from kernels.lab.processes import Ended, in_order
 
 PROGRESS = "progress.json"
@@ -163,7 +163,7 @@ def note(folder: Path, name: str, **news: Any) -> dict[str, Any]:
     progress = read_progress(folder)
     entry = progress.setdefault(name, {}) | news
     progress[name] = entry
-    write_text(folder / PROGRESS, json.dumps(progress, indent=2) + "\n")
+    write_json(folder / PROGRESS, progress)
     return entry
 
 

@@ -158,6 +158,7 @@ class Source:
                 for name, value in list(vars(module).items())
                 if value is ours
             ]
+        before = set(sys.modules)
         try:
             for owner, name, value in held:
                 setattr(owner, name, staticmethod(function) if isinstance(value, staticmethod) else function)
@@ -165,6 +166,11 @@ class Source:
         finally:
             for owner, name, value in held:
                 setattr(owner, name, value)
+            # What was imported for the first time meanwhile has taken it for ours.
+            for module in [module for name, module in list(sys.modules.items()) if name not in before]:
+                for name, value in list(vars(module).items()):
+                    if value is function:
+                        setattr(module, name, ours)
 
 
 def _defined(node: ast.stmt) -> set[str]:

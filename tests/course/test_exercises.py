@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,19 @@ def is_used_up(what: Exercise) -> bool:
     """Names that are held back are names of the source."""
     kept = Source.of(what.target).imports()
     return all(name in kept for name in what.without)
+
+
+def test_what_is_imported_meanwhile_has_ours_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that is first imported while a student's function stands in its place takes that for ours."""
+    (tmp_path / "imported_meanwhile.py").write_text("from instructgpt.data.packing import collate\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = Source.of("instructgpt.data.packing.collate")
+
+    def another() -> None:
+        """Not ours."""
+
+    with source.replaced_by(another):
+        module = importlib.import_module("imported_meanwhile")
+        assert module.collate is another
+    assert module.collate is source.function
+    monkeypatch.delitem(sys.modules, "imported_meanwhile")
