@@ -43,8 +43,9 @@ PLACES = [(packing, "collate"), (sft, "next_token_loss"), (instructions, "fit_pr
 
 
 @pytest.fixture
-def plant() -> Iterator[Any]:
-    """plant(name): the mistake, in its layout, for the rest of the test."""
+def plant(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """plant(name): the mistake, in its layout, for the rest of the test. It is taken back before what a test patches
+    besides, whatever the order of its arguments, or that would be put back for good."""
     with ExitStack() as stack:
 
         def enter(name: str) -> None:
