@@ -9,6 +9,7 @@ random weights of that shape are measured, and no llama.cpp.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -35,7 +36,7 @@ from instructgpt.model.quantize import FORMATS, quantize
 from instructgpt.model.transformer import Transformer
 from instructgpt.objectives.lm import Loss, next_token_loss
 from instructgpt.runtime import cores, resolve_precision
-from instructgpt.settings import FilePath, NonNegativeInt, PositiveInt, Settings
+from instructgpt.settings import FilePath, NonNegative, NonNegativeInt, PositiveInt, Settings
 from instructgpt.training.checkpoint import load
 from instructgpt.training.loop import FitConfig, Hooks, fit
 
@@ -68,6 +69,8 @@ class SmolLM2Config(Settings):
     """Training steps of a measurement."""
     rounds: PositiveInt = 5
     """Measurements of each, which take turns; the median is shown."""
+    seconds: NonNegative = 0.0
+    """How long it may take: what is not prepared by three quarters of it is left out. 0 sets no limit."""
     only: tuple[str, ...] = ()
     """Names of the table's rows; all by default."""
     quick: bool = False
@@ -279,7 +282,7 @@ _PEERS = {"decode": "decode, llama.cpp", "train, full": "train, full, transforme
 def measure(config: SmolLM2Config) -> int:
     config = replace(config, threads=config.threads or cores())
     torch.set_num_threads(config.threads)
-    found = in_turn(works(config), config.rounds)
+    found = in_turn(works(config), config.rounds, seconds=config.seconds or math.inf)
     results: dict[str, Any] = {}
     for name, figures in found.items():
         if isinstance(figures, str):

@@ -39,7 +39,7 @@ def test_llama_cpp_needs_its_file_and_names_choose():
 def test_ratios_are_to_the_peer_of_the_same_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    def in_turn(works: dict[str, Any], rounds: int) -> dict[str, Any]:
+    def in_turn(works: dict[str, Any], rounds: int, seconds: float) -> dict[str, Any]:
         rates = {"decode, int8": [10, 30, 20], "decode, llama.cpp": [20, 40, 40], "train, full": [6, 6, 9],
                  "train, full, transformers": [3, 2, 3]}  # fmt: skip
         absent = dict.fromkeys(works, "ImportError: it is not here")
