@@ -346,6 +346,14 @@ def lora(found: Found) -> Rows:
     return rows
 
 
+def smollm2(found: Found) -> Rows:
+    """SmolLM2 beside llama.cpp and `transformers`."""
+    rows: Rows = [("SmolLM2", "tokens/s", "times the peer")]
+    for name, one in found["results"].items():
+        rows.append((name, f"{one['tokens_per_second']:.1f}", f"{one['times_peer']:.2f}" if one["times_peer"] else ""))
+    return rows
+
+
 TABLES = {
     "train": Table("cpu-train.json", train),
     "train-seeds": Table("cpu-train.json", train_seeds),
@@ -365,6 +373,7 @@ TABLES = {
     "memory": Table("cpu-memory.json", memory),
     "agreement": Table("cpu-agreement.json", agreement),
     "translate": Table("cpu-translate.json", translate),
+    "smollm2": Table("cpu-smollm2.json", smollm2),
     "lora": Table("cpu-lora.json", lora),
     "mistakes": Table("cpu-mistakes.json", mistakes),
 }
