@@ -240,9 +240,16 @@ def test_pictures_are_what_the_benchmarks_wrote() -> None:
 
 @a_page
 def test_python_that_a_page_shows_is_python(page: Path) -> None:
-    for language, block in fences(page.read_text(encoding="utf-8")):
-        if language == "python":
-            ast.parse(dedent(block))
+    blocks = [block for language, block in fences(page.read_text(encoding="utf-8")) if language == "python"]
+    assert [block for block in blocks if not is_python(dedent(block))] == []
+
+
+def is_python(text: str) -> bool:
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return False
+    return True
 
 
 # ---- can it be read?

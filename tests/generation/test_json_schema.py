@@ -59,8 +59,15 @@ def test_any_json_is_whatever_python_writes(anything: Automaton, value: Any, ind
 def test_what_is_said_is_json(anything: Automaton, data: st.DataObject):
     random = data.draw(st.randoms(use_true_random=False))
     text = said(anything, random.randrange)
-    if text is not None:
+    assert text is None or is_json(text), text
+
+
+def is_json(text: str) -> bool:
+    try:
         json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"a"}', "01", "1.", ".5", "+1", "NaN", '"\t"', '"\\x"', "[1,]", "tru",

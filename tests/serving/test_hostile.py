@@ -214,7 +214,9 @@ BODIES: dict[str, bytes] = {
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_what_is_no_json(live: Live, body: bytes) -> None:
-    refused(live, 400, CHAT, raw=body)
+    error = refused(live, 400, CHAT, raw=body)
+    assert error["type"] == "invalid_request_error"
+    assert error["message"].startswith("The body ") or error["param"] == "top_p"  # a number that is JSON, and too large
 
 
 ADDRESSES: dict[str, tuple[str, str, int]] = {
@@ -255,7 +257,8 @@ HEADERS: dict[str, tuple[dict[str, str], int]] = {
 
 @pytest.mark.parametrize(("headers", "status"), HEADERS.values(), ids=HEADERS)
 def test_a_wrong_header(live: Live, headers: dict[str, str], status: int) -> None:
-    refused(live, status, CHAT, raw=b"{}", headers=headers)
+    error = refused(live, status, CHAT, raw=b"{}", headers=headers)
+    assert error["code"] == {413: "request_too_large", 415: None, 403: "wrong_host"}[status]
 
 
 def raw(live: Live, sent: bytes, seconds: float = 5) -> bytes:

@@ -1,6 +1,6 @@
 """The page in a browser: headless Chromium, driven by Selenium; slow, and skipped where either is missing.
 
-Answers come from `stub.py`, which says what it is told to; the last test talks with the real service.
+Answers come from `scripted.py`, which says what it is told to; the last test talks with the real service.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("starlette", reason="the extra `serve` is missing")
 from instructgpt.serving.app import _PAGE, page_policy
-from tests.serving.stub import Stub
+from tests.serving.scripted import Scripted
 
 HTML = _PAGE.read_text(encoding="utf-8")
 ANSWER = "The **sea** is deep.\n\n1. Salt\n2. Water\n\n```\nx < 1\n```\n\nIt is 深い, naïve."
@@ -66,8 +66,8 @@ def chromium() -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture
-def stub() -> Iterator[Stub]:
-    with Stub() as running:
+def scripted() -> Iterator[Scripted]:
+    with Scripted() as running:
         running.answers["sea"] = ANSWER
         yield running
 
@@ -132,10 +132,10 @@ class Page:
 
 
 @pytest.fixture
-def page(chromium: Callable[..., Any], stub: Stub) -> Page:
-    page = Page(chromium(), stub.url)
+def page(chromium: Callable[..., Any], scripted: Scripted) -> Page:
+    page = Page(chromium(), scripted.url)
     page.script("localStorage.clear(); sessionStorage.clear()")
-    return Page(chromium(), stub.url)
+    return Page(chromium(), scripted.url)
 
 
 slow = pytest.mark.slow
@@ -155,8 +155,8 @@ def test_an_answer_becomes_paragraphs_lists_and_code(page: Page):
 
 
 @slow
-def test_it_streams_and_stops(page: Page, stub: Stub):
-    stub.pause = 0.03
+def test_it_streams_and_stops(page: Page, scripted: Scripted):
+    scripted.pause = 0.03
     page.ask("word " * 200, wait=False)
     first = page.wait(lambda: len(page.answers[0]) > 6 and len(page.answers[0]))
     page.wait(lambda: len(page.answers[0]) > first)
@@ -164,28 +164,28 @@ def test_it_streams_and_stops(page: Page, stub: Stub):
     assert page.focused.get_attribute("id") == "input"
     page.one("#stop").click()
     page.done()
-    sent = stub.sent
+    sent = scripted.sent
     assert sent < 150 and page.one(".answer .note").text == "Stopped." and page.answers[0]
     assert page.shown("#send") and not page.shown("#stop")
     page.ask("go on")
-    assert page.answers[1] == "go on" and stub.asked[-1]["messages"][1]["content"].startswith("word word")
+    assert page.answers[1] == "go on" and scripted.asked[-1]["messages"][1]["content"].startswith("word word")
 
 
 @slow
-def test_retries_are_kept_beside_each_other(page: Page, stub: Stub):
+def test_retries_are_kept_beside_each_other(page: Page, scripted: Scripted):
     page.ask("one")
     page.ask("two")
-    stub.answers["two"] = "another"
+    scripted.answers["two"] = "another"
     page.all("[data-tool=retry]")[1].click()
     page.done()
     assert page.answers == ["one", "another"]
-    assert [message["content"] for message in stub.asked[-1]["messages"]] == ["one", "one", "two"]
+    assert [message["content"] for message in scripted.asked[-1]["messages"]] == ["one", "one", "two"]
     page.one("[data-tool=before]").click()
     assert page.answers == ["one", "two"] and "1/2" in page.all(".answer .tools")[1].text
 
 
 @slow
-def test_a_message_is_edited_and_what_followed_is_dropped(page: Page, stub: Stub):
+def test_a_message_is_edited_and_what_followed_is_dropped(page: Page, scripted: Scripted):
     from selenium.webdriver.common.keys import Keys
 
     page.ask("one")
@@ -197,11 +197,11 @@ def test_a_message_is_edited_and_what_followed_is_dropped(page: Page, stub: Stub
     page.keys(" more", Keys.ENTER)
     page.done()
     assert page.answers == ["one more"] and len(page.all(".user")) == 1
-    assert [message["content"] for message in stub.asked[-1]["messages"]] == ["one more"]
+    assert [message["content"] for message in scripted.asked[-1]["messages"]] == ["one more"]
 
 
 @slow
-def test_settings_reach_the_service_and_are_remembered(page: Page, stub: Stub, chromium: Callable[..., Any]):
+def test_settings_reach_the_service_and_are_remembered(page: Page, scripted: Scripted, chromium: Callable[..., Any]):
     from selenium.webdriver.common.keys import Keys
 
     page.one("#open-settings").click()
@@ -212,9 +212,9 @@ def test_settings_reach_the_service_and_are_remembered(page: Page, stub: Stub, c
     page.keys(Keys.ESCAPE)
     assert not page.shown("#settings")
     for _ in range(2):
-        page = Page(chromium(), stub.url)
+        page = Page(chromium(), scripted.url)
         page.ask("hello")
-        asked = stub.asked[-1]
+        asked = scripted.asked[-1]
         assert asked["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
         assert (asked["temperature"], asked["top_k"], asked["max_tokens"], asked["seed"]) == (0, 5, 512, 7)
         assert (
@@ -223,14 +223,14 @@ def test_settings_reach_the_service_and_are_remembered(page: Page, stub: Stub, c
 
 
 @slow
-def test_another_model_can_be_chosen(page: Page, stub: Stub):
+def test_another_model_can_be_chosen(page: Page, scripted: Scripted):
     page.one("#model").send_keys("tiny:pirate")
     page.ask("ahoy")
-    assert stub.asked[-1]["model"] == "tiny:pirate" and "tiny:pirate" in page.one("#foot").text
+    assert scripted.asked[-1]["model"] == "tiny:pirate" and "tiny:pirate" in page.one("#foot").text
 
 
 @slow
-def test_the_language_is_the_browsers_and_can_be_switched(page: Page, chromium: Callable[..., Any], stub: Stub):
+def test_the_language_is_the_browsers_and_can_be_switched(page: Page, chromium: Callable[..., Any], scripted: Scripted):
     assert (
         page.one("html").get_attribute("lang") == "en" and page.one("#input").get_attribute("placeholder") == "Message"
     )
@@ -240,7 +240,7 @@ def test_the_language_is_the_browsers_and_can_be_switched(page: Page, chromium: 
     assert "词元/秒" in page.one(".answer .stats").text and page.answers == ["hello"]
     page.one("#language").click()
     assert page.one("#send").get_attribute("aria-label") == "Send"
-    chinese = Page(chromium("zh-CN"), stub.url)
+    chinese = Page(chromium("zh-CN"), scripted.url)
     assert chinese.one("h2").text == "想问点什么？" and chinese.complaints == []
 
 
@@ -272,8 +272,8 @@ def test_a_token_is_pointed_at_or_walked_to(page: Page):
 
 
 @slow
-def test_what_is_drawn_is_what_was_said_token_by_token(page: Page, stub: Stub):
-    stub.answers["wide"] = "é深い😀 and **bo\nld** `co`de"
+def test_what_is_drawn_is_what_was_said_token_by_token(page: Page, scripted: Scripted):
+    scripted.answers["wide"] = "é深い😀 and **bo\nld** `co`de"
     page.ask("wide")
     assert "".join(each.get_property("textContent") for each in page.all(".answer .t")) == "é深い😀 and bo\nld code"
 
@@ -318,19 +318,19 @@ def test_everything_is_reached_by_keyboard_alone(page: Page):
 
 
 @slow
-def test_half_a_chinese_word_is_not_sent(page: Page, stub: Stub):
+def test_half_a_chinese_word_is_not_sent(page: Page, scripted: Scripted):
     page.one("#input").send_keys("ni")
     page.script(
         "document.getElementById('input').dispatchEvent(new KeyboardEvent('keydown', "
         "{key: 'Enter', bubbles: true, cancelable: true, isComposing: true}))"
     )
-    assert stub.asked == [] and page.one("#input").get_property("value") == "ni"
+    assert scripted.asked == [] and page.one("#input").get_property("value") == "ni"
 
 
 @slow
 @pytest.mark.parametrize("language", ["en-US", "zh-CN"])
-def test_nothing_is_cut_off_on_a_telephone(chromium: Callable[..., Any], stub: Stub, language: str):
-    page = Page(chromium(language), stub.url, width=360, height=640)
+def test_nothing_is_cut_off_on_a_telephone(chromium: Callable[..., Any], scripted: Scripted, language: str):
+    page = Page(chromium(language), scripted.url, width=360, height=640)
     page.ask("sea")
     page.ask("averyveryverylongwordthatdoesnotend" * 8)
     page.script("document.querySelector('.t').focus()")
@@ -352,9 +352,9 @@ def test_nothing_is_cut_off_on_a_telephone(chromium: Callable[..., Any], stub: S
 
 @slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_letters_stand_out_from_their_ground(chromium: Callable[..., Any], stub: Stub, scheme: str):
+def test_letters_stand_out_from_their_ground(chromium: Callable[..., Any], scripted: Scripted, scheme: str):
     """WCAG's contrast: 4.5 for what is read, in both schemes; and the switch overrides the system's."""
-    page = Page(chromium(), stub.url, scheme=scheme)
+    page = Page(chromium(), scripted.url, scheme=scheme)
     page.script("theme = ''; showTheme()")
     page.ask("sea")
     contrast = """
@@ -401,12 +401,12 @@ HOSTILE = (
 
 
 @slow
-def test_hostile_answers_are_text(page: Page, stub: Stub):
+def test_hostile_answers_are_text(page: Page, scripted: Scripted):
     from selenium.webdriver.common.action_chains import ActionChains
 
     elements = "return [...new Set([...document.querySelectorAll('.answer *')].map(e => e.tagName.toLowerCase()))]"
     for i, text in enumerate(HOSTILE):
-        stub.answers[f"hostile {i}"] = text
+        scripted.answers[f"hostile {i}"] = text
         page.ask(f"hostile {i}")
         ActionChains(page.browser).move_to_element(page.all(".answer .t")[-1]).click().perform()
     allowed = {
@@ -427,7 +427,7 @@ def test_hostile_answers_are_text(page: Page, stub: Stub):
     }
     assert set(page.script(elements)) <= allowed
     assert page.script("return window.hacked === undefined && !document.querySelector('.answer [href], .answer [src]')")
-    assert [asked for asked in stub.asked if "path" in asked and "stolen" in asked["path"]] == []
+    assert [asked for asked in scripted.asked if "path" in asked and "stolen" in asked["path"]] == []
     assert "<script>window.hacked = 1; fetch('/stolen')</script>" in page.answers[0]
     assert page.complaints == []
 
@@ -445,26 +445,26 @@ def test_long_hostile_markdown_is_drawn_in_time(page: Page, mark: str):
 
 
 @slow
-def test_refusals_are_told_in_a_sentence(page: Page, stub: Stub):
-    stub.problem = (429, "Rate limit reached.")
+def test_refusals_are_told_in_a_sentence(page: Page, scripted: Scripted):
+    scripted.problem = (429, "Rate limit reached.")
     page.ask("a")
     assert page.one(".note.alarm").text == "The service is busy; try again in 7 seconds."
-    stub.problem = (400, "This model reads at most 512 tokens, and <b>yours</b> are more.")
+    scripted.problem = (400, "This model reads at most 512 tokens, and <b>yours</b> are more.")
     page.ask("b")
-    assert page.all(".note.alarm")[-1].text == stub.problem[1]
-    stub.problem, stub.cut_after = None, 2
+    assert page.all(".note.alarm")[-1].text == scripted.problem[1]
+    scripted.problem, scripted.cut_after = None, 2
     page.ask("a longer one")
     assert page.all(".note.alarm")[-1].text == "The answer broke off." and page.answers[-1] == "a long"
-    stub.cut_after = 10**9
+    scripted.cut_after = 10**9
     page.all("[data-tool=retry]")[-1].click()
     page.done()
     assert page.answers[-1] == "a longer one"
 
 
 @slow
-def test_a_key_is_asked_for(chromium: Callable[..., Any], stub: Stub):
-    stub.key = "open sesame"
-    page = Page(chromium(), stub.url)
+def test_a_key_is_asked_for(chromium: Callable[..., Any], scripted: Scripted):
+    scripted.key = "open sesame"
+    page = Page(chromium(), scripted.url)
     assert page.shown("#key-form") and page.one("#key").get_attribute("type") == "password"
     page.one("#key").send_keys("wrong\n")
     page.one("#key").clear()

@@ -62,8 +62,13 @@ def test_masking_again_changes_nothing(pieces: list[str]):
 
 
 @given(st.text())
-def test_any_text_can_be_masked(text: str):
-    mask(text)
+def test_of_any_text_only_what_is_found_is_masked(text: str):
+    """What stands before, between and after the places comes through as it was."""
+    expected, done = "", 0
+    for start, end, kind in sorted(found(text)):
+        expected += text[done:start] + f"[{kind}]"
+        done = end
+    assert mask(text) == expected + text[done:]
 
 
 def test_text_that_is_half_a_character_can_be_masked():

@@ -15,7 +15,7 @@ from typing import Any
 from instructgpt.serving.app import _PAGE, page_policy
 
 
-class Stub(ThreadingHTTPServer):
+class Scripted(ThreadingHTTPServer):
     """Runs in a thread of its own from entering to leaving."""
 
     daemon_threads = True
@@ -40,7 +40,7 @@ class Stub(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/"
 
-    def __enter__(self) -> Stub:
+    def __enter__(self) -> Scripted:
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
@@ -53,7 +53,7 @@ class Stub(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Stub
+    server: Scripted
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing is printed."""
