@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from instructgpt.config import ModelConfig
 from instructgpt.model.transformer import Transformer
 from instructgpt.text.tokenizer import Tokenizer
+from tests.random_models import talkative
 
 
 @pytest.fixture(scope="session")
@@ -21,12 +21,4 @@ def model(tokenizer: Tokenizer) -> Transformer:
     """float64, so that only a wrong result differs; 24 embeddings more than tokens; ends its answers now and then."""
     vocab_size = tokenizer.vocab_size + 24
     config = ModelConfig(vocab_size, context=48, layers=2, width=32, heads=4, kv_heads=2, tie_embeddings=False)
-    model = Transformer(config).double()
-    model.reset(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter *= 8  # small weights would say the same whatever the prompt
-        assert model.head_weight is not None
-        model.head_weight[tokenizer.end] *= 2
-    return model.eval()
+    return talkative(config, ends={tokenizer.end: 2})

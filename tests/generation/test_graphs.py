@@ -19,6 +19,7 @@ from instructgpt.model.backend import sdpa
 from instructgpt.model.transformer import Transformer
 from instructgpt.text.tokenizer import Tokenizer
 from tests.generation.test_decoding import CONFIGS, answered, ids_of, many
+from tests.random_models import talkative
 
 
 class WithoutGraphs(GraphedDecoder):
@@ -139,13 +140,7 @@ def on_gpu(request: pytest.FixtureRequest, model: Transformer) -> Transformer:
 
     device = torch.device("cuda")
     shape = replace(model.config, **getattr(request, "param", {}))
-    moved = Transformer(shape, resolve_backend("auto", device))
-    moved.reset(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for parameter in moved.parameters():
-            if parameter.ndim > 1:
-                parameter *= 8
-    return moved.to(device).eval()
+    return talkative(shape, dtype=torch.float32, backend=resolve_backend("auto", device)).to(device)
 
 
 class Unrecorded(GraphedDecoder):

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from instructgpt.generation.request import EngineConfig, Request, Update
 from instructgpt.generation.sampling import SamplingConfig
 from instructgpt.model.transformer import Transformer
 from instructgpt.text.tokenizer import Tokenizer
+from tests.random_models import talkative
 
 SHAPES: dict[str, dict[str, Any]] = {
     "learned": dict(mlp="gelu", norm="layernorm", position="learned", bias=True),
@@ -25,11 +25,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 CONTEXT = 24
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.train([f"the cat number {i} saw {i * 7} red birds. 猫看见鸟。" for i in range(60)], vocab_size=340)
-
-
 @pytest.fixture(scope="module", params=SHAPES)
 def model(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Transformer:
     """In float64: what is compared below is equal tokens, and rounding could tip the scale between two of them."""
@@ -37,15 +32,7 @@ def model(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Transformer:
     config = ModelConfig(
         tokenizer.vocab_size, context=CONTEXT, layers=2, width=16, heads=4, tie_embeddings=False, **shape
     )
-    model = Transformer(config).double()
-    model.reset(torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter *= 8  # small weights would say the same whatever the prompt
-        assert model.head_weight is not None
-        model.head_weight[tokenizer.end] *= 1.5
-    return model.eval()
+    return talkative(config, seed=1, ends={tokenizer.end: 1.5})
 
 
 SAMPLING = [

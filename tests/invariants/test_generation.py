@@ -15,6 +15,7 @@ from instructgpt.generation.engine import generate, generate_ids, stream
 from instructgpt.generation.sampling import SamplingConfig, SamplingRows, sample
 from instructgpt.model.transformer import Transformer
 from instructgpt.text.tokenizer import Tokenizer
+from tests.random_models import talkative
 
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": dict(mlp="gelu", norm="layernorm", position="learned", bias=True),
@@ -24,11 +25,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 CONTEXT = 20
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.train([f"the cat number {i} saw {i * 7} red birds. 猫看见鸟。" for i in range(60)], vocab_size=340)
-
-
 @pytest.fixture(scope="module", params=SHAPES)
 def model(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Transformer:
     """In float64: what is compared below is equal tokens, and rounding could tip the scale between two of them."""
@@ -36,15 +32,7 @@ def model(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Transformer:
     config = ModelConfig(
         tokenizer.vocab_size, context=CONTEXT, layers=2, width=32, heads=4, tie_embeddings=False, **shape
     )
-    model = Transformer(config).double()
-    model.reset(torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter *= 8  # small weights would say the same whatever the prompt
-        assert model.head_weight is not None
-        model.head_weight[tokenizer.end] *= 2
-    return model.eval()
+    return talkative(config, seed=1, ends={tokenizer.end: 2})
 
 
 prompts_of_ids = st.lists(st.lists(st.integers(7, 339), min_size=1, max_size=CONTEXT), min_size=1, max_size=4)

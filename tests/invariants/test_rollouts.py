@@ -33,28 +33,16 @@ from instructgpt.training.rollouts import (
     pack,
     sample_answers,
 )
+from tests.random_models import talkative
 
 CONTEXT = 40
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.train([f"the cat number {i} saw {i * 7} red birds. 猫看见鸟。" for i in range(60)], vocab_size=340)
 
 
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> Transformer:
     """float64: what is compared is equal but for rounding. It ends its answers now and then."""
     config = ModelConfig(tokenizer.vocab_size, context=CONTEXT, layers=2, width=32, heads=4, tie_embeddings=False)
-    model = Transformer(config).double()
-    model.reset(torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter *= 8
-        assert model.head_weight is not None
-        model.head_weight[tokenizer.end] *= 2
-    return model.eval()
+    return talkative(config, seed=1, ends={tokenizer.end: 2})
 
 
 prompts_of_ids = st.lists(st.lists(st.integers(7, 339), min_size=1, max_size=20), min_size=1, max_size=5)

@@ -18,6 +18,7 @@ from instructgpt.config import ModelConfig
 from instructgpt.generation.request import EngineConfig
 from instructgpt.model.transformer import Transformer
 from instructgpt.text.tokenizer import Tokenizer
+from tests.random_models import talkative
 
 _MISSING = [name for name in ("starlette", "uvicorn", "prometheus_client") if importlib.util.find_spec(name) is None]
 
@@ -79,13 +80,7 @@ def model(tokenizer: Tokenizer) -> Transformer:
     config = ModelConfig(
         tokenizer.vocab_size, context=128, layers=2, width=32, heads=4, kv_heads=2, tie_embeddings=False
     )
-    model = Transformer(config)
-    model.reset(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter *= 8  # small weights would say the same whatever the prompt
-    return model.eval()
+    return talkative(config, dtype=torch.float32)
 
 
 Start = Callable[..., Any]
