@@ -24,13 +24,14 @@ from typing import Any
 import torch
 
 from benchmarks.machine import ROOT, describe, publish, results_file
+from benchmarks.untrained import random_run
 from instructgpt.config import ModelConfig
 from instructgpt.errors import UserError
 from instructgpt.flags import parse, run_main
-from instructgpt.model.transformer import Transformer
 from instructgpt.settings import FilePath, NonNegativeInt, Positive, PositiveInt, Settings
-from instructgpt.text.tokenizer import Tokenizer
-from instructgpt.training.checkpoint import RunDirectory
+
+_SHAPE = ModelConfig(vocab_size=320, context=512, layers=4, width=128, heads=4)
+"""What is served where no run is named."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +71,6 @@ class Outcome:
     between: list[float] = field(default_factory=list)
     tokens: int = 0
     why: str = ""
-
-
-def random_run(folder: Path) -> Path:
-    """A run directory with a small model that says something."""
-    tokenizer = Tokenizer.train([f"the cat number {i} saw {i * 7} red birds." for i in range(60)], vocab_size=320)
-    model = Transformer(ModelConfig(tokenizer.vocab_size, context=512, layers=4, width=128, heads=4))
-    model.reset(torch.Generator().manual_seed(0))
-    run = RunDirectory(folder)
-    run.path.mkdir(parents=True)
-    run.write_config("sft", model.config, tokenizer, {})
-    run.save_model(model)
-    return folder
 
 
 @contextmanager
@@ -210,7 +199,7 @@ def measure(config: ServiceConfig) -> int:
         rates = asyncio.run(rising(config.url.rstrip("/"), config))
     else:
         with tempfile.TemporaryDirectory() as folder:
-            model = Path(config.model) if config.model else random_run(Path(folder) / "small")
+            model = Path(config.model) if config.model else random_run(Path(folder) / "small", _SHAPE)
             with served(model, config) as address:
                 rates = asyncio.run(rising(address, config))
     document = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from instructgpt.config import ModelConfig
 from instructgpt.model.backend import resolve_backend
 from instructgpt.model.quantize import FORMATS
 from instructgpt.model.transformer import Transformer
+from instructgpt.text.tokenizer import Tokenizer
+from instructgpt.training.checkpoint import RunDirectory
 
 Generate = Callable[[int], list[list[int]]]
 """Most new tokens -> the tokens of each row."""
@@ -37,6 +40,19 @@ class Ids:
 
     def flush(self) -> str:
         return ""
+
+
+def random_run(folder: Path, shape: ModelConfig) -> Path:
+    """A run directory with a small model and a tokenizer of its own, which goes on for long."""
+    lines = [f"the cat number {i} saw {i * 7} red birds." for i in range(60)]
+    tokenizer = Tokenizer.train(lines, shape.vocab_size)
+    model = Transformer(replace(shape, vocab_size=tokenizer.vocab_size))
+    model.reset(torch.Generator().manual_seed(0))
+    run = RunDirectory(folder)
+    run.path.mkdir(parents=True)
+    run.write_config("sft", model.config, tokenizer, {})
+    run.save_model(model)
+    return folder
 
 
 def random_model(shape: ModelConfig, device: torch.device, seed: int) -> Transformer:

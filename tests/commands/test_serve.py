@@ -15,29 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
+from benchmarks.untrained import random_run
 from instructgpt.cli import run_command
 from instructgpt.config import ModelConfig
 from instructgpt.flags import run_main
-from instructgpt.model.transformer import Transformer
-from instructgpt.text.tokenizer import Tokenizer
-from instructgpt.training.checkpoint import RunDirectory
 
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("uvicorn", reason="uvicorn is in the extra `serve`")
 
 
 def make_run(folder: Path, vocab_size: int = 320) -> Path:
-    """A run directory with a small random model, which goes on for long."""
-    tokenizer = Tokenizer.train([f"the cat number {i} saw {i * 7} red birds." for i in range(60)], vocab_size)
-    model = Transformer(ModelConfig(tokenizer.vocab_size, context=256, layers=2, width=32, heads=4))
-    model.reset(torch.Generator().manual_seed(0))
-    run = RunDirectory(folder)
-    run.path.mkdir(parents=True)
-    run.write_config("sft", model.config, tokenizer, {})
-    run.save_model(model)
-    return folder
+    return random_run(folder, ModelConfig(vocab_size, context=256, layers=2, width=32, heads=4))
 
 
 @pytest.fixture(scope="module")
