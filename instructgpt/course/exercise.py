@@ -150,13 +150,3 @@ def gradient(name: str) -> Callable[[Callable[..., Any], dict[str, Any]], Any]:
 def part(pick: Callable[[Any], Any]) -> Callable[[Callable[..., Any], dict[str, Any]], Any]:
     """Looks at what `pick` makes of the result."""
     return lambda function, given: pick(function(**given))
-
-
-def left_in(*arguments: str) -> Callable[[Callable[..., Any], dict[str, Any]], Any]:
-    """Looks at what a function that works in place has left in these arguments."""
-
-    def look(function: Callable[..., Any], given: dict[str, Any]) -> Any:
-        function(**given)
-        return tuple(given[name] for name in arguments)
-
-    return look
