@@ -21,7 +21,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -30,7 +30,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from benchmarks.machine import ROOT, copy_rate, describe, publish, results_file, synchronize
+from benchmarks.machine import ROOT, copy_rate, describe, results_file, synchronize
 from benchmarks.steps import shape_named
 from benchmarks.untrained import Ids, as_transformers, by_transformers, random_model, step_bytes
 from instructgpt.errors import UserError
@@ -40,7 +40,8 @@ from instructgpt.generation.request import EngineConfig, Request
 from instructgpt.generation.sampling import SamplingConfig
 from instructgpt.model.transformer import Transformer
 from instructgpt.runtime import resolve_device, resolve_precision
-from instructgpt.settings import FilePath, NonNegativeInt, PositiveInt, Settings
+from instructgpt.settings import FilePath, NonNegative, NonNegativeInt, PositiveInt, Settings
+from instructgpt.strict_json import to_json, write_json
 
 PARTS = ("throughput", "latency", "prefixes", "rollouts")
 
@@ -71,6 +72,8 @@ class BatchingConfig(Settings):
     """Rows of the latencies."""
     rounds: PositiveInt = 3
     """Measurements of each case, which take turns."""
+    seconds: NonNegative = 3600.0
+    """When this time is over, what was measured once is not measured again."""
     seed: NonNegativeInt = 0
     """Of weights, prompts and lengths."""
     before: str = ""
@@ -207,9 +210,11 @@ def throughput(config: BatchingConfig, model: Transformer) -> dict[str, Any]:
         cases["transformers, static"] = peer
     except ImportError:
         print("transformers: left out, it is not installed", flush=True)
-    times = {name: list[float]() for name in cases}
+    times, began = {name: list[float]() for name in cases}, time.monotonic()
     for _ in range(config.rounds):
         for name, case in cases.items():
+            if times[name] and time.monotonic() - began > config.seconds:
+                continue
             synchronize(model.device)
             started = time.perf_counter()
             case()
@@ -333,30 +338,35 @@ def _rollout(tree: Path, config: BatchingConfig) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def figures(config: BatchingConfig, rate: float) -> dict[str, Any]:
-    """Each part's, by its name; config: filled in; rate: bytes a second of a large copy."""
+def figures(config: BatchingConfig, rate: float) -> Iterator[dict[str, Any]]:
+    """Those measured so far, by part, after each part; config: filled in; rate: bytes a second of a large copy."""
     device = torch.device(config.device)
     model = random_model(replace(shape_named(config.shape), context=config.context), device, config.seed)
     found: dict[str, Any] = {
         name: getattr(config, name) for name in ("shape", "dtype", "seed", "rounds", "least", "most")
     }
+    parts: dict[str, Callable[[], Any]] = {
+        "throughput": lambda: throughput(config, model),
+        "latency": lambda: latency(config, model, rate),
+        "prefixes": lambda: prefixes(config, model),
+        "rollouts": lambda: rollouts(config),
+    }
     with resolve_precision(config.dtype, device).context(device):
-        if "throughput" in config.parts:
-            found["throughput"] = throughput(config, model)
-        if "latency" in config.parts:
-            found["latency"] = latency(config, model, rate)
-        if "prefixes" in config.parts:
-            found["prefixes"] = prefixes(config, model)
-    if "rollouts" in config.parts:
-        found["rollouts"] = rollouts(config)
-    return found
+        for name in config.parts:
+            found[name] = parts[name]()
+            yield found
 
 
 def measure(config: BatchingConfig) -> int:
     config = filled_in(config)
     device = torch.device(config.device)
     rate = copy_rate(device, 1 << (22 if config.quick else 28))
-    publish({**describe(device), "copy_bytes_per_second": rate, **figures(config, rate)}, config.json)
+    document = {**describe(device), "copy_bytes_per_second": rate}
+    for found in figures(config, rate):
+        document |= found
+        if config.json:
+            write_json(config.json, document)
+    print(to_json(document))
     return 0
 
 

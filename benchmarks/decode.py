@@ -256,7 +256,9 @@ def measure(config: DecodeConfig) -> int:
             device=config.device, shape=config.shape, seed=config.seed, rounds=min(3, config.rounds),
             before=config.before, init=config.init, quick=config.quick,
         )  # fmt: skip
-        document["schedule"] = batching.figures(batching.filled_in(schedule), rate)
+        for document["schedule"] in batching.figures(batching.filled_in(schedule), rate):
+            if config.json:
+                write_json(config.json, document)
     publish(document, config.json)
     return 0
 

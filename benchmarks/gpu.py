@@ -109,8 +109,20 @@ def decode(order: Order) -> int:
     from benchmarks.decode import DecodeConfig, measure
 
     small: dict[str, Any] = dict(quick=True) if order.is_stand_in else {}
-    seconds = order.seconds - _RESERVE - _START
-    return measure(DecodeConfig(device=order.device, seconds=seconds, json=order.json("decode"), **small))
+    seconds = order.seconds - _RESERVE - _START  # what a schedule brings is a part of its own
+    return measure(
+        DecodeConfig(device=order.device, seconds=seconds, schedule=False, json=order.json("decode"), **small)
+    )
+
+
+def schedule(order: Order) -> int:
+    """The engine on requests of unequal length: throughput, latency, shared prefixes."""
+    from benchmarks.batching import BatchingConfig, filled_in, measure
+
+    small: dict[str, Any] = dict(quick=True) if order.is_stand_in else dict(requests=128)
+    parts, file = ("latency", "prefixes", "throughput"), order.json("batching")
+    config = BatchingConfig(device=order.device, parts=parts, seconds=order.seconds / 3, json=file, **small)
+    return measure(filled_in(config))
 
 
 def ladder(order: Order) -> int:
@@ -168,6 +180,7 @@ PARTS: dict[str, Part] = {
     "tests": Part(tests, 120, ("pytest", "hypothesis")),
     "train_step": Part(train_step, 130),
     "decode": Part(decode, 90),
+    "schedule": Part(schedule, 150),
     "calls": Part(calls, 75),
     "train": Part(train, 420, ("rich", "sentencepiece")),
     "profile": Part(profile, 60),

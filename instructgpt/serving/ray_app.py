@@ -36,7 +36,7 @@ from instructgpt.flags import parse
 from instructgpt.generation.request import EngineConfig
 from instructgpt.serving.access import Keys
 from instructgpt.serving.app import LOOPBACK, make_app
-from instructgpt.serving.call import read_body
+from instructgpt.serving.call import read_body, while_there
 from instructgpt.serving.options import Options
 from instructgpt.serving.problems import Problem
 from instructgpt.serving.replies import ClientGone
@@ -193,6 +193,8 @@ class Front:
             try:
                 await self._pass_on(plain, body, receive, sender)
                 return
+            except ClientGone:
+                return
             except BackPressureError:
                 problem = Problem(429, "The service is busy; try again.", code="queue_full", retry_after=2)
             except RayActorError:
@@ -212,20 +214,10 @@ class Front:
                 await sender.take(message)
             await sender.flush()
 
-        async def leave() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-
-        tasks = asyncio.ensure_future(pass_all()), asyncio.ensure_future(leave())
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if tasks[0].done():
-                tasks[0].result()
+            await while_there(receive, pass_all())
         finally:
             answer.cancel()  # of a call that is over, nothing
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class _Held:
