@@ -220,6 +220,7 @@ def throughput(config: BatchingConfig, model: Transformer) -> dict[str, Any]:
             case()
             synchronize(model.device)
             times[name].append(time.perf_counter() - started)
+            print(f"{name}: {wanted} tokens in {times[name][-1]:.1f} s", flush=True)
     waste = [share for each in seen for share in each.waste]
     results = {
         name: {

@@ -119,7 +119,7 @@ def schedule(order: Order) -> int:
     """The engine on requests of unequal length: throughput, latency, shared prefixes."""
     from benchmarks.batching import BatchingConfig, filled_in, measure
 
-    small: dict[str, Any] = dict(quick=True) if order.is_stand_in else dict(requests=128)
+    small: dict[str, Any] = dict(quick=True) if order.is_stand_in else dict(requests=64)
     parts, file = ("latency", "prefixes", "throughput"), order.json("batching")
     config = BatchingConfig(device=order.device, parts=parts, seconds=order.seconds / 3, json=file, **small)
     return measure(filled_in(config))
@@ -177,7 +177,7 @@ def _python(module: str, *arguments: str) -> int:
 
 
 PARTS: dict[str, Part] = {
-    "tests": Part(tests, 120, ("pytest", "hypothesis")),
+    "tests": Part(tests, 240, ("pytest", "hypothesis")),
     "train_step": Part(train_step, 130),
     "decode": Part(decode, 90),
     "schedule": Part(schedule, 150),
