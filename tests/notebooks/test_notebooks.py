@@ -1,46 +1,127 @@
-"""Every notebook runs from its first cell to its last, and what is stored in it is what it gives."""
+"""Every notebook has the form of a lesson, runs from its first cell to its last, and gives what is stored in it."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import ast
+import re
 from pathlib import Path
 
+import nbformat
 import pytest
+from _pytest.mark import ParameterSet
+from nbformat import NotebookNode
 
-ROOT = Path(__file__).parents[2]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+from instructgpt.course.exercise import names
+from tests.notebooks.runner import ROOT, TAGS, differences, pictures, read, run, tidied
+from tests.test_repository import MACHINE_PATHS
 
+FOLDER = ROOT / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
+QUICK: set[str] = set()
+"""Those that `make test` runs too; all run in `make test-all`."""
 
-def code_cells(path: Path) -> list[dict]:
-    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
-
-
-def test_there_are_notebooks() -> None:
-    assert NOTEBOOKS
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs(path: Path) -> None:
-    # A process of its own, as a reader starts one: the first cell decides how Triton is imported.
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    runner = Path(__file__).with_name("run_notebook.py")
-    done = subprocess.run([sys.executable, str(runner), str(path)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_is_stored_as_it_ran_from_the_top(path: Path) -> None:
-    cells = code_cells(path)
-    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
-    kinds = {output["output_type"] for cell in cells for output in cell["outputs"]}
-    assert kinds <= {"stream", "display_data", "execute_result"}  # "error" is none of them
-    assert not any(output.get("name") == "stderr" for cell in cells for output in cell["outputs"])
+def prose(notebook: NotebookNode) -> list[str]:
+    return [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def code(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def public_functions() -> set[str]:
+    """Functions and classes of the package and the kernels that are not private."""
+    files = [file for room in ("instructgpt", "kernels") for file in (ROOT / room).rglob("*.py")]
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files if "exercises" not in file.parts]
+    return {name for tree in trees for name in defined(tree) if not name.startswith("_")}
+
+
+def defined(tree: ast.Module) -> list[str]:
+    return [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+
+
+def marked(path: Path) -> ParameterSet:
+    return pytest.param(path, marks=[] if path.stem in QUICK else pytest.mark.slow, id=path.stem)
+
+
+@pytest.mark.parametrize("path", [marked(path) for path in NOTEBOOKS])
+def test_gives_what_is_stored(path: Path) -> None:
+    stored = read(path)
+    assert differences(stored, run(stored)) == []
+
+
+def test_quick_ones_are_there() -> None:
+    assert {path.stem for path in NOTEBOOKS} >= QUICK
+
+
+@each
+def test_is_kept_tidy(path: Path) -> None:
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert notebook == tidied(notebook), f"run: python -m tests.notebooks.runner {path.relative_to(ROOT)} --write"
+    assert {tag for cell in notebook.cells for tag in cell.metadata.get("tags", ())} <= set(TAGS)
+
+
+@each
+def test_stored_outputs_are_clean_and_have_a_picture(path: Path) -> None:
+    cells = code(read(path))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert {output.output_type for output in outputs} <= {"stream", "display_data", "execute_result"}  # no error
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+    assert sum(pictures(cell) for cell in cells) >= 1
+    texts = [output.get("text") or output.data.get("text/plain", "") for output in outputs]
+    assert not [text for text in texts if MACHINE_PATHS.search(text)]
+
+
+@each
 def test_needs_nothing_but_python(path: Path) -> None:
-    lines = [line for cell in code_cells(path) for line in cell["source"]]
+    lines = [line for cell in code(read(path)) for line in cell.source.splitlines()]
     assert not [line for line in lines if line.lstrip().startswith(("%", "!"))]
+    assert [line for line in lines if re.match(r"(import|from) (instructgpt|kernels)\b", line)]
+
+
+@each
+def test_redefines_nothing_of_the_package(path: Path) -> None:
+    cells = [cell for cell in code(read(path)) if "by-hand" not in cell.metadata.get("tags", ())]
+    own = {name for cell in cells for name in defined(ast.parse(cell.source))}
+    assert own & public_functions() == set()
+
+
+@each
+def test_begins_with_its_question_and_its_time(path: Path) -> None:
+    first = prose(read(path))[0]
+    assert re.match(r"# \S", first)
+    assert re.search(r"^\*\*Question\.\*\* .*\?", first, re.MULTILINE)
+    assert re.search(r"^\*\*Time\.\*\* .*\b(minutes?|seconds)\b", first, re.MULTILINE)
+
+
+@each
+def test_asks_for_predictions_and_answers_them_further_down(path: Path) -> None:
+    cells = read(path).cells
+    asked = [place for place, cell in enumerate(cells) if "**Predict first.**" in cell.source]
+    answered = [place for place, cell in enumerate(cells) if "<details><summary>Answer" in cell.source]
+    assert len(asked) >= 2
+    for place, following in zip(asked, [*asked[1:], len(cells)]):
+        assert [answer for answer in answered if place < answer <= following], f"cell {place} is not answered"
+
+
+@each
+def test_ends_with_two_exercises_and_the_way_on(path: Path) -> None:
+    last = prose(read(path))[-1]
+    assert last == read(path).cells[-1].source
+    started = re.findall(r"python -m instructgpt exercise start (\S+)$", last, re.MULTILINE)
+    assert len(started) == 2 and set(started) <= set(names())
+    links = set(re.findall(r"\]\(([^)#]+)\)", last))
+    following = NOTEBOOKS[NOTEBOOKS.index(path) + 1 :][:1]
+    assert {"../docs/learn.md", *(next_one.name for next_one in following)} <= links
+
+
+@each
+def test_links_and_paths_lead_somewhere(path: Path) -> None:
+    text = "\n".join(prose(read(path)))
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in link]
+    assert [link for link in links if not (FOLDER / link).exists()] == []
+    named = re.findall(r"`((?:instructgpt|kernels|tests|docs|benchmarks)/[\w./]+)`", text)
+    assert [name for name in named if not (ROOT / name).exists()] == []
