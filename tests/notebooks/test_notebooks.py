@@ -17,7 +17,7 @@ from tests.test_repository import MACHINE_PATHS
 
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
-QUICK: set[str] = set()
+QUICK = {"01_tokens"}
 """Those that `make test` runs too; all run in `make test-all`."""
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
