@@ -33,10 +33,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def require_writable(path: Path) -> None:
     """UserError unless a file can be written there, to be asked before hours of work; what is there stays as it is."""
-    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
     try:
         if path.is_dir():
             raise IsADirectoryError(0, "it is a folder")
+        probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()

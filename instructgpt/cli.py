@@ -14,6 +14,7 @@ from instructgpt.commands.export import ExportConfig, export
 from instructgpt.commands.generate import GenerateConfig, generate
 from instructgpt.commands.import_ import ImportConfig, import_
 from instructgpt.commands.ledger import LedgerConfig, ledger
+from instructgpt.commands.look import LookConfig, look
 from instructgpt.commands.serve import ServeConfig, serve
 from instructgpt.errors import UserError, suggestion
 from instructgpt.flags import parse, program
@@ -38,6 +39,7 @@ COMMANDS = {
         _with(ServeConfig, serve, "serve"), "answer over HTTP, as OpenAI's interface does; a page to chat on"
     ),
     "eval": Command(_with(EvalConfig, evaluate, "eval"), "score a model on the embedded world or on files"),
+    "look": Command(_with(LookConfig, look, "look"), "a page that shows what a model does inside on one prompt"),
     "ledger": Command(_with(LedgerConfig, ledger, "ledger"), "compare stages: true reward, reward model, KL, cost"),
     "import": Command(_with(ImportConfig, import_, "import"), "make a run of a model that others trained"),
     "export": Command(_with(ExportConfig, export, "export"), "write a run's model for other engines"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,3 +41,28 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real data beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Callable[..., Any]]:
+    """Starts a browser in a language; each is started once."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="pages are tested with Selenium: pip install selenium")
+    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not binary or not driver:
+        pytest.skip("no Chromium with its driver: apt-get install chromium chromium-driver")
+    started: dict[str, Any] = {}
+
+    def start(language: str = "en-US") -> Any:
+        if language not in started:
+            options = webdriver.ChromeOptions()
+            options.binary_location = binary
+            for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--accept-lang={language}"):
+                options.add_argument(flag)
+            options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+            started[language] = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+        return started[language]
+
+    yield start
+    for browser in started.values():
+        browser.quit()

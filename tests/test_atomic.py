@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from instructgpt.atomic import replacing, write_text
+from instructgpt.atomic import replacing, require_writable, write_text
 from instructgpt.errors import UserError, suggestion
 
 
@@ -20,6 +22,14 @@ def test_what_cannot_be_written_is_told_in_one_line(tmp_path) -> None:
     with pytest.raises(UserError, match="cannot be written") as error:
         write_text(tmp_path / "file" / "x.txt", "text")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", [".", "..", "/", "folder"])
+def test_a_folder_is_no_file_to_write(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="it is a folder"):
+        require_writable(Path(path))
 
 
 def test_a_complaint_names_file_and_line() -> None:

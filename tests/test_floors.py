@@ -14,7 +14,7 @@ FLOORS = (
     ("text", "world"),
     ("model", "data"),
     ("generation", "objectives", "pretrained"),
-    ("training", "evaluation"),
+    ("training", "evaluation", "inside"),
     ("stages", "serving", "course"),
     ("command line",),
     ("entrance",),
@@ -25,7 +25,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 ROOMS = dict.fromkeys(
     (
         "errors", "settings", "atomic", "strict_json", "figures", "config", "runtime", "flags", "sizes", "shortage",
-        "tensors",
+        "tensors", "html",
     ),
     "base",
 )  # fmt: skip

@@ -191,14 +191,14 @@ class Transformer(nn.Module):
         if self.config.position == "learned":
             x = x + self.position_embedding(positions)
         x = self.dropout(x)
-        scope = self._scope(x, positions, documents, cache)
+        scope = self.scope(x, positions, documents, cache)
         is_trained = cache is None and torch.is_grad_enabled()
         run = self.compiled.block if is_trained and self.compiled.block is not None else Block.__call__
         for block in self.blocks:
             x = run(block, x, scope)  # pyright: ignore[reportArgumentType]
         return self.final_norm(x)
 
-    def _scope(self, x: Tensor, positions: Tensor, documents: Tensor | None, cache: Feed | None) -> Scope:
+    def scope(self, x: Tensor, positions: Tensor, documents: Tensor | None, cache: Feed | None) -> Scope:
         """Visibility and rotations are the same in every layer: made here, once."""
         rotation = _rotation(positions, self.config)
         if rotation is not None:

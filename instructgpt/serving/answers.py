@@ -134,7 +134,7 @@ class Answer:
         return {"token": self._spelt(i), "logprob": _finite(logprob), "bytes": list(token_bytes(self._tokenizer, i))}
 
     def _spelt(self, i: int) -> str:
-        return spelt(self._tokenizer, i)
+        return self._tokenizer.spelt(i)
 
 
 def _finite(logprob: float | None) -> float:
@@ -147,20 +147,11 @@ def token_bytes(tokenizer: Tokenizer, i: int) -> bytes:
     return tokenizer.token_bytes(i) if i < tokenizer.vocab_size else b""
 
 
-def spelt(tokenizer: Tokenizer, i: int) -> str:
-    """A token as a text: a control token by its name, half a character as U+FFFD."""
-    text = token_bytes(tokenizer, i).decode("utf-8", "replace")
-    if text:
-        return text
-    names = {number: name for name, number in tokenizer.control_ids.items()}
-    return f"<{names[i]}>" if i in names and not names[i].startswith("<") else names.get(i, "")
-
-
 def token_list(model: str, ids: Iterable[int], tokenizer: Tokenizer, context: int) -> dict[str, Any]:
     """The answer of /v1/tokens: the tokens that the model reads, control tokens marked as such."""
     control = set(tokenizer.control_ids.values())
     data = [
-        {"id": i, "text": spelt(tokenizer, i), "bytes": list(token_bytes(tokenizer, i)), "control": i in control}
+        {"id": i, "text": tokenizer.spelt(i), "bytes": list(token_bytes(tokenizer, i)), "control": i in control}
         for i in ids
     ]
     return {"object": "list", "model": model, "data": data, "count": len(data), "context": context}

@@ -13,8 +13,6 @@ Whoever asks for anything but the page, /health and /ready needs a key where the
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 import sys
 import traceback
@@ -32,6 +30,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from instructgpt.errors import UserError
+from instructgpt.html import script_policy
 from instructgpt.serving.access import Caller
 from instructgpt.serving.answers import token_list
 from instructgpt.serving.call import Call, Read, read_body
@@ -198,12 +197,8 @@ async def _page(request: Request) -> Response:
 def page_policy(html: str) -> str:
     """A policy under which the scripts that stand in the page run, and no other: no attribute of an element, nothing
     from elsewhere, whatever a model has written."""
-    hashes = [
-        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-        for script in re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
-    ]
     return (
-        f"default-src 'none'; script-src {' '.join(hashes) or repr('none')}; style-src 'unsafe-inline'; img-src data:; "
+        f"default-src 'none'; {script_policy(html)}; style-src 'unsafe-inline'; img-src data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 

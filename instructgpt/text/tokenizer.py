@@ -250,6 +250,15 @@ class Tokenizer:
             raise ValueError(f"token {i} is outside the vocabulary of {self.vocab_size}")
         return self._bytes[i]
 
+    def spelt(self, i: int) -> str:
+        """A token as people see it: a control token by its name, half a character as U+FFFD; an embedding that belongs
+        to no token is ""."""
+        text = self._bytes[i].decode("utf-8", "replace") if i < self.vocab_size else ""
+        if text:
+            return text
+        names = {number: name for name, number in self.control_ids.items()}
+        return f"<{names[i]}>" if i in names and not names[i].startswith("<") else names.get(i, "")
+
     def stream(self, of: Literal["text", "answer", "rest"] = "text") -> StreamDecoder:
         """A decoder to which ids are pushed one at a time: those of a whole text, of an answer in the chat format, or
         of what goes on from a text. They differ in whether a space in front is part of what is said."""

@@ -6,7 +6,6 @@ Answers come from `scripted.py`, which says what it is told to; the last test ta
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,33 +35,6 @@ def test_both_languages_have_every_word():
     assert names[0] == names[1] and len(names[0]) > 50
     used = set(re.findall(r'say\("(\w+)"\)|data-(?:say|label|place)="(\w+)"', HTML))
     assert {first or second for first, second in used} <= names[0]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Callable[..., Any]]:
-    """Starts a browser in a language; each is started once."""
-    webdriver = pytest.importorskip(
-        "selenium.webdriver", reason="the page is tested with Selenium: pip install selenium"
-    )
-    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not binary or not driver:
-        pytest.skip("no Chromium with its driver: apt-get install chromium chromium-driver")
-    started: dict[str, Any] = {}
-
-    def start(language: str = "en-US") -> Any:
-        if language not in started:
-            options = webdriver.ChromeOptions()
-            options.binary_location = binary
-            for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--accept-lang={language}"):
-                options.add_argument(flag)
-            options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-            started[language] = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-        return started[language]
-
-    yield start
-    for browser in started.values():
-        browser.quit()
 
 
 @pytest.fixture
