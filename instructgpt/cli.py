@@ -15,6 +15,7 @@ from instructgpt.commands.generate import GenerateConfig, generate
 from instructgpt.commands.import_ import ImportConfig, import_
 from instructgpt.commands.ledger import LedgerConfig, ledger
 from instructgpt.commands.look import LookConfig, look
+from instructgpt.commands.race import races
 from instructgpt.commands.serve import ServeConfig, serve
 from instructgpt.errors import UserError, suggestion
 from instructgpt.flags import parse, program
@@ -45,6 +46,7 @@ COMMANDS = {
     "export": Command(_with(ExportConfig, export, "export"), "write a run's model for other engines"),
     "data": Command(data, "list or download public data sets"),
     "exercise": Command(exercises, "write functions of this project yourself, judged at once"),
+    "race": Command(races, "train the best model with as many FLOPs as five minutes have"),
 }
 
 

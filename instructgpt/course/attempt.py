@@ -10,6 +10,8 @@ import signal
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
@@ -61,12 +63,12 @@ class Judged:
     """Lines that it printed."""
 
 
-def require_function(path: Path, name: str) -> None:
-    """UserError unless the file can be read, is Python, and has a function of this name."""
+def require_function(path: Path, name: str, written_by: str) -> None:
+    """UserError unless the file can be read, is Python, and has a function of this name. written_by: what makes one."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"there is no such file; exercise start {path.stem} writes it", path) from None
+        raise UserError(f"there is no such file; {written_by}", path) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot be read: {error}", path) from None
     except SyntaxError as error:
@@ -78,7 +80,7 @@ def require_function(path: Path, name: str) -> None:
 def attempt(name: str, path: Path) -> Judged:
     """Judges a student's file. UserError for one that cannot be read, imported, or lacks the function."""
     what = exercise(name)
-    require_function(path, Source.of(what.target).name)
+    require_function(path, Source.of(what.target).name, f"exercise start {path.stem} writes it")
     # Read by the process that judges. Where there is a GPU too: there, kernels choose other ways for what is small, and
     # the student's might not be called at all.
     os.environ["TRITON_INTERPRET"] = "1"
@@ -129,17 +131,22 @@ def function_of(path: Path, name: str) -> Function:
     assert declaration is not None and declaration.loader is not None
     module = importlib.util.module_from_spec(declaration)
     sys.modules[module.__name__] = module
-    try:
+    with blaming(path, "importing it"):
         declaration.loader.exec_module(module)
-    except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        raise UserError(
-            f"importing it raised {type(error).__name__}: {error}", path, lines[-1] if lines else 1
-        ) from None
     function = getattr(module, name, None)
     if not callable(function):
         raise UserError(f"has no function {name!r}", path)
     return function
+
+
+@contextmanager
+def blaming(path: Path, what: str) -> Iterator[None]:
+    """UserError, with the file's line, for whatever is raised inside while `what` is done."""
+    try:
+        yield
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        raise UserError(f"{what} raised {type(error).__name__}: {error}", path, lines[-1] if lines else 1) from None
 
 
 # ---- progress

@@ -85,6 +85,21 @@ def seed_interval(means: Sequence[float]) -> Interval | None:
     return Interval(mean, mean - half, mean + half, n)
 
 
+def ratio_interval(amounts: Sequence[float], sizes: Sequence[float]) -> Interval:
+    """Σ amounts / Σ sizes over documents, such as bits per byte, with its 95% interval.
+
+    The documents are what varies, not their bytes, which are not independent of each other: by the delta method
+    (Cochran 1977, section 6.4). Raises ValueError for fewer than two, and for sizes that add up to 0.
+    """
+    n, size = len(amounts), math.fsum(sizes)
+    if n < 2 or not size:
+        raise ValueError(f"the ratio of {n} documents of {size:g} in all")
+    ratio = math.fsum(amounts) / size
+    squares = math.fsum((amount - ratio * of) ** 2 for amount, of in zip(amounts, sizes, strict=True))
+    half = _Z * math.sqrt(n / (n - 1) * squares) / size
+    return Interval(ratio, ratio - half, ratio + half, n)
+
+
 def token_accuracy(answers: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> float:
     """Share of token places at which an answer, as it was generated, has the reference's token; a place that only one
     of the two has counts as wrong. Raises ValueError for no places.

@@ -8,6 +8,7 @@ import math
 import os
 import random
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -34,10 +35,11 @@ def same_state() -> Iterator[None]:
 class Names:
     """What judges, by name, as it was when this was made."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: tuple[str, ...] = ("kernels.lab.",)) -> None:
+        """modules: how the names of those begin that judge."""
         importlib.import_module("torch._dynamo")  # which replaces functions of PyTorch itself, when it is first used
         decompositions()  # sets a variable of the environment
-        self.names = {owner: dict(vars(owner)) for owner in owners()}
+        self.names = {owner: dict(vars(owner)) for owner in owners(modules)}
 
     def require_unchanged(self) -> None:
         """Raises Wrong where a function was replaced."""
@@ -50,11 +52,12 @@ class Names:
                 raise Wrong(f"it replaces {owner.__name__}.{replaced[0]}, which others rely on")
 
 
-def owners() -> Iterator[ModuleType | type]:
-    """Modules and classes whose functions judge."""
-    yield from (builtins, math, np, torch, torch.nn.functional, torch.autograd, torch.linalg, Tensor)
+def owners(modules: tuple[str, ...]) -> Iterator[ModuleType | type]:
+    """Modules and classes whose functions judge, or tell the time."""
+    yield from (builtins, math, time, np, torch, torch.nn.functional, torch.autograd, torch.linalg, Tensor)
+    yield from (torch.cuda, torch.cuda.Event, torch.cuda.Stream, torch.cuda.CUDAGraph)
     for name, module in list(sys.modules.items()):
-        if name.startswith("kernels.lab.") and module is not None:
+        if name.startswith(modules) and module is not None:
             yield module
             yield from (v for v in vars(module).values() if isinstance(v, type) and v.__module__ == name)
 

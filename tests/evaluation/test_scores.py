@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+import random
 import sys
 
 import pytest
@@ -15,6 +17,7 @@ from instructgpt.evaluation.scores import (
     has_sacrebleu,
     macro_interval,
     mean_interval,
+    ratio_interval,
     token_accuracy,
 )
 
@@ -143,3 +146,27 @@ def test_token_accuracy_is_place_by_place(said: list[list[int]], right: list[lis
 def test_the_token_accuracy_of_nothing_is_none():
     with pytest.raises(ValueError, match="of nothing"):
         token_accuracy([[]], [[]])
+
+
+def test_a_ratio_is_that_of_the_sums_and_its_interval_over_documents() -> None:
+    found = ratio_interval([10.0, 30.0, 20.0], [10.0, 20.0, 20.0])
+    # Sums 60 and 50; residuals 10 - 12, 30 - 24, 20 - 24: squares 56, times 3/2, the root over 50.
+    assert found.mean == pytest.approx(1.2) and found.n == 3
+    assert found.half_width == pytest.approx(1.959964 * math.sqrt(84) / 50)
+    assert ratio_interval([2.0, 4.0], [1.0, 2.0]).half_width == 0
+
+
+def test_the_ratios_interval_holds_the_truth_as_often_as_it_says() -> None:
+    draw = random.Random(0)
+    hits = 0
+    for _ in range(400):
+        sizes = [draw.uniform(50, 500) for _ in range(100)]
+        found = ratio_interval([size * draw.uniform(0.5, 1.5) for size in sizes], sizes)
+        hits += found.low <= 1.0 <= found.high
+    assert 0.92 <= hits / 400 <= 0.98
+
+
+@pytest.mark.parametrize("amounts, sizes", [([], []), ([1.0], [1.0]), ([1.0, 2.0], [0.0, 0.0])])
+def test_there_is_no_ratio_of_nothing(amounts: list[float], sizes: list[float]) -> None:
+    with pytest.raises(ValueError, match="the ratio of"):
+        ratio_interval(amounts, sizes)

@@ -1,0 +1,191 @@
+"""The judge: starts the entry's process, and scores the model in it by asking for logits. No file of an entry is
+imported here.
+
+The number is bits per byte of held-out text, which is comparable between vocabularies. That it is honest is looked at:
+the vocabulary must give back each document, logits may not depend on tokens to come, nor on what was asked before, and
+text that was drawn only after the training must cost what the held-out text costs.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from instructgpt import world
+from instructgpt.course.attempt import require_function
+from instructgpt.course.race import channel
+from instructgpt.course.race.entry import HELD_OUT_SEED, WRITES_ONE, Rules
+from instructgpt.errors import UserError
+from instructgpt.evaluation.scores import Interval, ratio_interval
+from instructgpt.strict_json import to_json
+from instructgpt.text.tokenizer import Tokenizer
+
+Ask = Callable[[Tensor], Tensor]
+"""Logits (B, T, V), float32, for ids (B, T)."""
+ROWS = 8
+"""Asked at once."""
+CLOSE = 1e-3
+"""How far logits may be apart, over the largest of them, that should be the same: of rounding, no more."""
+DEVIATIONS = 4.0
+"""Standard errors by which held-out text may cost less than fresh text."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What one run of an entry came to."""
+
+    seed: int
+    told: dict[str, Any]
+    """What the racer tells of its training."""
+    bits: list[float]
+    """By held-out document."""
+    bytes: list[int]
+
+    @property
+    def score(self) -> Interval:
+        """Bits per byte, with its interval over documents."""
+        return ratio_interval(self.bits, self.bytes)
+
+
+def race(file: Path, rules: Rules, seed: int = 0) -> Finish:
+    """Trains and scores an entry, its progress printed. UserError for whatever it does that is against the rules."""
+    require_function(file, "entry", WRITES_ONE)  # read, not imported
+    with tempfile.TemporaryDirectory() as folder, racing(file, rules, seed, Path(folder)) as (told, ask):
+        try:
+            tokenizer = Tokenizer.load(folder)
+        except UserError:
+            raise UserError("it left no vocabulary that can be read", file) from None
+        row_length = told["row_length"]
+        documents = [world.document(index, HELD_OUT_SEED) for index in range(rules.documents)]
+        fresh = [world.document(index, secrets.randbits(60)) for index in range(rules.documents)]
+        try:
+            require_blind(ask, tokenizer, documents[:ROWS], row_length)
+            bits = cost(ask, tokenizer, documents, row_length)
+            fresh_bits = cost(ask, tokenizer, fresh, row_length)
+            if not _is_close(bits[:ROWS], cost(ask, tokenizer, documents[:ROWS], row_length)):
+                raise UserError("it answers the same question otherwise when it is asked again")
+            sizes = [len(text.encode()) for text in documents]
+            require_unseen(ratio_interval(bits, sizes), ratio_interval(fresh_bits, [len(t.encode()) for t in fresh]))
+        except UserError as error:
+            raise UserError(str(error), file) from None
+        return Finish(seed, told, bits, sizes)
+
+
+@contextmanager
+def racing(file: Path, rules: Rules, seed: int, folder: Path) -> Iterator[tuple[dict[str, Any], Ask]]:
+    """An entry's process, once it has trained: what it tells, and how to ask it. Ends it at the end."""
+    job = {"file": str(file), "rules": asdict(rules), "seed": seed, "folder": str(folder)}
+    command = [sys.executable, "-m", "instructgpt.course.race.racer", to_json(job)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None and process.stdout is not None
+    questions, answers = process.stdin, process.stdout
+
+    def ask(ids: Tensor) -> Tensor:
+        channel.send(questions, ids.numpy())
+        logits = torch.from_numpy(channel.receive_array(answers, "float32").copy())
+        if logits.shape[:-1] != ids.shape:
+            raise UserError(f"its model gives {tuple(logits.shape)} for ids of {tuple(ids.shape)}, not (B, T, V)", file)
+        return logits
+
+    try:
+        told = channel.receive(answers)
+        if "error" in told:
+            raise UserError(str(told["error"]))
+        yield told, ask
+    except (channel.Silent, BrokenPipeError):
+        process.kill()
+        raise UserError(_ending(process.wait(), rules), file) from None
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _ending(code: int, rules: Rules) -> str:
+    if code in (-signal.SIGXCPU, -signal.SIGKILL):
+        return f"its process was ended: it took more than {rules.cpu_seconds + rules.beside:.0f} s of CPU time"
+    return f"its process ended (exit code {code}) before it had answered"
+
+
+# ---- the number
+
+
+def cost(ask: Ask, tokenizer: Tokenizer, documents: Sequence[str], row_length: int) -> list[float]:
+    """Bits of each document, its end included, each token predicted from those before it; of a document longer than a
+    row, from those before it in its piece."""
+    rows = [(number, piece) for number, text in enumerate(documents) for piece in pieces(tokenizer, text, row_length)]
+    rows.sort(key=lambda row: len(row[1]))
+    bits = [0.0] * len(documents)
+    for start in range(0, len(rows), ROWS):
+        some = rows[start : start + ROWS]
+        ids = padded([piece for _, piece in some], tokenizer.pad)
+        logits = ask(ids[:, :-1])  # (B, T, V)
+        if logits.size(-1) < tokenizer.vocab_size:
+            raise UserError(f"its model has logits of {logits.size(-1)} tokens, its vocabulary {tokenizer.vocab_size}")
+        losses = F.cross_entropy(logits.double().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        losses = losses.view(len(some), -1) / math.log(2)
+        for (number, piece), row in zip(some, losses):
+            bits[number] += float(row[: len(piece) - 1].sum())
+    if not all(map(math.isfinite, bits)):
+        raise UserError("its logits are not finite")
+    return bits
+
+
+def pieces(tokenizer: Tokenizer, text: str, row_length: int) -> Iterator[list[int]]:
+    """A document's tokens in pieces of row_length targets, each beginning with the last token of the one before."""
+    ids = tokenizer.encode(text)
+    if tokenizer.decode(ids) != text:
+        raise UserError("its vocabulary does not give back the text that it was given")
+    ids = [*(tokenizer.document_start or [tokenizer.eos]), *ids, tokenizer.eos]
+    for start in range(0, len(ids) - 1, row_length):
+        yield ids[start : start + row_length + 1]
+
+
+def padded(rows: Sequence[list[int]], pad: int) -> Tensor:
+    """(B, longest)."""
+    longest = max(map(len, rows))
+    return torch.from_numpy(np.array([[*row, *[pad] * (longest - len(row))] for row in rows], dtype=np.int64))
+
+
+# ---- is it honest
+
+
+def require_blind(ask: Ask, tokenizer: Tokenizer, documents: Sequence[str], row_length: int) -> None:
+    """UserError where logits depend on tokens that come later. Asked first with other tokens there than the right ones,
+    which so are not known yet."""
+    rows = padded([next(pieces(tokenizer, text, row_length)) for text in documents], tokenizer.pad)[:, :-1]
+    other, cuts = rows.clone(), [1 + secrets.randbelow(rows.size(1) - 1) for _ in documents]
+    for row, cut in zip(other, cuts):
+        row[cut:] = torch.randint(tokenizer.vocab_size, (len(row) - cut,))
+    before, after = ask(other), ask(rows)
+    for number, cut in enumerate(cuts):
+        if not _is_close(before[number, :cut], after[number, :cut]):
+            raise UserError("its logits depend on tokens that come later")
+
+
+def require_unseen(held_out: Interval, fresh: Interval) -> None:
+    """UserError where the held-out text costs less than text that was drawn after the training."""
+    doubt = math.hypot(held_out.half_width, fresh.half_width) / 1.959964  # one standard error
+    if fresh.mean - held_out.mean > DEVIATIONS * doubt:
+        raise UserError(
+            f"it knows the held-out text: {held_out.mean:.3f} bits per byte there, and {fresh.mean:.3f} on text that "
+            "was drawn after the training"
+        )
+
+
+def _is_close(one: Any, other: Any) -> bool:
+    one, other = torch.as_tensor(one), torch.as_tensor(other)
+    return bool((one - other).abs().max() <= CLOSE * one.abs().max().clamp(min=1.0))

@@ -1,0 +1,17 @@
+"""Half as large batches: twice as many updates for the same FLOPs."""
+
+from __future__ import annotations
+
+from instructgpt.config import ModelConfig
+from instructgpt.course.race.entry import Entry
+from instructgpt.training.loop import FitConfig
+
+MODEL = ModelConfig(context=256, layers=4, width=128, heads=2, qk_norm=True, qk_window=4)
+FIT = FitConfig(
+    optimizer="muon", muon_learning_rate=0.01, muon_iterations=3, learning_rate=6e-3, weight_decay=0.01,
+    schedule="wsd", cooldown=0.8, warmup_steps=20,
+)  # fmt: skip
+
+
+def entry() -> Entry:
+    return Entry(change="half the batch", model=MODEL, fit=FIT, rows=3)
