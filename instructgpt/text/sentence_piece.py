@@ -118,8 +118,8 @@ class SentencePiece:
         """
         if kind not in ("bpe", "unigram"):
             raise UserError(f"unknown kind of tokenizer {kind!r}{suggestion(str(kind), ('bpe', 'unigram'))}")
-        if not 0.9 <= character_coverage <= 1.0:
-            raise UserError(f"character_coverage is {character_coverage}; it is a share of the characters, 0.9 to 1.0")
+        if not 0.98 <= character_coverage <= 1.0:
+            raise UserError(f"character_coverage is {character_coverage}; it is a share of the characters, 0.98 to 1.0")
         lines = _sample(_training_lines(texts), sample_characters, seed)
         if not lines:
             raise UserError("the text to train a tokenizer on is empty")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -31,6 +32,7 @@ def code(notebook: NotebookNode) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
+@cache
 def public_functions() -> set[str]:
     """Functions and classes of the package and the kernels that are not private."""
     files = [file for room in ("instructgpt", "kernels") for file in (ROOT / room).rglob("*.py")]

@@ -177,8 +177,17 @@ def test_no_text_is_an_error(texts: list[str]) -> None:
 def test_unknown_kind_and_coverage() -> None:
     with pytest.raises(UserError, match="did you mean 'unigram'"):
         Tokenizer.train(TEXTS, 300, kind="unigramm")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="character_coverage is 95"):
-        Tokenizer.train(TEXTS, 300, character_coverage=95)
+
+
+@pytest.mark.parametrize("coverage", [95, 1.001, 0.979, 0.95, 0.0, -1.0, float("nan")])
+def test_a_coverage_that_sentencepiece_refuses_is_told(coverage: float) -> None:
+    with pytest.raises(UserError, match=f"character_coverage is {coverage}; .* 0.98 to 1"):
+        Tokenizer.train(TEXTS, 300, character_coverage=coverage)
+
+
+@pytest.mark.parametrize("coverage", [0.98, 1.0])
+def test_the_ends_of_the_range_of_coverage_are_in_it(coverage: float) -> None:
+    assert Tokenizer.train(TEXTS, 300, character_coverage=coverage).vocab_size == 300
 
 
 def test_a_lone_surrogate_is_a_clear_error(tokenizer: Tokenizer) -> None:
