@@ -91,7 +91,7 @@ gpu: ## what to run first on a GPU, within 10 minutes: tests, speed of everythin
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(ARGS)
 
 notebooks: $(FOR_WORK) ## run the notebooks and check what they say
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/notebooks $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/notebooks $(ARGS)
 
 docs: $(FOR_USE) ## write the tables and pictures of README and docs/ anew from benchmarks/results
 	$(BIN)/python -m benchmarks.documents $(ARGS)

@@ -18,7 +18,7 @@ from tests.test_repository import MACHINE_PATHS
 
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
-QUICK = {"01_tokens", "02_transformer"}
+QUICK = {"01_tokens", "02_transformer", "05_evaluation"}
 """Those that `make test` runs too; all run in `make test-all`."""
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -55,7 +55,12 @@ def test_gives_what_is_stored(path: Path) -> None:
 
 
 def test_quick_ones_are_there() -> None:
-    assert {path.stem for path in NOTEBOOKS} >= QUICK
+    assert len(QUICK) == 3 and {path.stem for path in NOTEBOOKS} >= QUICK
+
+
+def test_every_notebook_has_a_place_of_its_own_in_the_order() -> None:
+    assert NOTEBOOKS == sorted(FOLDER.glob("*.ipynb"))
+    assert len({path.stem[:2] for path in NOTEBOOKS}) == len(NOTEBOOKS)
 
 
 @each
