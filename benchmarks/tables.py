@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from instructgpt.course.race import board
+
 Found = dict[str, Any]
 Rows = list[tuple[str, ...]]
 
@@ -376,6 +378,7 @@ TABLES = {
     "smollm2": Table("cpu-smollm2.json", smollm2),
     "lora": Table("cpu-lora.json", lora),
     "mistakes": Table("cpu-mistakes.json", mistakes),
+    "race": Table("cpu-race.json", lambda found: [("record", *board.HEAD[1:]), *map(board.row, found["records"])]),
 }
 
 CHINESE = {

@@ -145,8 +145,10 @@ def blaming(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        raise UserError(f"{what} raised {type(error).__name__}: {error}", path, lines[-1] if lines else 1) from None
+        own = str(path.absolute())  # as Python names it
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
+        told = str(error) if isinstance(error, UserError) else f"{what} raised {type(error).__name__}: {error}"
+        raise UserError(told, path, lines[-1] if lines else None) from None
 
 
 # ---- progress

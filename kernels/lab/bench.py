@@ -19,26 +19,47 @@ from kernels.lab.check import parsed, require_fitting
 from kernels.lab.compile import launches
 from kernels.lab.find import UsageError, add_kernel_argument, find
 from kernels.lab.instruments import Ceilings, Instruments, cuda_instruments, in_turn, measure_ceilings, versions
+from kernels.lab.limits import Wrong
 from kernels.lab.machine_code import resources
 from kernels.lab.output import table, write_json
 from kernels.lab.spec import Case, Spec
+from kernels.lab.surroundings import Names
 
 PHASES = ("forward", "backward", "both")
+MOST_PERCENT = 120.0
+"""Of the measured roofline: a time below this is none. Its ceilings are those of a copy and a product, which may be
+bested a little."""
+MOST_PERCENT_IN_CACHE = 250.0
+"""The same where results may stay in the cache, and are written to memory later."""
+MOST_PERCENT_TOGETHER = 200.0
+"""Of forward and backward, where the forward computes the gradient too, and reads what both need once."""
+MOST_UNSEEN = 0.1
+"""Milliseconds; to wait for a device that has nothing to do takes hundredths."""
 
 
-def measure(specs: Sequence[Spec], instruments: Instruments, ceilings: Ceilings) -> dict[str, Any]:
-    """All benchmark cases of the specs, as they are written to JSON: one file a device."""
-    cases = [measure_case(spec, case, instruments, ceilings) for spec in specs for case in spec.benchmarks]
+def measure(
+    specs: Sequence[Spec], instruments: Instruments, ceilings: Ceilings, judging: Names | None = None
+) -> dict[str, Any]:
+    """All benchmark cases of the specs, as they are written to JSON: one file a device.
+
+    judging: what measures, as it was before the ops' files were loaded.
+    """
+    judging = judging or Names()
+    cases = [measure_case(spec, case, instruments, ceilings, judging) for spec in specs for case in spec.benchmarks]
     return {"device": instruments.name, "versions": versions(), "ceilings": asdict(ceilings), "cases": cases}
 
 
-def measure_case(spec: Spec, case: Case, instruments: Instruments, ceilings: Ceilings) -> dict[str, Any]:
+def measure_case(
+    spec: Spec, case: Case, instruments: Instruments, ceilings: Ceilings, judging: Names | None = None
+) -> dict[str, Any]:
     """The op and its peers on the same inputs."""
     with torch.cuda.stream(instruments.stream):
-        return _measure_case(spec, case, instruments, ceilings)
+        return _measure_case(spec, case, instruments, ceilings, judging or Names())
 
 
-def _measure_case(spec: Spec, case: Case, instruments: Instruments, ceilings: Ceilings) -> dict[str, Any]:
+def _measure_case(
+    spec: Spec, case: Case, instruments: Instruments, ceilings: Ceilings, judging: Names
+) -> dict[str, Any]:
     torch.manual_seed(0)
     torch.compiler.reset()  # after a few recompilations for other sizes, what was compiled would quietly run eagerly
     call = prepare(spec, case, instruments.device)
@@ -47,11 +68,14 @@ def _measure_case(spec: Spec, case: Case, instruments: Instruments, ceilings: Ce
     judge = _judge(spec, call, cotangents)
 
     def measured(function: Callable[..., Any]) -> dict[str, Any]:
-        return {**_times(function, call, cotangents, instruments, least), **judge(function)}
+        found = {**_times(function, call, cotangents, instruments, least), **judge(function)}
+        judging.require_unchanged()
+        require_possible(found, instruments.cache_bytes < call.bytes)
+        return found
 
     peers = {"eager": spec.reference, "compile": torch.compile(spec.reference, dynamic=False)}
     peers |= spec.peers() if spec.peers is not None else {}
-    implementations = {spec.name: measured(spec.op)}
+    implementations = {spec.name: _or_refused(measured, spec.op)}
     for name, function in peers.items():
         implementations[name] = _or_failure(measured, function)
     return {
@@ -71,6 +95,37 @@ def _or_failure(measured: Callable[..., dict[str, Any]], function: Callable[...,
         return {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
+def _or_refused(measured: Callable[..., dict[str, Any]], function: Callable[..., Any]) -> dict[str, Any]:
+    """The op may not fail; where it cheats, that stands in the place of its times."""
+    try:
+        return measured(function)
+    except Wrong as wrong:
+        return {"failed": f"refused: {wrong}", "refused": True}
+
+
+def require_possible(found: dict[str, Any], is_past_the_cache: bool) -> None:
+    """Raises Wrong for times that no work has: below the roofline, or of a device that goes on afterwards."""
+    most = MOST_PERCENT if is_past_the_cache else MOST_PERCENT_IN_CACHE
+    ms, percent = found["ms"], found["roofline_percent"]
+    impossible = "forward" if percent.get("forward", 0.0) > most else ""
+    if "backward" in ms and percent:
+        # What a backward does not do, its forward may have done: then both together take their time.
+        least = sum(ms[phase] * percent[phase] / 100 for phase in ("forward", "backward"))
+        together = ms["forward"] + ms["backward"]
+        if percent["backward"] > most and 100 * least > MOST_PERCENT_TOGETHER * together:
+            impossible = impossible or "backward"
+    if impossible:
+        raise Wrong(
+            f"its {impossible} takes {ms[impossible]:.4f} ms, {percent[impossible]:.0f}% of what the device can do: "
+            "the work is not done, or not in the time that is measured"
+        )
+    if found["unseen_ms"] > MOST_UNSEEN:
+        raise Wrong(
+            f"the device goes on for {found['unseen_ms']:.2f} ms when its stream is done: it works on another one, "
+            "which no timer waits for"
+        )
+
+
 def _least_milliseconds(spec: Spec, case: Case, ceilings: Ceilings) -> dict[str, float]:
     """By phase, the time that the ceilings leave for the case's work."""
     if spec.work is None:
@@ -87,7 +142,8 @@ def _times(
     instruments: Instruments,
     least: dict[str, float],
 ) -> dict[str, Any]:
-    """Milliseconds and percent of the roofline by phase; the time of a whole call from Python; the peak of memory."""
+    """Milliseconds, with the standard errors at which measuring stopped, and percent of the roofline by phase; the time
+    of a whole call from Python; how long it goes on elsewhere; the peak of memory."""
     copies = [call.copy() for _ in range(max(2, math.ceil(2 * instruments.cache_bytes / max(call.bytes, 1))))]
 
     def both(copy: Call) -> list[Tensor]:
@@ -95,9 +151,9 @@ def _times(
 
     whole = in_turn([lambda c=c: both(c) for c in copies])
     both(call)  # compiles
-    times = {"forward": instruments.milliseconds(in_turn([lambda c=c: c.forward(function) for c in copies]))}
+    timings = {"forward": instruments.timing(in_turn([lambda c=c: c.forward(function) for c in copies]))}
     if cotangents:
-        times["both"] = instruments.milliseconds(whole)
+        timings["both"] = instruments.timing(whole)
         # One graph a copy, kept: torch.compile must not reuse the memory of what its backward reads.
         with functorch.patch(donated_buffer=False):
             graphs = [(copy, copy.forward(function)) for copy in copies]
@@ -106,14 +162,20 @@ def _times(
                 backwards[0]()
                 backwards[0]()
             except RuntimeError:  # an op that overwrites what it saved; its graph can be run backward once
-                times["backward"] = times["both"] - times["forward"]
+                timings["backward"] = timings["both"] - timings["forward"]
             else:
-                times["backward"] = instruments.milliseconds(in_turn(backwards))
+                timings["backward"] = instruments.timing(in_turn(backwards))
+    times = {phase: timing.median for phase, timing in timings.items()}
     roofline = {phase: 100 * least[phase] / time for phase, time in times.items() if phase in least}
+    whole_call = instruments.call_timing(whole)
     return {
         "ms": times,
+        "standard_error_ms": {phase: timing.standard_error for phase, timing in timings.items()},
+        "runs": {phase: timing.runs for phase, timing in timings.items()},
         "roofline_percent": roofline,
-        "call_ms": instruments.call_milliseconds(whole),
+        "call_ms": whole_call.median,
+        "call_standard_error_ms": whole_call.standard_error,
+        "unseen_ms": instruments.unseen_milliseconds(lambda: both(call)),
         "peak_bytes": instruments.peak_bytes(lambda: both(call)),
     }
 
@@ -161,7 +223,8 @@ def report(measured: dict[str, Any]) -> str:
         f"{measured['device']}: copies {ceilings.bytes_per_second / 1e12:.2f} TB/s, "
         f"multiplies matrices at {ceilings.flops_per_second / 1e12:.0f} TFLOP/s"
     ]
-    heads = ["", *(f"{phase} {unit}" for phase in PHASES for unit in ("ms", "%")), "call ms", "peak MiB", "error/eager"]
+    columns = [f"{phase} {unit}" for phase in PHASES for unit in ("ms", "%")]
+    heads = ["", *columns, "± at most", "call ms", "peak MiB", "error/eager"]
     for case in measured["cases"]:
         rows = []
         for name, found in case["implementations"].items():
@@ -171,6 +234,8 @@ def report(measured: dict[str, Any]) -> str:
             cells = [(found["ms"].get(phase), found["roofline_percent"].get(phase)) for phase in PHASES]
             numbers = [text for ms, percent in cells for text in (_number(ms, ".4f"), _number(percent, ".0f"))]
             error = _number(found["error_over_naive"], ".2f")
+            doubt = [e / found["ms"][phase] for phase, e in found.get("standard_error_ms", {}).items()]
+            numbers.append(f"{max(doubt):.1%}" if doubt else "")
             rows.append([name, *numbers, f"{found['call_ms']:.4f}", f"{found['peak_bytes'] / 2**20:.1f}", error])
         lines += ["", f"{case['op']}: {describe(case['case'])}", table(heads, rows)]
         for kernel in case["kernels"]:
@@ -240,6 +305,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    judging = Names()  # before a file is loaded that may replace what measures
     specs = [kernel.spec for kernel in find(options.kernel)]
     instruments = cuda_instruments()
     case = vars(options).get("case")
@@ -250,13 +316,13 @@ def run(options: argparse.Namespace) -> int:
     if instruments is None:
         print("no CUDA device here: nothing measured, nothing written")
         return 0
-    measured = measure(specs, instruments, measure_ceilings(instruments))
+    measured = measure(specs, instruments, measure_ceilings(instruments), judging)
     print(report(measured))
     if options.json is not None:
         write_json(options.json, measured)
     if options.plot is not None:
         plot(measured, options.plot)
-    return 0
+    return int(any(one.get("refused") for case in measured["cases"] for one in case["implementations"].values()))
 
 
 def run_calls(specs: Sequence[Spec], instruments: Instruments | None, options: argparse.Namespace) -> int:

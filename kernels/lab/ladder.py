@@ -77,7 +77,8 @@ def measure_case(spec: Spec, case: Case, instruments: Instruments | None) -> dic
         for name, found in host_microseconds(calls, {name: way[1] for name, way in ways.items()}, instruments).items():
             rungs.setdefault(name, {})[phase] = found
             if instruments is not None and "failed" not in found and name != "graph replay":
-                found["device_us"] = 1000 * instruments.milliseconds(calls[name])
+                timing = instruments.timing(calls[name])
+                found |= {"device_us": 1000 * timing.median, "device_us_error": 1000 * timing.standard_error}
     return {"op": spec.name, "case": case, "rungs": rungs}
 
 

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+import torch
+
+from kernels.launch import INTERPRETED
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -16,6 +20,8 @@ class Launch:
 
     kernel: str
     programs: int
+    stream: int = 0
+    """Where, as CUDA numbers streams."""
 
 
 @contextmanager
@@ -30,7 +36,7 @@ def watched_launches(is_run: bool = True) -> Iterator[list[Launch]]:
         def run_watched(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
             if not warmup:
                 size: Any = grid(bound(self, args, options)) if callable(grid) else grid
-                seen.append(Launch(self.__name__, math.prod(size)))
+                seen.append(Launch(self.__name__, math.prod(size), current_stream()))
             return run(self, *args, grid=grid, warmup=warmup, **options) if is_run or warmup else None
 
         return run_watched
@@ -39,6 +45,11 @@ def watched_launches(is_run: bool = True) -> Iterator[list[Launch]]:
         for owner in (InterpretedFunction, JITFunction):
             stack.enter_context(mock.patch.object(owner, "run", watching(owner.run)))
         yield seen
+
+
+def current_stream() -> int:
+    """The stream that work is queued on at this moment; 0 on a CPU."""
+    return 0 if INTERPRETED or not torch.cuda.is_available() else torch.cuda.current_stream().cuda_stream
 
 
 def bound(function: Any, args: Any, options: dict[str, Any]) -> dict[str, Any]:

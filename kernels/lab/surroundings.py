@@ -8,9 +8,10 @@ import math
 import os
 import random
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.lab.launches import current_stream
 from kernels.lab.limits import Wrong
 from kernels.lab.rounding import decompositions
 
@@ -39,7 +41,9 @@ class Names:
         """modules: how the names of those begin that judge."""
         importlib.import_module("torch._dynamo")  # which replaces functions of PyTorch itself, when it is first used
         decompositions()  # sets a variable of the environment
-        self.names = {owner: dict(vars(owner)) for owner in owners(modules)}
+        with suppress(ImportError):
+            importlib.import_module("triton.testing")
+        self.names = {owner: names_of(owner) for owner in owners(modules)}
 
     def require_unchanged(self) -> None:
         """Raises Wrong where a function was replaced."""
@@ -52,10 +56,17 @@ class Names:
                 raise Wrong(f"it replaces {owner.__name__}.{replaced[0]}, which others rely on")
 
 
+def names_of(owner: ModuleType | type) -> dict[str, Any]:
+    """What may not be replaced. What torch.cuda knows of the devices it learns when they are first used."""
+    return {name: value for name, value in vars(owner).items() if owner is not torch.cuda or callable(value)}
+
+
 def owners(modules: tuple[str, ...]) -> Iterator[ModuleType | type]:
     """Modules and classes whose functions judge, or tell the time."""
     yield from (builtins, math, time, np, torch, torch.nn.functional, torch.autograd, torch.linalg, Tensor)
     yield from (torch.cuda, torch.cuda.Event, torch.cuda.Stream, torch.cuda.CUDAGraph)
+    if (timer := sys.modules.get("triton.testing")) is not None:  # where there is Triton
+        yield timer
     for name, module in list(sys.modules.items()):
         if name.startswith(modules) and module is not None:
             yield module
@@ -83,6 +94,8 @@ def state() -> dict[str, Any]:
         "numpy's error handling": tuple(np.geterr().items()),
         "Python's random state": hash(random.getstate()),
         "the environment": dict(os.environ),
+        "PyTorch's current stream": current_stream(),
+        "which threads run": sorted(thread.name for thread in threading.enumerate()),
         "the working directory": os.getcwd(),
         "sys.path": tuple(sys.path),
     }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.lab.interpreter import Unsupported, faithful_bfloat16, inability
-from kernels.lab.launches import Launch, watched_launches
+from kernels.lab.launches import Launch, current_stream, watched_launches
 from kernels.lab.limits import Wrong
 from kernels.lab.memory import NOT_A_NUMBER, Region, bits, guarded_allocations, lay_out
 from kernels.lab.spec import Inputs, Spec
@@ -91,6 +91,7 @@ class Trial:
         return results
 
     def _call(self, launched: list[Launch], allocated: list[Region]) -> Results:
+        here = current_stream()
         leaves = differentiable(self.inputs, {name: region.tensor for name, region in self.laid.items()})
         outputs = call(self.spec, self.spec.op, leaves, self.inputs)
         forward = tuple(launched)
@@ -100,7 +101,11 @@ class Trial:
             require_like(name, y, self.right[name])
         delivered = {name: region.tensor for name, region in self.cotangents.items()}
         gradients = gradients_of(outputs, delivered, leaves, self.inputs)
+        for name, gradient in gradients.items():
+            if gradient is not None:
+                require_computed(name, gradient)
         require_bands(allocated, "backward")
+        require_stream(launched, here)
         return Results(outputs, gradients, forward, tuple(launched[len(forward) :]))
 
 
@@ -132,10 +137,22 @@ def require_bands(regions: list[Region], when: str) -> None:
             raise Wrong(f"the {when} wrote outside of a tensor that it allocated, of shape {shape} and {dtype}")
 
 
-def require_plain(name: str, y: Any, laid: Mapping[str, Region]) -> None:
-    """A tensor that holds its numbers already, in memory that is not an input's."""
+def require_stream(launched: list[Launch], here: int) -> None:
+    """Who queues elsewhere is not waited for, and takes no time."""
+    for launch in launched:
+        if launch.stream != here:
+            raise Wrong(f"launches {launch.kernel} on another stream than that on which it is called")
+
+
+def require_computed(name: str, y: Any) -> None:
+    """A tensor that holds its numbers already."""
     if type(y) is not Tensor:
         raise Wrong(f"{name}: is of type {type(y).__name__}; it must be a plain torch.Tensor, computed already")
+
+
+def require_plain(name: str, y: Any, laid: Mapping[str, Region]) -> None:
+    """Computed already, in memory that is not an input's."""
+    require_computed(name, y)
     for other, region in laid.items():
         if y.numel() and y.untyped_storage().data_ptr() == region.storage.untyped_storage().data_ptr():
             raise Wrong(f"{name}: lies in the memory of the input {other}")

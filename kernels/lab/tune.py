@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels.lab.calls import cotangents_for, describe, prepare
 from kernels.lab.find import add_kernel_argument, find
-from kernels.lab.instruments import Instruments, cuda_instruments, in_turn
+from kernels.lab.instruments import Instruments, cuda_instruments, have_same_values, in_turn
 from kernels.lab.output import table, write_json
 from kernels.lab.spec import Case, Spec
 from kernels.launch import Launch, choosing, tuned_file
@@ -95,8 +95,8 @@ def _answer(
             try:
                 with nan_in_new_memory():
                     got = calls[0]()
-                if all(map(is_same, got, expected)):
-                    times.append((instruments.milliseconds(in_turn(calls)), index))
+                if have_same_values(got, expected):
+                    times.append((instruments.timing(in_turn(calls)).median, index))
             except Exception:  # too much shared memory, or too many registers: each Triton has errors of its own
                 if index == 0:
                     raise
@@ -114,15 +114,6 @@ def nan_in_new_memory() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-def is_same(got: Tensor, expected: Tensor) -> bool:
-    """Whether two launches computed the same, but for the order of their additions."""
-    if not expected.is_floating_point():
-        return torch.equal(got, expected)
-    difference = (got.double() - expected.double()).norm()
-    # NaN is not less than anything: where the launches should agree on one, the case is not one to tune on.
-    return bool(difference <= 4 * max(torch.finfo(got.dtype).eps, 1e-5) * expected.double().norm())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -66,10 +66,11 @@ def ours() -> list[dict[str, Any]]:
 
 def rows(results: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
     """The cells of the table below HEAD, the best entry first."""
-    return [_row(one) for one in sorted(results, key=lambda one: one["bits_per_byte"])]
+    return [row(one) for one in sorted(results, key=lambda one: one["bits_per_byte"])]
 
 
-def _row(one: dict[str, Any]) -> tuple[str, ...]:
+def row(one: dict[str, Any]) -> tuple[str, ...]:
+    """One result's cells."""
     stopped = " (stopped by the time)" if one["stopped_by"] == "time" else ""
     return (
         one["entry"],

@@ -8,6 +8,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from instructgpt.errors import UserError
+
 _LARGEST = 1 << 30
 """Bytes."""
 
@@ -37,8 +39,10 @@ def receive(stream: IO[bytes]) -> dict[str, Any]:
 
 
 def receive_array(stream: IO[bytes], dtype: str) -> np.ndarray:
-    """An array of this dtype. Raises Silent where there is none."""
+    """An array of this dtype. Raises Silent where there is none, UserError where what went wrong is said instead."""
     head = receive(stream)
+    if "error" in head:
+        raise UserError(str(head["error"]))
     shape = head.get("shape")
     if head.get("dtype") != dtype or not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
         raise Silent

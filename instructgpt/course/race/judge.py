@@ -81,7 +81,8 @@ def race(file: Path, rules: Rules, seed: int = 0) -> Finish:
             sizes = [len(text.encode()) for text in documents]
             require_unseen(ratio_interval(bits, sizes), ratio_interval(fresh_bits, [len(t.encode()) for t in fresh]))
         except UserError as error:
-            raise UserError(str(error), file) from None
+            told = str(error)
+            raise error if told.startswith(str(file)) else UserError(told, file) from None
         return Finish(seed, told, bits, sizes)
 
 
@@ -98,7 +99,7 @@ def racing(file: Path, rules: Rules, seed: int, folder: Path) -> Iterator[tuple[
         channel.send(questions, ids.numpy())
         logits = torch.from_numpy(channel.receive_array(answers, "float32").copy())
         if logits.shape[:-1] != ids.shape:
-            raise UserError(f"its model gives {tuple(logits.shape)} for ids of {tuple(ids.shape)}, not (B, T, V)", file)
+            raise UserError(f"its model gives {tuple(logits.shape)} for ids of {tuple(ids.shape)}, not (B, T, V)")
         return logits
 
     try:

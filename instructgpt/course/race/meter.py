@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,12 +24,14 @@ def _attention_backward(dy: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any, **
 
 
 _aten = torch.ops.aten
-COUNTS: dict[Any, Callable[..., int]] = {
-    **flop_registry,
-    # Attention as it is fused for a CPU, which PyTorch's own table has forgotten.
-    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
+COUNTS: Mapping[Any, Callable[..., int]] = MappingProxyType(
+    {
+        **flop_registry,
+        # Attention as it is fused for a CPU, which PyTorch's own table has forgotten.
+        _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    }
+)
 """By operator, its FLOPs for its arguments."""
 
 

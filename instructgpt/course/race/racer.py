@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from instructgpt import world
 from instructgpt.config import ModelConfig
+from instructgpt.course.attempt import blaming
 from instructgpt.course.race import channel
 from instructgpt.course.race.entry import TRAINING_SEED, Entry, Rules, load_entry
 from instructgpt.course.race.meter import Meter, Metered, Spent
@@ -32,7 +33,7 @@ from instructgpt.errors import UserError
 from instructgpt.model.backend import resolve_backend
 from instructgpt.model.transformer import Transformer
 from instructgpt.objectives.lm import Loss
-from instructgpt.runtime import resolve_precision, seed_everything
+from instructgpt.runtime import choose_threads, resolve_precision, seed_everything
 from instructgpt.text.tokenizer import Tokenizer
 from instructgpt.training.loop import Hooks, fit
 from kernels.lab.limits import Wrong
@@ -46,19 +47,25 @@ CPU = torch.device("cpu")
 
 def main(job: dict[str, Any], questions: IO[bytes], answers: IO[bytes]) -> None:
     rules = Rules(**job["rules"])
+    choose_threads()
     limit_time(rules.cpu_seconds + rules.beside)
     path = Path(job["file"])
     judging = Names(JUDGING)
     try:
         entry = load_entry(path)
-        model, told = train(entry, rules, job["seed"], Path(job["folder"]))
+        with blaming(path, "training it"):
+            model, told = train(entry, rules, job["seed"], Path(job["folder"]))
         judging.require_unchanged()
     except (UserError, Wrong) as error:
         where = "" if isinstance(error, UserError) else f"{path}: "
         channel.send(answers, {"error": f"{where}{error}"})
         return
     channel.send(answers, told)
-    answer(model, questions, answers)
+    try:
+        with blaming(path, "asking its model"):
+            answer(model, questions, answers)
+    except UserError as error:
+        channel.send(answers, {"error": str(error)})
 
 
 def limit_time(seconds: float) -> None:
@@ -167,4 +174,7 @@ if __name__ == "__main__":
     # What the entry prints goes where errors go: the answers' own way stays clean.
     kept = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    main(json.loads(sys.argv[1]), sys.stdin.buffer, kept)
+    try:
+        main(json.loads(sys.argv[1]), sys.stdin.buffer, kept)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -188,6 +188,21 @@ IN_A_PROCESS = {
         HEAD + "def entry():\n    return Entry(model=MODEL, loss=lambda model, batch: 1.0, **SMALL)\n", SHORT,
         "its loss gives float",
     ),
+    "a loss that raises": (
+        HEAD + "def entry():\n    return Entry(model=MODEL, loss=lambda model, batch: 1 / 0, **SMALL)\n", SHORT,
+        r"mine\.py:\d+: training it raised ZeroDivisionError",
+    ),
+    "a model that raises when it is judged": (
+        SELF_MADE.replace("BODY", "self.head(self.table(ids)) if self.training else 1 / 0"), SHORT,
+        r"mine\.py:\d+: asking its model raised ZeroDivisionError",
+    ),
+    "the wrong shape": (
+        SELF_MADE.replace("BODY", "self.head(self.table(ids))[:, :(None if self.training else 3)]"), SHORT,
+        r"its model gives \(8, 3, 1500\) for ids",
+    ),
+    "changes the counts": (
+        HONEST + "from instructgpt.course.race import meter\nmeter.COUNTS.clear()\n", SHORT, "has no attribute 'clear'"
+    ),
     "too dear": (
         HONEST, Rules(minutes=1e-9, cores=10**9), "one update costs .* FLOPs, and all that there are is 4.00e.03"
     ),

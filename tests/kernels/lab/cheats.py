@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -102,6 +104,71 @@ def lazily(x: Tensor) -> Tensor:
     return double(x).as_subclass(Lazy)
 
 
+class Promised:
+    """Has a tensor once it is asked."""
+
+    def __init__(self, x: Tensor):
+        self.x = x
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(double(self.x), name)
+
+
+class LazyGradient(torch.autograd.Function):
+    """Honest forward; the gradient is computed when it is looked at."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return double(x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:  # pyright: ignore
+        return double(dy).as_subclass(Lazy)
+
+
+def in_a_thread(x: Tensor) -> Tensor:
+    """Returns at once; the numbers come later."""
+    x = x.contiguous()
+    y = torch.empty_like(x)
+
+    def later() -> None:
+        time.sleep(0.2)
+        with torch.no_grad():
+            y.copy_(2 * x)
+
+    double(x)
+    threading.Thread(target=later, daemon=True).start()
+    return y
+
+
+stream = 0
+"""What stands for CUDA's current stream, see the test."""
+
+
+def elsewhere(x: Tensor) -> Tensor:
+    """Its kernel is queued on another stream, which a timer on this one does not wait for."""
+    global stream
+    stream = 7
+    y = double(x)
+    stream = 0
+    return y
+
+
+def leaves_for_elsewhere(x: Tensor) -> Tensor:
+    global stream
+    y = double(x)
+    stream = 7
+    return y
+
+
+def zeroing_beside(x: Tensor) -> Tensor:
+    """Writes what lies behind its input's end."""
+    y = double(x)
+    if x.is_contiguous() and x.untyped_storage().nbytes() > (x.storage_offset() + x.numel()) * x.element_size():
+        x.detach().as_strided((x.numel() + 1,), (1,))[-1] = 0
+    return y
+
+
 def for_small_sizes_only(x: Tensor) -> Tensor:
     return double(x, 2.0 if x.numel() < 1000 else 3.0)
 
@@ -145,10 +212,12 @@ def overwriting(x: Tensor) -> Tensor:
 
 
 def spec(op: Callable[..., Any] = double, **changes: Any) -> Spec:
+    is_differentiable = op == LazyGradient.apply
+
     def inputs(generator: torch.Generator, columns: int) -> Inputs:
         x = torch.randn(columns, generator=generator, dtype=torch.float64)
         x[::3] *= 1e-7
-        return Inputs({"x": x})
+        return Inputs({"x": x}, gradients=("x",) if is_differentiable else ())
 
     return Spec(
         name="double",
@@ -170,6 +239,12 @@ CHEATS: dict[str, tuple[Callable[[], Callable[..., Any]], str]] = {
     "returns one buffer": (Reuses, "was overwritten by a later call"),
     "returns its input": (lambda: a_view, "lies in the memory of the input x"),
     "computes lazily": (lambda: lazily, "is of type Lazy"),
+    "promises": (lambda: Promised, "is of type Promised"),
+    "computes its gradient lazily": (lambda: LazyGradient.apply, "dx: is of type Lazy"),
+    "computes in a thread": (lambda: in_a_thread, "it changes which threads run"),
+    "launches on another stream": (lambda: elsewhere, "launches double_kernel on another stream"),
+    "changes the stream": (lambda: leaves_for_elsewhere, "PyTorch's current stream"),
+    "writes beside its input": (lambda: zeroing_beside, "x: an input was overwritten, or memory beside it"),
     "right twice": (Tires, "differs when it is called again"),
     "right four times": (lambda: Tires(4), "differs when|keeps results"),
     "writes its input": (lambda: overwriting, "x: an input was overwritten"),
@@ -182,5 +257,11 @@ CHEATS: dict[str, tuple[Callable[[], Callable[..., Any]], str]] = {
     "patches isfinite": (lambda: patching(torch, "isfinite", lambda t: t == t), "replaces torch.isfinite"),
     "patches a method": (lambda: patching(Tensor, "norm", lambda *_: torch.zeros(())), "replaces Tensor.norm"),
     "patches allclose": (lambda: patching(torch, "allclose", lambda *_, **__: True), "replaces torch.allclose"),
+    "patches the clock": (lambda: patching(time, "perf_counter", lambda: 0.0), "replaces time.perf_counter"),
+    "patches an event": (
+        lambda: patching(torch.cuda.Event, "elapsed_time", lambda *_: 1e-3),
+        "replaces Event.elapsed_time",
+    ),
+    "patches synchronize": (lambda: patching(torch.cuda, "synchronize", lambda *_: None), "torch.cuda.synchronize"),
 }
 """Name -> the op, made anew, and what is said of it: one of two things where that depends on which memory calls get."""

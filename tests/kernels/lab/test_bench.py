@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import random
+import re
+import statistics
+import time
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,10 +20,22 @@ import torch
 from torch import Tensor
 
 from kernels.lab import Inputs, Spec, Work, bench
+from kernels.lab import instruments as instruments_module
 from kernels.lab.find import Kernel, op_name, package_kernels
-from kernels.lab.instruments import Ceilings, Instruments, cuda_instruments, in_turn, measure_ceilings
+from kernels.lab.instruments import (
+    Ceilings,
+    Instruments,
+    Timing,
+    cuda_instruments,
+    have_same_values,
+    in_turn,
+    measure_ceilings,
+    until_steady,
+)
+from kernels.lab.limits import Wrong
 
-pytest.importorskip("triton")
+triton: Any = pytest.importorskip("triton")
+pytest.importorskip("triton.testing")
 
 CEILINGS = Ceilings(bytes_per_second=1e9, flops_per_second=1e12)
 CASE = {"rows": 4, "columns": 8, "dtype": "float32"}
@@ -42,12 +59,20 @@ def declare(op: Callable[..., Tensor], peers: dict[str, Callable[..., Tensor]] |
     )  # fmt: skip
 
 
-def instruments(milliseconds: Callable[[Callable[[], Any]], float], cache_bytes: int = 0) -> Instruments:
+def instruments(
+    milliseconds: Callable[[Callable[[], Any]], float], cache_bytes: int = 0, unseen: float = 0.0
+) -> Instruments:
     def peak_bytes(call: Callable[[], Any]) -> int:
         call()
         return 3 * 2**20
 
-    return Instruments(torch.device("cpu"), "stand-in", milliseconds, lambda call: 5.0, peak_bytes, cache_bytes)
+    def timing(call: Callable[[], Any]) -> Timing:
+        return Timing(milliseconds(call), 0.01, 10)
+
+    return Instruments(
+        torch.device("cpu"), "stand-in", timing, lambda call: Timing(5.0, 0.2, 12), lambda call: unseen, peak_bytes,
+        cache_bytes,
+    )  # fmt: skip
 
 
 def four_milliseconds(call: Callable[[], Any]) -> float:
@@ -69,7 +94,9 @@ def test_times_become_percentages_of_the_roofline() -> None:
     for found in case["implementations"].values():
         assert found["ms"] == {"forward": 4.0, "backward": 4.0, "both": 4.0}
         assert found["roofline_percent"] == pytest.approx({"forward": 50.0, "backward": 75.0, "both": 125.0})
-        assert found["call_ms"] == 5.0
+        assert found["call_ms"] == 5.0 and found["call_standard_error_ms"] == 0.2
+        assert found["standard_error_ms"] == {"forward": 0.01, "backward": 0.01, "both": 0.01}
+        assert found["runs"] == {"forward": 10, "backward": 10, "both": 10}
         assert found["peak_bytes"] == 3 * 2**20
 
 
@@ -159,9 +186,128 @@ def test_report_and_plot_read_the_json_alone(tmp_path: Path) -> None:
     text = bench.report(measured)
     assert "stand-in: copies 0.00 TB/s" in text and "scaled: rows=4 columns=8 float32" in text
     row = next(line.split() for line in text.splitlines() if line.startswith("eager"))
-    assert row[1:9] == ["4.0000", "50", "4.0000", "75", "4.0000", "125", "5.0000", "3.0"]
+    assert row[1:10] == ["4.0000", "50", "4.0000", "75", "4.0000", "125", "0.2%", "5.0000", "3.0"]
     bench.plot(measured, tmp_path / "sub" / "plot.png")
     assert (tmp_path / "sub" / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---- who cheats the timer
+
+
+def refusal(op: Callable[..., Tensor], **with_instruments: Any) -> str:
+    """What stands in the place of an op's times."""
+    found = bench.measure([declare(op)], instruments(**with_instruments), CEILINGS)["cases"][0]["implementations"]
+    assert found["scaled"].get("refused"), found["scaled"]
+    return found["scaled"]["failed"]
+
+
+@pytest.mark.parametrize("milliseconds", [0.0001, 0.5, 1.6])
+def test_a_forward_below_the_roofline_is_refused(milliseconds: float) -> None:
+    """2 ms at least; up to 120% may be the ceilings' fault."""
+    told = refusal(scaled_reference, milliseconds=lambda call: milliseconds)
+    assert f"refused: its forward takes {milliseconds:.4f} ms, " in told and "of what the device can do" in told
+
+
+def test_a_backward_below_the_roofline_is_refused_where_its_forward_did_not_do_its_work() -> None:
+    def found(forward: float, backward: float) -> dict[str, Any]:
+        percent = {"forward": 100 * 2.0 / forward, "backward": 100 * 3.0 / backward}
+        return {"ms": {"forward": forward, "backward": backward}, "roofline_percent": percent, "unseen_ms": 0.0}
+
+    bench.require_possible(found(2.0, 3.0), True)
+    bench.require_possible(found(4.0, 0.1), True)  # the gradient is computed by the forward
+    with pytest.raises(Wrong, match=r"its backward takes 0\.1000 ms, 3000%"):
+        bench.require_possible(found(2.0, 0.1), True)
+
+
+def test_what_stays_in_the_cache_may_be_faster() -> None:
+    found = {"ms": {"forward": 1.0}, "roofline_percent": {"forward": 200.0}, "unseen_ms": 0.0}
+    bench.require_possible(found, False)
+    with pytest.raises(Wrong):
+        bench.require_possible(found, True)
+    bench.require_possible({"ms": {"forward": 1e-6}, "roofline_percent": {}, "unseen_ms": 0.0}, True)  # no roofline
+
+
+def test_work_on_another_stream_is_refused() -> None:
+    told = refusal(scaled_reference, milliseconds=four_milliseconds, unseen=1.25)
+    assert "refused: the device goes on for 1.25 ms when its stream is done" in told
+    bench.measure_case(declare(scaled_reference), CASE, instruments(four_milliseconds, unseen=0.03), CEILINGS)
+
+
+@pytest.mark.parametrize(
+    "owner, name",
+    [(time, "perf_counter"), (torch.cuda, "synchronize"), (torch.cuda.Event, "elapsed_time"),
+     (torch.cuda.Event, "record"), (torch.cuda.CUDAGraph, "replay"), (triton.testing, "do_bench"),
+     (instruments_module, "replayed_timing"), (bench, "_times"), (Timing, "of")],
+    ids=lambda value: getattr(value, "__name__", value),
+)  # fmt: skip
+def test_a_patched_timer_is_refused(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = vars(owner)[name]
+
+    def op(x: Tensor, weight: Tensor) -> Tensor:
+        monkeypatch.setattr(owner, name, kept.__func__ if isinstance(kept, staticmethod) else lambda *_, **__: 0.0)
+        return x * weight
+
+    assert re.search(
+        rf"refused: it replaces \S*\.{name}, which others rely on", refusal(op, milliseconds=lambda _: 4.0)
+    )
+
+
+def test_a_refusal_is_an_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Found:
+        spec = declare(scaled_reference)
+
+    monkeypatch.setattr(bench, "find", lambda kernel: [Found])
+    monkeypatch.setattr(bench, "measure_ceilings", lambda _: CEILINGS)
+    for unseen, code in ((0.0, 0), (3.0, 1)):
+        here = instruments(four_milliseconds, unseen=unseen)
+        monkeypatch.setattr(bench, "cuda_instruments", lambda here=here: here)
+        assert bench.run(Namespace(kernel="x", json=tmp_path / "a.json", plot=None)) == code
+    assert "refused: the device goes on for 3.00 ms" in capsys.readouterr().out
+    assert "refused" in (tmp_path / "a.json").read_text()
+
+
+# ---- until when
+
+
+def test_it_is_measured_until_the_standard_error_is_small() -> None:
+    draw = random.Random(0)
+    timing = until_steady(lambda: [draw.gauss(10, 0.5) for _ in range(10)])
+    # 0.5% of 10 is 0.05 = 1.2533 · 0.5 / √n for n of 157.
+    assert timing.is_steady and 100 <= timing.runs <= 240 and timing.median == pytest.approx(10, abs=0.15)
+    assert until_steady(lambda: [1.0] * 10) == Timing(1.0, 0.0, 10)
+
+
+def test_what_does_not_become_steady_is_given_up_and_said() -> None:
+    clock = itertools.count()
+    draw = random.Random(0)
+    timing = until_steady(lambda: [draw.uniform(1, 9)], now=lambda: float(next(clock)))
+    assert timing.runs == 3 and timing.standard_error > 0.5 and not timing.is_steady
+
+
+def test_what_others_do_does_not_count() -> None:
+    """One run of ten takes a hundred times as long."""
+    draw = random.Random(0)
+    timing = Timing.of([draw.gauss(10, 0.1) * (100 if n % 10 == 0 else 1) for n in range(200)])
+    assert timing.median == pytest.approx(10, rel=0.01) and timing.standard_error == pytest.approx(0.01, rel=0.5)
+
+
+def test_the_standard_error_is_that_of_the_median() -> None:
+    draw = random.Random(0)
+    timings = [Timing.of([draw.gauss(10, 1) for _ in range(60)]) for _ in range(400)]
+    said = statistics.mean(timing.standard_error for timing in timings)
+    assert said == pytest.approx(statistics.stdev(timing.median for timing in timings), rel=0.1)
+    assert (timings[0] - timings[1]).standard_error == pytest.approx(1.41 * said, rel=0.4)
+
+
+def test_what_is_replayed_must_be_what_is_computed() -> None:
+    x = torch.tensor([1.0, math.nan, math.inf, -3.0])
+    assert have_same_values([x, None or x], [x, x.clone()]) and have_same_values(x, x * (1 + 1e-6))
+    assert have_same_values(None, None) and have_same_values(torch.arange(3), torch.arange(3))
+    for other in (torch.zeros(4), x[:3], x.nan_to_num(0), x * 1.01, torch.tensor([1.0, math.nan, math.inf, 3.0])):
+        assert not have_same_values(other, x)
+    assert not have_same_values([x], [x, x])
 
 
 def test_ceilings_are_rates() -> None:
@@ -203,9 +349,9 @@ def test_a_replay_is_faster_than_its_launches() -> None:
     if found is None:
         pytest.skip("no CUDA device here")
     x = torch.ones(1000, device=found.device)
-    assert found.milliseconds(lambda: x + 1) < found.call_milliseconds(lambda: x + 1)
+    assert found.timing(lambda: x + 1).median < found.call_timing(lambda: x + 1).median
     # What waits for the device cannot be captured, and is timed as it is called.
-    assert found.milliseconds(lambda: (x + 1).sum().item()) > 0
+    assert found.timing(lambda: (x + 1).sum().item()).median > 0
 
 
 @pytest.mark.gpu
@@ -220,3 +366,26 @@ def test_on_a_device(tmp_path: Path) -> None:
     (case,) = measured["cases"]
     assert 0 < case["implementations"]["swiglu"]["roofline_percent"]["forward"] < 200
     assert {kernel["kernel"] for kernel in case["kernels"]} == {"swiglu_forward_kernel", "swiglu_backward_kernel"}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("returns_to", [False, True])
+def test_another_stream_is_seen_on_a_device(returns_to: bool) -> None:
+    found = cuda_instruments()
+    if found is None:
+        pytest.skip("no CUDA device here")
+    elsewhere = torch.cuda.Stream()
+
+    def op(x: Tensor, weight: Tensor) -> Tensor:
+        elsewhere.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(elsewhere):
+            y = x * weight
+            for _ in range(40):
+                y = y * 1.0
+        if returns_to:
+            torch.cuda.current_stream().wait_stream(elsewhere)
+        return y
+
+    case = {"rows": 4096, "columns": 4096, "dtype": "float32"}
+    implementation = bench.measure_case(declare(op), case, found, CEILINGS)["implementations"]["scaled"]
+    assert implementation.get("refused", False) is not returns_to

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels.lab import launches, surroundings, trial
 from kernels.lab.check import Report, check, check_builds, check_case
 from kernels.lab.find import load
 from kernels.lab.surroundings import Names
@@ -25,7 +27,8 @@ cheats = load(Path(__file__).with_name("cheats.py"))
 def unchanged() -> Iterator[None]:
     """So that one cheat does not outlive its test."""
     kept = [(owner, name, getattr(owner, name)) for owner, name in
-            ((torch, "isfinite"), (torch, "allclose"), (Tensor, "norm"))]  # fmt: skip
+            ((torch, "isfinite"), (torch, "allclose"), (Tensor, "norm"), (time, "perf_counter"),
+             (torch.cuda.Event, "elapsed_time"), (torch.cuda, "synchronize"))]  # fmt: skip
     environment, random_state = dict(os.environ), torch.get_rng_state()
     yield
     for owner, name, value in kept:
@@ -38,7 +41,10 @@ def unchanged() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", cheats.CHEATS)
-def test_a_cheat_is_seen(name: str):
+def test_a_cheat_is_seen(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cheats, "stream", 0)
+    for module in (launches, surroundings, trial):
+        monkeypatch.setattr(module, "current_stream", lambda: cheats.stream)
     make, said = cheats.CHEATS[name]
     report = check(cheats.spec(make()), examples=6, dtypes=["float32"], layouts=["contiguous"], shrink=False)
     assert report.failure is not None and re.search(said, report.failure.what), str(report)
@@ -72,3 +78,15 @@ def test_what_is_too_large_is_said_not_to_have_been_run():
 def test_a_single_case_is_examined_as_well():
     report = check_case(cheats.spec(cheats.by_its_reference), {"columns": 5}, ["float32"], ["contiguous"])
     assert report.failure is not None and "its own reference" in report.failure.what
+
+
+def test_the_documents_tell_what_is_told():
+    root = Path(__file__).parents[3]
+    _, _, section = (root / "docs/kernels.md").read_text().partition("## What is refused\n")
+    told = re.findall(r"^\| [^|]+ \| `([^`]+)` \|$", section.partition("\n## ")[0], re.MULTILINE)
+    source = " ".join(path.read_text() for path in (root / "kernels/lab").glob("*.py"))
+    source = re.sub(r'"\s+f?"', "", source)  # texts that are continued on the next line
+    assert len(told) >= 10
+    for sentence in told:
+        for part in sentence.split("…"):
+            assert part.strip() in source, part

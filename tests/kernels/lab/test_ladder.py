@@ -17,7 +17,7 @@ from torch import Tensor
 import kernels
 from kernels.lab import Inputs, Spec, bench, ladder
 from kernels.lab.find import UsageError, find
-from kernels.lab.instruments import Instruments, cuda_instruments
+from kernels.lab.instruments import Instruments, Timing, cuda_instruments
 from kernels.lab.launches import watched_launches
 from kernels.launch import Operator, once_per_signature
 
@@ -99,10 +99,11 @@ def test_on_a_device_its_own_time_and_the_replay_of_a_graph_stand_beside(
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(ladder, "captured", captured)
     device = torch.device("cpu")
-    measured = ladder.measure(
-        [declare(lambda x: x * 2)], Instruments(device, "stand-in", lambda _: 0.004, lambda _: 0, lambda _: 0, 0), CASE
-    )
+    timing = Timing(0.004, 0.0001, 10)
+    stand_in = Instruments(device, "stand-in", lambda _: timing, lambda _: timing, lambda _: 0.0, lambda _: 0, 0)
+    measured = ladder.measure([declare(lambda x: x * 2)], stand_in, CASE)
     rungs = measured["ladders"][0]["rungs"]
+    assert all(rungs["ours"][phase]["device_us_error"] == pytest.approx(0.1) for phase in ("forward", "both"))
     assert all(rungs["ours"][phase]["device_us"] == 4.0 for phase in ("forward", "both"))
     replayed = rungs["graph replay"]["both"]
     assert ("host_us" in replayed, "failed" in replayed) == (can_be_captured, not can_be_captured)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels import launch as launching
 from kernels.lab import Inputs, Spec, tune
-from kernels.lab.instruments import Instruments
+from kernels.lab.instruments import Instruments, Timing
 from kernels.launch import Launch, building_for, choosing, read_tuned, tuned
 
 DEFAULT = Launch({"BLOCK": 128})
@@ -59,12 +59,14 @@ def twice_spec() -> Spec:
     )  # fmt: skip
 
 
-def by_block(call: Callable[[], Any]) -> float:
+def by_block(call: Callable[[], Any]) -> Timing:
     call()
-    return MILLISECONDS[Twice.used[-1][1]]
+    return Timing(MILLISECONDS[Twice.used[-1][1]], 0.0, 10)
 
 
-STAND_IN = Instruments(torch.device("cpu"), "stand-in", by_block, by_block, lambda call: 0, cache_bytes=100)
+STAND_IN = Instruments(
+    torch.device("cpu"), "stand-in", by_block, by_block, lambda call: 0.0, lambda call: 0, cache_bytes=100
+)  # fmt: skip
 
 
 @pytest.fixture
