@@ -208,8 +208,8 @@ def throughput(config: BatchingConfig, model: Transformer) -> dict[str, Any]:
                 by_transformers(theirs, [job.ids for job in batch])(max(job.new_tokens for job in batch))
 
         cases["transformers, static"] = peer
-    except ImportError:
-        print("transformers: left out, it is not installed", flush=True)
+    except (ImportError, ValueError) as why:
+        print(f"transformers: left out: {why}", flush=True)
     times, began = {name: list[float]() for name in cases}, time.monotonic()
     for _ in range(config.rounds):
         for name, case in cases.items():

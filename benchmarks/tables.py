@@ -277,6 +277,24 @@ def decode(found: Found) -> Rows:
     return rows
 
 
+def throughput(found: Found) -> Rows:
+    """Requests of unequal length, continuously and in batches."""
+    found = found["throughput"]
+    rows: Rows = [(f"{found['requests']} requests, {found['rows']} rows at most", "tokens/s", "times static")]
+    for name, one in found["results"].items():
+        rows.append((name, f"{one['tokens_per_second']:,.0f}", short(one["times_static"])))
+    return rows
+
+
+def latency(found: Found) -> Rows:
+    """Waiting, by rows on their way."""
+    rows: Rows = [("rows", "first token, ms", "99%", "between tokens, ms", "99%", "of the memory's rate")]
+    for count, one in found["latency"].items():
+        times = [short(1e3 * one[name]) for name in ("first_p50", "first_p99", "between_p50", "between_p99")]
+        rows.append((count, *times, f"{one['share_of_limit']:.0%}"))
+    return rows
+
+
 def head_memory(found: Found) -> Rows:
     """Head and loss in chunks, as shares of what they take with all logits held."""
     return [
@@ -358,6 +376,7 @@ def smollm2(found: Found) -> Rows:
 
 TABLES = {
     "train": Table("cpu-train.json", train),
+    "train-h100": Table("nvidia-h100-80gb-hbm3-train.json", train),
     "train-seeds": Table("cpu-train.json", train_seeds),
     "train-more": Table("cpu-train.json", train_more),
     "train-families": Table("cpu-train.json", train_families),
@@ -371,6 +390,9 @@ TABLES = {
     "steps-cpu": Table("cpu-train-step.json", steps),
     "steps-tiny": Table("cpu-train-step-tiny.json", steps),
     "decode": Table("cpu-decode.json", decode),
+    "throughput": Table("cpu-batching.json", throughput),
+    "latency": Table("cpu-batching.json", latency),
+    "latency-h100": Table("nvidia-h100-80gb-hbm3-batching.json", latency),
     "head-memory": Table("cpu-head-memory.json", head_memory),
     "memory": Table("cpu-memory.json", memory),
     "agreement": Table("cpu-agreement.json", agreement),

@@ -75,10 +75,14 @@ def random_prompts(shape: ModelConfig, rows: int, new_tokens: int, seed: int) ->
 
 
 def as_transformers(model: Transformer) -> nn.Module:
-    """`transformers`' GPT-2 with the same weights. Errors: ImportError where it is not installed."""
+    """`transformers`' GPT-2 with the same weights. Errors: ImportError where it is not installed, ValueError where the
+    model has another form than GPT-2's."""
+    shape = model.config
+    if (shape.position, shape.norm, shape.mlp) != ("learned", "layernorm", "gelu"):
+        raise ValueError("this model has another form than GPT-2's")
+
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    shape = model.config
     theirs = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=shape.vocab_size, n_positions=shape.context, n_embd=shape.width, n_layer=shape.layers,

@@ -156,6 +156,8 @@ class Engine:
     def _taken(self, work: list[Work], chosen: Chosen) -> list[Update]:
         """Gives each answer what was chosen for it."""
         updates: list[Update] = []
+        sources: list[int] = []
+        targets: list[int] = []
         at = 0
         for row, start, ids, count in work:
             if not row.is_running:  # it ended while this was under way
@@ -166,9 +168,9 @@ class Engine:
                 self._scheduler.computed(row, start + len(ids))
                 updates.extend(self._update(branch, at + i, 1, chosen) for i, branch in enumerate(row.branches))
                 del self._prompts[row.number]
-                sources, targets = self._scheduler.fork(row)
-                if sources:
-                    self._decoder.cache.copy(sources, targets)
+                its_sources, its_targets = self._scheduler.fork(row)
+                sources += its_sources
+                targets += its_targets
                 at += row.answers
             else:
                 updates.append(self._update(row, at, count, chosen))
@@ -179,6 +181,8 @@ class Engine:
                 if row.finish:
                     self._scheduler.drop(row)
                 at += count
+        if sources:  # at once: a block that one prompt has left may be where another's is copied to
+            self._decoder.cache.copy(sources, targets)
         return updates
 
     def _update(self, row: Row, at: int, count: int, chosen: Chosen) -> Update:

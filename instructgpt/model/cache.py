@@ -81,7 +81,7 @@ class PagedCache:
         return sum(held.numel() * held.element_size() for held in (self.keys, self.values, self.unmixed))
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Blocks `targets` become what `sources` are, one by one."""
+        """Blocks `targets` become what `sources` were, all read before any is written; no target comes twice."""
         source, target = (torch.tensor(blocks, device=self.device) for blocks in (sources, targets))
         for held in (self.keys, self.values, self.unmixed):
             by_block = held.view(held.size(0), self.blocks, self.block_size, *held.shape[2:])

@@ -15,6 +15,7 @@ tokens 6,674, 6,929 and 1,529.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -129,7 +130,7 @@ def _lattices(cache: PagedCache, groups: list[_Group]) -> list[_Lattice]:
     groups.sort(key=lambda group: group.slot)
     call = _CALL / (cache.keys.size(2) * cache.keys.size(3))  # in keys
     distances = [b.slot - a.slot for a, b in pairwise(groups) if b.slot > a.slot]
-    stride = max(set(distances), key=distances.count) if distances else 1
+    stride = Counter(distances).most_common(1)[0][0] if distances else 1
     found: list[list[_Group]] = []
     cells = longest = 0
     for group in groups:

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from benchmarks import batching
-from benchmarks.batching import BatchingConfig, Job, engine_for, filled_in, jobs, rollouts, run, static
+from benchmarks.batching import BatchingConfig, Job, engine_for, filled_in, jobs, rollouts, run, static, throughput
 from benchmarks.steps import shape_named
 from benchmarks.untrained import random_model
+from instructgpt.config import ModelConfig
 from instructgpt.errors import UserError
 from instructgpt.flags import run_main
 from instructgpt.generation.engine import Engine
+from instructgpt.model.transformer import Transformer
 
 QUICK = filled_in(BatchingConfig(device="cpu", quick=True, json=""))
 
@@ -50,6 +52,15 @@ def test_a_static_batch_is_padded_and_ends_with_its_longest(monkeypatch: pytest.
     model = random_model(shape_named("minute"), torch.device("cpu"), 0)
     static(model, [Job([1] * 3, 5), Job([1] * 7, 2), Job([1] * 4, 6)], rows=2)
     assert asked == [[(7, 5), (7, 5)], [(4, 6)]]
+
+
+def test_a_peer_that_has_no_such_model_is_left_out(capsys: pytest.CaptureFixture[str]):
+    model = Transformer(
+        ModelConfig(vocab_size=shape_named("minute").vocab_size, context=64, layers=1, heads=2, width=16)
+    )
+    found = throughput(QUICK, model.eval())
+    assert set(found["results"]) == {"continuous", "static"}
+    assert "transformers: left out: this model has another form than GPT-2's" in capsys.readouterr().out
 
 
 def test_rollouts_of_two_trees_are_compared(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
