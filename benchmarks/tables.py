@@ -374,6 +374,16 @@ def smollm2(found: Found) -> Rows:
     return rows
 
 
+def lookup_heads(found: Found) -> Rows:
+    """What is right with and without the heads that look things up."""
+    heads = ", ".join(f"layer {one['layer']}, head {one['head']}" for one in found["lookup_heads"])
+    looks = ", ".join(f"{one['right']:.2f}" for one in found["lookup_heads"])
+    rows: Rows = [(f"{heads} (attention on the right number {looks})", "exact match", "95% interval", "questions")]
+    for name, one in found["scores"].items():
+        rows.append((name, f"{one['score']:.3f}", within(one["interval"]), f"{one['n']:,}"))
+    return rows
+
+
 TABLES = {
     "train": Table("cpu-train.json", train),
     "train-h100": Table("nvidia-h100-80gb-hbm3-train.json", train),
@@ -401,6 +411,7 @@ TABLES = {
     "lora": Table("cpu-lora.json", lora),
     "mistakes": Table("cpu-mistakes.json", mistakes),
     "race": Table("cpu-race.json", lambda found: [("record", *board.HEAD[1:]), *map(board.row, found["records"])]),
+    "lookup-heads": Table("cpu-lookup-heads.json", lookup_heads),
 }
 
 CHINESE = {

@@ -24,7 +24,7 @@ MOST_TOKENS = 256
 """Of prompt and answer together: the work grows with the square of it, and nobody reads a map of more."""
 GUESSES = 5
 """Of the logit lens."""
-_NEURONS_A_TOKEN, _MOST_NEURONS, _MOST_ANSWERS = 8, 64, 24
+_NEURONS_A_TOKEN, _MOST_NEURONS, _MOST_ANSWERS = 8, 64, 16
 
 
 @dataclass(frozen=True)

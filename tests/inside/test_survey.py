@@ -37,11 +37,13 @@ def test_the_answer_is_the_one_that_is_generated(found, speaker: Transformer, to
 def test_answers_without_parts_are_those_that_are_generated_without_them(found, speaker, tokenizer: Tokenizer):
     parts = [*found.heads, *found.attentions, *found.mlps, *found.neurons]
     assert len(found.heads) == 8 and len(found.mlps) == 2 and len(found.neurons) >= 8
-    for each in parts:
+    told = [each for each in parts if each.answer is not None]  # too many change for all of them
+    assert len(told) > 20
+    for each in told:
         with left_out(speaker, [each.without.part]):
             answer = generate(speaker, tokenizer, [PROMPT], max_new_tokens=5)[0]
         assert each.answer == answer
-    assert len({each.answer for each in parts}) > 2
+    assert len({each.answer for each in told}) > 2
 
 
 def test_the_pair_parts_where_the_answers_do(found, speaker: Transformer, tokenizer: Tokenizer):

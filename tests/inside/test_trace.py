@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from instructgpt.inside.trace import blocks, onwards, probabilities, readable, record, targets_after
-from instructgpt.model.adapters import LoRA, add_adapter
+from instructgpt.model.adapters import LoRA, adapters_of, add_adapter
 from instructgpt.model.quantize import QuantizedLinear, quantize
 from instructgpt.model.transformer import Transformer
 from kernels import attention_reference
@@ -76,6 +76,7 @@ def test_an_adapter_in_use_is_part_of_what_is_read(ids: Tensor):
     expected = model(ids[None])
     assert not torch.allclose(expected, random_model(SMALL)(ids[None]))
     torch.testing.assert_close(readable(model)(ids[None]), expected)
+    assert not adapters_of(model) and all(type(block.mlp.down) is torch.nn.Linear for block in blocks(model))
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
