@@ -1,11 +1,12 @@
 """Replicas on Ray Serve, on this machine: they come under load, go when idle, and lose nothing when one is killed.
 
-Slow, and skipped without Ray. What a replica does is an application of a few lines: it thinks for a while, streams for
-a while, and says in which process.
+Slow, and skipped without Ray. What a replica does is mostly an application of a few lines: it thinks for a while,
+streams for a while, and says in which process; at the end it is the service of a model.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import importlib.util
 import json
@@ -19,9 +20,12 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.commands.test_serve import make_run
 
 pytestmark = pytest.mark.slow
 if importlib.util.find_spec("ray") is None:
@@ -204,6 +208,65 @@ def test_a_body_that_is_too_large_is_refused(scaled: Scaled):
     connection.request("POST", "/answer", b"x" * (2 << 20))
     response = connection.getresponse()
     assert response.status == 413 and b"larger than" in response.read()
+
+
+def replica_process() -> int:
+    """The process of the one replica there is."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                if (folder / "cmdline").read_text().startswith("ray::ServeReplica:default:replica"):
+                    found.append(int(folder.name))
+    (process,) = found
+    return process
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the replica's process in /proc")
+def test_a_model_whose_replica_is_killed_under_load_answers_everybody(scaled: Scaled, tmp_path: Path):
+    from ray import serve
+
+    from instructgpt.serving.ray_app import application
+
+    serve.delete("default")
+    run = make_run(tmp_path / "small")
+    serve.run(application({"model": str(run), "most_replicas": "1", "cores": "0.5"}))
+    answers: dict[int, list[tuple[int, str]]] = {seed: [] for seed in range(8)}
+    killed, over = threading.Event(), threading.Event()
+    after = Counter[int]()
+
+    def go_on(seed: int) -> None:
+        asked = {"model": "small", "prompt": "Once", "max_tokens": 120, "seed": seed}
+        while not over.is_set():
+            connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
+            connection.request("POST", "/v1/completions", json.dumps(asked), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            told = json.load(response)
+            answers[seed].append((response.status, told["choices"][0]["text"] if response.status == 200 else str(told)))
+            after[seed] += killed.is_set()
+
+    with ThreadPoolExecutor(len(answers)) as pool:
+        running = [pool.submit(go_on, seed) for seed in answers]
+        until = time.monotonic() + 60
+        while not all(answers.values()):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        first = replica_process()
+        os.kill(first, signal.SIGKILL)
+        killed.set()
+        until = time.monotonic() + 90
+        while not all(after[seed] > 1 for seed in answers):  # the first may have been on its way back
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        over.set()
+        for future in running:
+            future.result(60)
+    assert replica_process() != first
+    assert {status for its in answers.values() for status, _ in its} == {200}
+    for seed, its in answers.items():  # by the same seed the same, whichever process gave it
+        assert len({text for _, text in its}) == 1, seed
+    assert len({its[0][1] for its in answers.values()}) == len(answers)
+    print(f"\n{sum(map(len, answers.values()))} answers of a model, its replica killed meanwhile: all whole")
 
 
 def test_arguments_are_fields_and_a_wrong_one_is_told_in_a_line():
