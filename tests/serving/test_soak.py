@@ -18,7 +18,8 @@ import pytest
 from tests.commands.test_serve import make_run, serving
 from tests.serving import load
 
-_LETS = ("--max-rows", "8", "--max-queue", "16")
+# Prefixes are kept as long as the cache has room for them: so little that it is full from the start.
+_LETS = ("--max-rows", "8", "--max-queue", "16", "--cache-bytes", str(16 << 20))
 _MOST_GROWTH = 1.05
 
 
