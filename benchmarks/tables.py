@@ -295,6 +295,16 @@ def latency(found: Found) -> Rows:
     return rows
 
 
+def service(found: Found) -> Rows:
+    """A service at rising rates."""
+    rows: Rows = [("requests/s", "answered", "refused (429)", "lost", "first token, ms", "99%", "tokens/s")]
+    for one in found["rates"]:
+        counts = [f"{one[kind]:,}" for kind in ("answered", "refused", "lost")]
+        waits = [short(1e3 * one[name]) for name in ("first_p50", "first_p99")]
+        rows.append((f"{one['rate']:g}", *counts, *waits, f"{one['tokens_per_second']:,.0f}"))
+    return rows
+
+
 def head_memory(found: Found) -> Rows:
     """Head and loss in chunks, as shares of what they take with all logits held."""
     return [
@@ -403,6 +413,7 @@ TABLES = {
     "throughput": Table("cpu-batching.json", throughput),
     "latency": Table("cpu-batching.json", latency),
     "latency-h100": Table("nvidia-h100-80gb-hbm3-batching.json", latency),
+    "service": Table("cpu-service.json", service),
     "head-memory": Table("cpu-head-memory.json", head_memory),
     "memory": Table("cpu-memory.json", memory),
     "agreement": Table("cpu-agreement.json", agreement),
