@@ -8,7 +8,6 @@ import importlib
 import os
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -20,6 +19,7 @@ from benchmarks import documents
 from instructgpt import cli, stages
 from instructgpt.flags import flag_types, parse
 from kernels.lab import __main__ as lab
+from tests.documents.reading import commands, fences, prose, spans, spoken
 
 ROOT = Path(__file__).parents[1]
 PAGES = documents.documents(ROOT)
@@ -34,38 +34,6 @@ a_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 # ---- reading a page
-
-
-def fences(text: str) -> Iterator[tuple[str, str]]:
-    """Language and contents of every block of code."""
-    return (match.groups() for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))  # pyright: ignore
-
-
-def prose(text: str) -> str:
-    """The text without its blocks of code."""
-    return re.sub(r"^```\w*\n.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
-
-
-def spans(text: str) -> Iterator[str]:
-    """What stands in backticks in the prose, on one line."""
-    return (" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(text)))
-
-
-def commands(text: str) -> list[str]:
-    """The command lines of blocks, comments left out; in shown output they begin with a dollar."""
-    found = []
-    for language, block in fences(text):
-        lines = block.replace("\\\n", " ").splitlines()
-        if language == "sh":
-            found += lines
-        elif language == "text":
-            found += [line[2:] for line in lines if line.startswith("$ ")]
-    return [line for line in (shlex.join(shlex.split(line, comments=True)) for line in found) if line]
-
-
-def spoken(text: str) -> list[str]:
-    """The command lines that prose names in backticks."""
-    return [span for span in spans(text) if re.match(r"(python|make|instructgpt|pytest|pip|\.venv/bin/\w+) ", span)]
 
 
 def heads(text: str) -> set[str]:
@@ -143,7 +111,7 @@ def read_module(module: str, words: list[str]) -> None:
     elif module == "kernels.lab":
         lab.main(words)
     elif module == "pytest":
-        assert all((ROOT / word).exists() for word in words if not word.startswith("-"))
+        assert all((ROOT / word).exists() for word in words if not word.startswith("-") and not word.isdigit())
     elif module == "benchmarks.gpu":
         importlib.import_module(module).main(words)
     elif module != "pip":

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 
+from instructgpt import world
 from instructgpt.errors import UserError
 from instructgpt.evaluation.ledger import Entry
 from instructgpt.figures import write_json
@@ -66,7 +67,7 @@ class RLHFConfig(Settings):
     grpo_reward: RewardSource = "world"
     """The same for GRPO, by default the check: what a program can verify needs no reward model (DeepSeek-AI 2025)."""
     n: PositiveInt = 12
-    """Prompts of each family of the world in the ledger."""
+    """Prompts of each family of the world in the ledger; no more of all families in the curve of the best of n."""
     workers: NonNegativeInt = 0
     """Stages run at once, each in a process of its own; 0 is one a core on a CPU (at most 8), one on a GPU."""
     max_steps: NonNegativeInt = 0
@@ -110,15 +111,22 @@ def run(config: RLHFConfig) -> None:
         tuple(map(str, runs)), n=config.n, json=str(out / "ledger.json"), plot=str(out / "ledger.png"),
         device=config.device, dtype=config.dtype, backend=config.backend,
     )  # fmt: skip
-    rewarded = {"ppo": config.ppo_reward, "grpo": config.grpo_reward}
-    policies = tuple(str(out / f"{stage}-0") for stage, source in rewarded.items() if source == "model")
-    drawing = OverOptimisation(
-        str(out), str(out / "sft"), str(out / "reward-0"), policies,
-        device=config.device, dtype=config.dtype, backend=config.backend,
-    )  # fmt: skip
-    draw = Job("over-optimisation", overoptimisation.run, (drawing,), out / "logs" / "over-optimisation.txt")
+    draw = Job(
+        "over-optimisation", overoptimisation.run, (_curves(config, out),), out / "logs" / "over-optimisation.txt"
+    )
     assess.run(ledger, partial(measure_in_processes, config=ledger, out=out, beside=draw, workers=workers))
     print(draw.log.read_text(encoding="utf-8"), end="", flush=True)
+
+
+def _curves(config: RLHFConfig, out: Path) -> OverOptimisation:
+    """What is drawn of the first seed's reward model."""
+    rewarded = {"ppo": config.ppo_reward, "grpo": config.grpo_reward}
+    policies = tuple(str(out / f"{stage}-0") for stage, source in rewarded.items() if source == "model")
+    return OverOptimisation(
+        str(out), str(out / "sft"), str(out / "reward-0"), policies,
+        prompts=min(OverOptimisation.prompts, config.n * len(world.FAMILIES)),
+        device=config.device, dtype=config.dtype, backend=config.backend,
+    )  # fmt: skip
 
 
 def plan(config: RLHFConfig, base: Path, context: int) -> list[Job]:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from instructgpt import world
 from instructgpt.stages import main, rlhf
 from instructgpt.stages.presets import recipe
-from instructgpt.stages.rlhf import RLHFConfig, plan
+from instructgpt.stages.rlhf import RLHFConfig, _curves, plan
 
 
 def test_the_plan_of_jobs(tmp_path: Path) -> None:
@@ -39,6 +40,12 @@ def test_with_a_base_model_nothing_is_pretrained(tmp_path: Path) -> None:
     assert jobs[0].arguments[0].init == "runs/base"
     assert all(job.arguments[0].fit.max_steps == 3 for job in jobs)
     assert all(job.arguments[0].row_length == 64 for job in jobs[1:]), "no more than the base model's context"
+
+
+def test_a_short_ledger_has_a_short_curve(tmp_path: Path) -> None:
+    usual, short = (_curves(RLHFConfig(n=n, ppo_reward="both", grpo_reward="model"), tmp_path) for n in (12, 1))
+    assert usual.prompts == 96 and short.prompts == len(world.FAMILIES) < 96
+    assert usual.policies == (str(tmp_path / "grpo-0"),)
 
 
 def test_the_whole_fits_in_its_time() -> None:
