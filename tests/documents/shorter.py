@@ -7,6 +7,7 @@ project: every command begins here.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from fnmatch import fnmatchcase
 
@@ -33,7 +34,7 @@ SHORTER = {
     "-m pip*": "--dry-run --no-deps --no-index --no-build-isolation",
     "-m benchmarks.train_step*": "--rows 1 --steps 1 --rounds 1 --only off",
     "-m benchmarks.ladder*": "--rows 1 --steps 1 --rounds 1",
-    "-m benchmarks.memory*": "--steps 1 --rounds 1 --shapes tiny",
+    "-m benchmarks.memory*": "--steps 1 --rounds 1 --shapes tiny:1",
     "-m benchmarks.profile*": "--rows 1 --steps 1",
     "-m benchmarks.head_memory*": "--rows 8 --rounds 1",
     "-m benchmarks.decode*": "--quick",
@@ -42,7 +43,7 @@ SHORTER = {
     "-m benchmarks.masking*": "--characters 10000",
     "-m benchmarks.lora*": "--scale 0.001 --seeds 1 --n 1 --only places",
     "-m benchmarks.lookup_heads*": "--n 1",
-    "-m benchmarks.mistakes*": "--scale 0.001 --seeds 1 --n 1",
+    "-m benchmarks.mistakes*": "--scale 0.001 --seeds 1 --n 1 --only 'labels shifted twice'",
     "-m benchmarks.race*": "--seeds 1 --records gpt2",
     "-m benchmarks.gpu*": "--stand-in --parts check",
 }
@@ -60,7 +61,7 @@ def shorter(words: list[str]) -> list[str]:
     fitting = [pattern for pattern in SHORTER if fnmatchcase(line, pattern)]
     if not fitting:
         return words
-    added = os.path.expandvars(SHORTER[max(fitting, key=len)]).split()
+    added = shlex.split(os.path.expandvars(SHORTER[max(fitting, key=len)]))
     flags = [word for word in added if word.startswith("-")]
     return [*_without(words, flags), *added]
 

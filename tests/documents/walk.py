@@ -187,7 +187,9 @@ class Walk:
             subprocess.run([sys.executable, *words], cwd=self.root, env=self.environment(), check=True)
         for part in ("train", "val", "test"):
             for language, sentence in (("en", "two red cats"), ("fr", "deux chats rouges")):
-                (self.root / "FOLDER" / f"{part}.{language}").write_text(f"{sentence}\n" * 20, encoding="utf-8")
+                (self.root / "FOLDER" / f"{part}.{language}").write_text(
+                    "".join(f"{sentence} {part} {number}\n" for number in range(20)), encoding="utf-8"
+                )
 
 
 def make_up(path: Path, root: Path) -> None:
