@@ -2,7 +2,7 @@
 
 The test's own copy of the repository has a `.venv` whose Python shortens trainings and measurements
 (`tests/documents/shorter.py`); all else is as documented. What is not run is marked in the page, with the reason:
-`python -m tests.documents.reading` lists it.
+`test_nearly_all_is_run` lists it.
 """
 
 from __future__ import annotations
