@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -141,11 +142,8 @@ def cases(config: DecodeConfig) -> dict[str, Case]:
     models = dict.fromkeys(formats, model)
     for name in FORMATS:
         models[name] = quantize(random_model(shape, device, config.seed), name)
-    try:
-        peers = {"float32": as_transformers(model), "bfloat16": as_transformers(model).bfloat16()}
-    except (ImportError, ValueError) as why:
-        print(f"transformers: left out: {why}", flush=True)
-        peers = {}
+    theirs = as_transformers(model)
+    peers = {} if theirs is None else {"float32": theirs, "bfloat16": deepcopy(theirs).bfloat16()}
     found: dict[str, Case] = {}
     for batch in config.batches:
         prompts = random_prompts(shape, batch, config.new_tokens, config.seed + batch)

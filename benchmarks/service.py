@@ -203,7 +203,8 @@ def measure(config: ServiceConfig) -> int:
             with served(model, config) as address:
                 rates = asyncio.run(rising(address, config))
     document = {
-        **describe(device), "model": config.model or "4 layers of 128, random", "seed": config.seed,
+        **describe(device), "model": "/".join(Path(config.model).parts[-2:]) or "4 layers of 128, random",
+        "seed": config.seed,
         "seconds": config.seconds, "max_rows": config.max_rows, "max_queue": config.max_queue, "rates": rates,
         "lost": sum(each["lost"] for each in rates),
     }  # fmt: skip

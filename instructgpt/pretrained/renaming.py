@@ -107,6 +107,10 @@ class Imported:
         where: the file or folder to name then.
         """
         self.source, self.where = source, where
+        if config.layers > len(source.specs):  # told before names are made for each of billions
+            raise UserError(
+                f"the configuration says {config.layers:,} layers, and there are {len(source.specs):,} tensors", where
+            )
         self.plan = plan(config, family, form)
         self._renamed = {name: name for name in source.specs}
         if form == "folder" and not any(name.startswith(family.prefix) for name in source.specs):

@@ -60,7 +60,7 @@ def test_a_peer_that_has_no_such_model_is_left_out(capsys: pytest.CaptureFixture
     )
     found = throughput(QUICK, model.eval())
     assert set(found["results"]) == {"continuous", "static"}
-    assert "transformers: left out: this model has another form than GPT-2's" in capsys.readouterr().out
+    assert "transformers: left out, this model has another form than GPT-2's" in capsys.readouterr().out
 
 
 def test_rollouts_of_two_trees_are_compared(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

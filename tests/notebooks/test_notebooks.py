@@ -18,7 +18,7 @@ from tests.test_repository import MACHINE_PATHS
 
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
-QUICK = {"01_tokens", "02_transformer", "05_evaluation"}
+QUICK = {"01_tokens", "02_transformer", "10_service"}
 """Those that `make test` runs too; all run in `make test-all`."""
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -161,6 +161,15 @@ def test_a_byte_that_is_wrong_is_read_or_refused(small, tmp_path_factory, at, by
         assert "\n" not in str(error)
 
 
+def test_layers_by_the_billion_are_refused_at_once(small, tmp_path):
+    path = write(tmp_path / "x.gguf", *small)
+    data = path.read_bytes()
+    at = data.index(b"llama.block_count") + len(b"llama.block_count") + 4  # what follows its type
+    path.write_bytes(data[:at] + struct.pack("<I", 2**31) + data[at + 4 :])
+    with pytest.raises(UserError, match=r"says 2,147,483,648 layers, and there are \d+ tensors"):
+        read(path)
+
+
 @pytest.mark.parametrize(
     ("at", "data", "complaint"),
     [

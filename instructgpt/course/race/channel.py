@@ -9,6 +9,7 @@ from typing import IO, Any
 import numpy as np
 
 from instructgpt.errors import UserError
+from instructgpt.strict_json import to_json
 
 _LARGEST = 1 << 30
 """Bytes."""
@@ -20,9 +21,9 @@ class Silent(Exception):
 
 def send(stream: IO[bytes], said: dict[str, Any] | np.ndarray) -> None:
     if isinstance(said, dict):
-        stream.write(json.dumps(said).encode() + b"\n")
+        stream.write(to_json(said).encode() + b"\n")
     else:
-        stream.write(json.dumps({"shape": said.shape, "dtype": said.dtype.name}).encode() + b"\n")
+        stream.write(to_json({"shape": said.shape, "dtype": said.dtype.name}).encode() + b"\n")
         stream.write(np.ascontiguousarray(said).tobytes())
     stream.flush()
 
