@@ -10,6 +10,7 @@ import errno
 import io
 import os
 import re
+import shlex
 import sys
 import traceback
 import types
@@ -30,11 +31,12 @@ _HELP = ("-h", "--help")
 
 
 def program() -> str:
-    """The program as it was called: `train.py`, `python -m instructgpt` or `instructgpt`."""
+    """The program as it was called, to be copied: `train.py`, `.venv/bin/python -m instructgpt` or `instructgpt`."""
     called = Path(sys.argv[0])
     if called.name == "train.py":
         return called.name
-    return "python -m instructgpt" if called.parts[-2:] == ("instructgpt", "__main__.py") else "instructgpt"
+    is_module = called.parts[-2:] == ("instructgpt", "__main__.py")
+    return f"{shlex.quote(sys.orig_argv[0])} -m instructgpt" if is_module else "instructgpt"
 
 
 def train_command(stage: str) -> str:

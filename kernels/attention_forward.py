@@ -199,7 +199,14 @@ def attend(
     SOFT_CAP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
     EDGE: tl.constexpr, CAREFUL: tl.constexpr,
 ):  # fmt: skip
-    """The online softmax over the keys from `begin` to `until`, masked on an EDGE; state is (acc, m, total)."""
+    """The online softmax over the keys numbered from `begin` until `until`, BLOCK_K at a time: the new `state`.
+
+    state: (acc, m, total) of what came before: the weighted sum of values (BLOCK_Q, BLOCK_D), the largest score times
+    log2 e (BLOCK_Q,), -inf where there was none, and the sum of weights (BLOCK_Q,), all float32. q (BLOCK_Q, BLOCK_D).
+    k_block, v_block: (BLOCK_K, BLOCK_D) pointers to keys 0 to BLOCK_K - 1 and their values; k_step, v_step: from one
+    key to the next. interval: (first, end), (BLOCK_Q,) each, the keys that each query may attend to; all of these are
+    below `stop`. Where not EDGE every query may attend to every key, and all of them are there.
+    """
     acc, m, total = state
     first, end = interval
     unit = score_unit(scale, SOFT_CAP)

@@ -55,7 +55,9 @@ def cross_entropy_reference(
 ) -> Tensor:
     """logits (N, V), targets (N,) int64 -> (N,) loss of each row in nats, float32 (float64 for float64 logits).
 
-    0 where the target is `ignore_index`, NaN where it is neither that nor in the vocabulary.
+    label_smoothing: the share of the target's 1 that is spread evenly over all V tokens, the target included. z_loss:
+    what (log Σ exp(logits))² is weighed by, which is added. 0 where the target is `ignore_index`, NaN where it is
+    neither that nor in the vocabulary.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     require_targets("cross_entropy", targets, logits.size(-1), ignore_index)

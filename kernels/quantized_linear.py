@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from kernels.lab import Inputs, Spec
 
 BITS = (8, 4)
+"""Of an integer weight."""
 GROUPS = (32, 64, 128, 256)
 """Weights that share a scale: fewer are more accurate and more bytes."""
 
@@ -47,7 +48,9 @@ GROUPS = (32, 64, 128, 256)
 def quantize(weight: Tensor, bits: int, group: int = 64) -> tuple[Tensor, Tensor]:
     """weight (M, K) -> packed integers (M, bytes), int8 for 8 bits, uint8 for 4, and scales (M, groups) in its dtype.
 
-    The last group is filled up with zeros where `group` does not divide K. Raises ValueError for other bits and groups.
+    scales: max|w| of a group over the largest integer, 127 or 7. With 4 bits a group of G is G/2 bytes: byte j has
+    q_j + 8 in its low half and q_{j+G/2} + 8 in its high one. The last group is filled up with zeros where `group`
+    does not divide K. Raises ValueError for other bits and groups.
     """
     if bits not in BITS or group not in GROUPS:
         raise ValueError(f"quantize: {bits} bits in groups of {group}; bits must be of {BITS}, groups of {GROUPS}")

@@ -85,7 +85,10 @@ def rope_table(
 
 
 def rope_reference(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
-    """x (B, H, T, D) with D even, cos and sin (B, T, D/2) from `rope_table` -> the shape and dtype of x."""
+    """x (B, H, T, D) with D even, cos and sin (B, T, D/2) from `rope_table` -> the shape and dtype of x.
+
+    Channel i and channel i + D/2 are a point that is turned by the i-th angle; `interleaved`: channels 2i and 2i + 1.
+    """
     cos, sin = cos[:, None], sin[:, None]  # (B, 1, T, D/2): the same for every head
     if interleaved:
         a, b = x[..., 0::2], x[..., 1::2]

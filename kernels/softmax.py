@@ -89,7 +89,11 @@ def softmax_forward_kernel(
 def softmax_forward_online_kernel(
     x, y, stride, rows, queries, visible, columns, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
-    """Rows of any length, COLUMNS columns at a time."""
+    """Softmax of scale · x for rows of any length, COLUMNS columns at a time, ROWS rows a program.
+
+    x, y: pointers to the first of `rows` rows of `columns`; x's begin `stride` apart, y's `columns`. Columns that a row
+    does not see are no part of the sum, and get 0. Computed in float32, stored in y's dtype.
+    """
     row, exists, seen = rows_of_program(rows, queries, visible, columns, ROWS)
     maximum = tl.full((ROWS, 1), -float("inf"), tl.float32)
     total = tl.zeros((ROWS, 1), tl.float32)

@@ -216,7 +216,7 @@ def test_only_texts_that_say_so_have_escapes():
     [
         ("train.py", "train.py", "train.py sft"),
         ("/somewhere/instructgpt/train.py", "train.py", "train.py sft"),
-        ("/lib/python3/instructgpt/__main__.py", "python -m instructgpt", "python -m instructgpt train sft"),
+        ("/lib/instructgpt/__main__.py", "bin/python -m instructgpt", "bin/python -m instructgpt train sft"),
         ("/usr/bin/instructgpt", "instructgpt", "instructgpt train sft"),
         (r"instructgpt.exe", "instructgpt", "instructgpt train sft"),
         ("", "instructgpt", "instructgpt train sft"),
@@ -224,6 +224,7 @@ def test_only_texts_that_say_so_have_escapes():
 )
 def test_the_program_is_named_as_it_was_called(called: str, name: str, trains: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.argv", [called, "sft"])
+    monkeypatch.setattr("sys.orig_argv", ["bin/python", "-m", "instructgpt", "sft"])
     assert (program(), train_command("sft")) == (name, trains)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from instructgpt.course.at_hand import comment
 from instructgpt.course.exercise import Exercise, exercise
 from instructgpt.course.judge import Verdict, judge
 from instructgpt.course.source import Function, Source
@@ -38,9 +39,11 @@ def beginning(name: str, command: str) -> str:
     """The file that a student starts with; command: what judges it."""
     what = exercise(name)
     source = Source.of(what.target)
-    about = fill(f"{what.about} Judge it with: {command} check {name}", 116)
+    about = f"{fill(what.about, 116)}\n\nJudge it with: {command} check {name}"
     imports = source.imports(what.without, what.helpers)
-    return f'"""{what.title}.\n\n{about}\n"""\n\n{imports}\n\n\n{source.empty()}'
+    at_hand = comment(source.names(what.without, what.helpers), what.has)
+    title = what.title if what.title.endswith("?") else f"{what.title}."
+    return f'"""{title}\n\n{about}\n"""\n\n{imports}\n{at_hand}\n\n{source.empty()}'
 
 
 def solution(name: str) -> str:

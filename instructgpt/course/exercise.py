@@ -95,6 +95,8 @@ class Exercise:
     mistakes: tuple[Mistake, ...]
     hints: tuple[str, str, str]
     """Where to look, what to do, how to do it; none of them is the solution."""
+    has: tuple[tuple[str, str], ...] = ()
+    """What a method's `self` has that a solution needs, as (`self.name`, what it is)."""
     helpers: tuple[str, ...] = ()
     """Names that a solution may want besides those that ours uses, as `module:name`."""
     without: tuple[str, ...] = ()

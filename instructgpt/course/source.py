@@ -21,6 +21,8 @@ from textwrap import dedent, indent
 from types import ModuleType
 from typing import Any
 
+from instructgpt.course.at_hand import targets
+
 Function = Callable[..., Any]
 
 
@@ -109,6 +111,17 @@ class Source:
 
     def imports(self, without: tuple[str, ...] = (), helpers: tuple[str, ...] = ()) -> str:
         """What a file needs for it to stand there alone: the names that it uses, without some, with further ones."""
+        plain, of = self._imported(without, helpers)
+        lines = sorted(plain) + [f"from {module} import {', '.join(sorted(of[module]))}" for module in sorted(of)]
+        return "\n".join(["from __future__ import annotations", "", *lines])
+
+    def names(self, without: tuple[str, ...] = (), helpers: tuple[str, ...] = ()) -> list[tuple[str, str]]:
+        """The same, as (module, name)."""
+        _, of = self._imported(without, helpers)
+        return [(module, name) for module in sorted(of) for name in sorted(of[module])]
+
+    def _imported(self, without: tuple[str, ...], helpers: tuple[str, ...]) -> tuple[set[str], dict[str, set[str]]]:
+        """Lines that import a module, and by module the names that are imported from it."""
         used = {node.id for node in ast.walk(self.node) if isinstance(node, ast.Name)} - set(without)
         used |= {"torch", "tl", "jit"} & {"tl" if "jit" in used else "torch"} if used & {"Tensor", "jit"} else set()
         plain: set[str] = set()
@@ -129,8 +142,7 @@ class Source:
                 of.setdefault(self.module.__name__, set()).update(own)
         if "torch" in used:
             plain.add("import torch")
-        lines = sorted(plain) + [f"from {module} import {', '.join(sorted(of[module]))}" for module in sorted(of)]
-        return "\n".join(["from __future__ import annotations", "", *lines])
+        return plain, of
 
     def changed(self, changes: Iterable[tuple[str, str]]) -> Function:
         """The function with texts in its source exchanged. ValueError unless each old one occurs exactly once."""
@@ -175,7 +187,4 @@ class Source:
 
 def _defined(node: ast.stmt) -> set[str]:
     """The names that a statement of a module gives a meaning to."""
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-        return {node.name}
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    return {target.id for target in targets if isinstance(target, ast.Name)}
+    return {node.name} if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else targets(node)

@@ -21,6 +21,8 @@ from instructgpt.data.tokens import Tokens
 def collate(rows: Sequence[Sequence[Tokens]], context: int) -> Batch:
     """Rows of documents as a batch: n tokens give n - 1 inputs and, as their targets, the tokens that follow them.
 
+    Its tensors are (rows, context), the documents of a row one behind the other; the padding behind them is 0, its
+    document -1.
     Raises ValueError when the documents of a row have more than `context` inputs.
     """
     shape = (len(rows), context)

@@ -91,7 +91,10 @@ def top_k(logits: Tensor, k: int | Tensor, most: int | None = None) -> Tensor:
 
 def top_p(logits: Tensor, p: float | Tensor) -> Tensor:
     """All but the nucleus become -inf: the fewest, most probable tokens whose probabilities reach p; of equal ones the
-    first."""
+    first.
+
+    logits: (R, V), which may be written to. p: one for all rows, or (R, 1).
+    """
     probabilities = logits.softmax(-1)
     likely, tokens = _likely(probabilities, p)  # (R, K)
     ranked, order = likely.sort(dim=-1, descending=True, stable=True)
@@ -121,7 +124,10 @@ def _likely(probabilities: Tensor, p: float | Tensor) -> tuple[Tensor, Tensor]:
 
 
 def min_p(logits: Tensor, p: float | Tensor) -> Tensor:
-    """Tokens less probable than p times the most probable one become -inf."""
+    """Tokens less probable than p times the most probable one become -inf.
+
+    logits: (R, V), which may be written to. p: one for all rows, or (R, 1).
+    """
     p = torch.as_tensor(p, dtype=logits.dtype, device=logits.device)
     return logits.masked_fill_(logits < logits.amax(-1, keepdim=True) + p.log(), -math.inf)
 

@@ -111,7 +111,7 @@ class LowRank(nn.Module):
         return y * gain if base.bias is None else (y - base.bias) * gain + base.bias
 
     def added(self, x: Tensor) -> Tensor:
-        """s·B A x (..., out)."""
+        """s·B A x (..., out) for x (..., in): of each part in `rows`, in that order, 0 for those without an A and B."""
         parts = self.named
         down: list[Tensor] = [part.A for part in parts.values()]
         # One product for all parts: x is read once.

@@ -232,8 +232,11 @@ def sdpa() -> Backend:
 
 
 def _sdpa_visibility(queries: int, keys: int, documents: Tensor | None, device: torch.device) -> Tensor | None:
-    """(1 or B, 1, queries, keys) bool, True where a query may attend, or on a CPU what is added to scores; None where
-    plain causality says it all."""
+    """(1 or B, 1, queries, keys) bool, True where a query may attend, or on a CPU what is added to scores, 0 or -inf;
+    None where plain causality says it all: no documents, and one query or as many as keys.
+
+    documents: (B, keys) int64, the number of each key's own; the queries are the last of the keys.
+    """
     # PyTorch's own causality aligns the first query with the first key, ours the last with the last: only a square is
     # the same, and a single query, which sees everything.
     if documents is None:

@@ -108,6 +108,8 @@ def deviations(values: Tensor, unbiased: bool = False) -> Deviations:
 
 
 class Advantages(NamedTuple):
+    """What each decision of an answer is told, and what its value should have been."""
+
     advantages: Tensor
     """(B, T): how much better each decision was than the value expected; zero off the answer."""
     returns: Tensor
@@ -120,6 +122,7 @@ def generalized_advantages(
     """GAE (Schulman et al. 2016, eq. 16): Â_t = Σ_l (γλ)^l δ_{t+l} with δ_t = r_t + γ V_{t+1} - V_t.
 
     rewards, values: (B, T); values[t] is of the state before decision t, and nothing comes after an answer's last one.
+    is_answer: (B, T) bool, False in what is padded on either side, whose rewards and values mean nothing.
     discount γ, decay λ: with λ = 1 the advantage is the return minus the value, with 0 it is δ alone.
     """
     advantages = torch.zeros_like(values)
@@ -153,9 +156,9 @@ def whiten(values: Tensor, is_answer: Tensor, shift: bool = True) -> Tensor:
 def group_advantages(scores: Tensor, group: int, normalise: bool = True) -> Tensor:
     """Advantages (B,) of scores (B,) against the other answers to the same prompt; those of a prompt are neighbours.
 
-    GRPO (Shao et al. 2024, section 4.1.2): (r - mean) / std. With `normalise=False` no division, as "Dr. GRPO" corrects
-    it (Liu et al. 2025, section 3.1): it favours the prompts that are nearly always or nearly never answered right.
-    A group whose scores all agree teaches nothing and gets zeros. The advantages of a group sum to zero.
+    GRPO (Shao et al. 2024, section 4.1.2): (r - mean) / std, the unbiased one. With `normalise=False` no division, as
+    "Dr. GRPO" corrects it (Liu et al. 2025, section 3.1): it favours the prompts that are nearly always or nearly never
+    answered right. A group whose scores all agree teaches nothing and gets zeros. A group's advantages sum to zero.
     Raises ValueError for a group of fewer than 2, or one that is not whole.
     """
     if group < 2 or len(scores) % group:

@@ -114,6 +114,7 @@ def answer_logprobs(model: Transformer, batch: ComparisonBatch) -> Tensor:
 
 
 def _difference(values: Tensor, pairs: Pairs) -> Tensor:
+    """Of values (S,): the better answer's less the worse one's, (P,)."""
     return values[pairs.better] - values[pairs.worse]
 
 

@@ -201,7 +201,10 @@ class ConsoleLog:
         status = "  ".join([f"loss {record['loss']:.3f}", *told, f"{rate:,.0f} tokens/s"])
         if self._peak_flops:
             status += f"  MFU {rate * self._flops_per_token / self._peak_flops:.0%}"
-        return status + (f"  {left // 60:.0f}:{left % 60:02.0f} left" if math.isfinite(left) else "")
+        if not math.isfinite(left):
+            return status
+        minutes, seconds = divmod(round(left), 60)
+        return f"{status}  {minutes}:{seconds:02} left"
 
     def close(self) -> None:
         if self._bar:

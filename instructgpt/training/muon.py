@@ -14,8 +14,6 @@ _lists: Any = torch
 """PyTorch's operators on lists of tensors, a launch for all of them: the types of their arguments are not public."""
 _SAFETY = 1.01
 """bfloat16 may round a singular value above 1, where the polynomials throw it far off: they are stretched a little."""
-# Amsel et al. 2025, "The Polar Express", for singular values from 1e-3 on: each polynomial is the best one after those
-# before it. Three of them do what five of one kind do (Jordan et al. 2024, "Muon").
 _POLYNOMIALS = tuple(
     (a / _SAFETY, b / _SAFETY**3, c / _SAFETY**5)
     for a, b, c in (
@@ -26,11 +24,14 @@ _POLYNOMIALS = tuple(
         (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
     )
 )
+"""(a, b, c) of each iteration, for singular values from 1e-3 on: each polynomial is the best one after those before it
+(Amsel et al. 2025, "The Polar Express"). Three of them do what five of one kind do (Jordan et al. 2024, "Muon")."""
 
 
 def orthogonalize(update: Tensor, iterations: int = len(_POLYNOMIALS)) -> Tensor:
     """Moves every singular value of each matrix in (N, rows, cols) towards 1 by X <- aX + b(XXᵀ)X + c(XXᵀ)²X.
 
+    The i-th iteration's (a, b, c) are `_POLYNOMIALS[i]`, made for values in [0, 1]: each matrix is brought there first.
     Those above a thousandth of the norm come to lie in about [0.87, 1.13] after five iterations, in [0.18, 1.87] after
     three; smaller ones grow towards it.
     """

@@ -55,7 +55,7 @@ class Failure:
 
     def command(self, target: str) -> str:
         """The command line that shows it again."""
-        command = ["python", "-m", "kernels.lab", "check", target, "--case", json.dumps(self.case)]
+        command = [sys.orig_argv[0], "-m", "kernels.lab", "check", target, "--case", json.dumps(self.case)]
         command += ["--dtype", self.dtype, "--layout", self.layout]
         if INTERPRETED and torch.cuda.is_available():
             command.append("--interpret")

@@ -8,6 +8,7 @@ Triton (3.6 to 3.9 have them); tests/kernels/lab/test_interpreter.py fails when 
 
 from __future__ import annotations
 
+import sysconfig
 import traceback
 import types
 import warnings
@@ -132,14 +133,41 @@ class Unsupported(Exception):
     """The interpreter cannot run a kernel, which may be right or not."""
 
 
+def causes_of(error: BaseException) -> list[BaseException]:
+    """The error, what it came of, and so on."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    return causes
+
+
+def told(error: BaseException) -> str:
+    """What was raised, without what Triton wraps around it, and the last line that was running of its author's."""
+    causes = causes_of(error)
+    cause = next((each for each in causes if type(each).__name__ != "InterpreterError"), error)
+    frames = [frame for each in causes for frame in traceback.extract_tb(each.__traceback__)]
+    lines = [f" ({Path(frame.filename).name}:{frame.lineno})" for frame in frames if is_authors(Path(frame.filename))]
+    said = " ".join(str(cause).split())
+    return f"{type(cause).__name__}{said and ': '}{said}{lines[-1] if lines else ''}"
+
+
+def is_authors(file: Path) -> bool:
+    """Whether it may be the file of who wrote the kernel: none of Python's, of an installed package or of the lab."""
+    package = Path(__file__).parents[1]
+    others = (
+        package / "lab",
+        package / "launch.py",
+        *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")),
+    )
+    installed = "site-packages" in file.parts or "dist-packages" in file.parts
+    return file.exists() and not installed and not any(file.is_relative_to(other) for other in others)
+
+
 def inability(error: BaseException) -> str | None:
     """Why the interpreter could not run what raised this, and what to do; None where the fault is the kernel's own."""
     if not INTERPRETED:
         return None
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
-        causes.append(cause)
-    for cause in causes:
+    for cause in causes_of(error):
         text = str(cause)
         if "active drivers" in text:
             return "it asks for a GPU's driver, as @triton.autotune does to measure; choose block sizes in plain Python"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 
 from kernels.lab.find import UsageError
@@ -22,10 +24,9 @@ def run(options: argparse.Namespace) -> int:
     if path.exists():
         raise UsageError(f"{path} exists already; choose another name, or move it")
     path.write_text(TEMPLATE.read_text(encoding="utf-8").replace(TEMPLATE_NAME, name), encoding="utf-8")
+    lab = f"{shlex.quote(sys.orig_argv[0])} -m kernels.lab"
     print(
         f"{path} computes a squared ReLU, for you to replace: reference, kernels, and the spec at its end.\n"
-        f"  python -m kernels.lab check {path}\n"
-        f"  python -m kernels.lab mutants {path}\n"
-        f"  python -m kernels.lab compile {path}"
+        f"  {lab} check {path}\n  {lab} mutants {path}\n  {lab} compile {path}"
     )
     return 0

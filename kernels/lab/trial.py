@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.lab.interpreter import Unsupported, faithful_bfloat16, inability
+from kernels.lab.interpreter import Unsupported, faithful_bfloat16, inability, told
 from kernels.lab.launches import Launch, current_stream, watched_launches
 from kernels.lab.limits import Wrong
 from kernels.lab.memory import NOT_A_NUMBER, Region, bits, guarded_allocations, lay_out
@@ -84,7 +84,7 @@ class Trial:
             except Exception as error:
                 if (reason := inability(error)) is not None:
                     raise Unsupported(reason) from error
-                raise Raised(f"raised {type(error).__name__}: {error}") from error
+                raise Raised(f"raised {told(error)}") from error
         for name, region in given.items():
             if not torch.equal(region.storage, before[name]):
                 raise Wrong(f"{name}: an input was overwritten, or memory beside it")

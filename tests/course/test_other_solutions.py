@@ -111,7 +111,7 @@ def turn(self: Any, message: Any, system: str | None = None) -> Rendered:
     answer = self.layout.answer(message["content"])
     count = self.layout.learnt(answer) if message.get("learn", True) else 0
     marks = [i < count for i in range(len(answer))]
-    return Rendered([*self.layout.header, *answer], [False] * len(self.layout.header) + marks)
+    return Rendered(self.layout.header + answer, [False] * len(self.layout.header) + marks)
 
 
 @solves("packing")

@@ -56,6 +56,14 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
     assert lines[2] == "sft step 6: not finite, skipped"
 
 
+@pytest.mark.parametrize(("seconds", "left"), [(179.7, "3:00"), (59.6, "1:00"), (60.4, "1:00"), (8.9, "0:09")])
+def test_what_is_left_is_rounded_to_whole_seconds(seconds: float, left: str, capsys):
+    log = ConsoleLog("sft", lambda r: 0.5, flops_per_token=1e6, peak_flops=1e10)
+    log.write({"step": 1, "loss": 2.0, "seconds": seconds})
+    log.close()
+    assert capsys.readouterr().err.splitlines()[0].endswith(f"  {left} left")
+
+
 @pytest.mark.parametrize(
     ("expected", "told"),
     [

@@ -51,6 +51,19 @@ EXERCISE = Exercise(
     "are summed, and divided once at the end, so that a token counts alike in whichever micro-batch it stands. (Here "
     "gradients are summed; `_scale_and_clip` divides.)",
     target="instructgpt.training.update.Updates._accumulate",
+    has=(
+        ("self._micro_batches: int", "how many each rank computes"),
+        (
+            "self._ranks.size, self._ranks.rank",
+            "how many ranks there are, and which one this is; 1 and 0 for one alone",
+        ),
+        ("self._loss_fn(batch) -> Loss", "has `total` with its graph, `weight`, and `metrics`, tensors by name"),
+        ("self._precision.context(self._device)", "`with` this around the forward alone"),
+        ("self._precision.scale_loss: bool", "whether `self._scale` is used"),
+        ("self._scale: Tensor", "what a loss is multiplied by before it goes backward, so that float16 holds it"),
+        ("self._optimizer.gather_gradients()", "to be called behind each backward"),
+        ("self._zero: Tensor", "a 0 in float64, to begin the sums with"),
+    ),
     checks=(
         Check(
             "one micro-batch of 1 and 2", {"batches": [[1, 2]], "micro_batches": 1}, _is(3.0, 3.0, 2.0), _accumulated

@@ -68,6 +68,12 @@ EXERCISE = Exercise(
     about="Adam divides a running mean of the gradients by the root of a running mean of their squares. AdamW takes "
     "the weights' decay out of that quotient and applies it to the weights alone. (Write into the tensors.)",
     target="instructgpt.training.adamw.AdamW._update",
+    has=(
+        ("self.rate: float", "the peak learning rate"),
+        ("self.betas: tuple[float, float]", "β₁ and β₂"),
+        ("self.weight_decay: float", "λ"),
+        ("self.epsilon: float", "ε"),
+    ),
     checks=(
         Check(
             "the first step goes by the rate, whatever the gradient's size",

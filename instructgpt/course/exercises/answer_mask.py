@@ -17,7 +17,9 @@ class Layout:
     token, and closed by END and, behind that, a line end that no model has to learn."""
 
     format = SimpleNamespace(default_system=None, system_in="turn")
-    start, header, thought = (BOS,), (ASSISTANT,), ()
+
+    def __init__(self) -> None:
+        self.start, self.header, self.thought = [BOS], [ASSISTANT], list[int]()
 
     def user_turn(self, content: str, system: str | None) -> list[int]:
         return [USER, *map(ord, content), END]
@@ -52,8 +54,13 @@ EXERCISE = Exercise(
     place=210,
     title="Training on the answer only",
     about="In instruction tuning the model reads the question and learns the answer: what the user says is never a "
-    "target, the answer and the token that ends it always are. (self.layout has `header`, what opens the assistant's "
-    "turn, `user_turn`, `answer` and `learnt`: see `instructgpt/text/formats.py`.)",
+    "target, the answer and the token that ends it always are.",
+    has=(
+        ("self.layout.header: list[int]", "what opens a turn of the assistant"),
+        ("self.layout.user_turn(content, system) -> list[int]", "all of a turn of the user"),
+        ("self.layout.answer(content) -> list[int]", "what the assistant says and what closes it, behind `header`"),
+        ("self.layout.learnt(answer) -> int", "how many of the first ids of an `answer` are learnt"),
+    ),
     target="instructgpt.text.chat.Conversation._turn",
     checks=(
         Check(
@@ -87,6 +94,11 @@ EXERCISE = Exercise(
             "the token that ends the answer is not learnt: such a model never stops",
             "self.layout.learnt(answer) if is_learnt(message) else 0",
             "max(self.layout.learnt(answer) - 1, 0) if is_learnt(message) else 0",
+        ),
+        Mistake(
+            "the whole of the assistant's turn is learnt, what opens it and what comes behind its end included",
+            "[False] * len(header) + [True] * learnt + [False] * (len(answer) - learnt)",
+            "[is_learnt(message)] * (len(header) + len(answer))",
         ),
         Mistake("what comes behind the end of the answer is learnt", "self.layout.learnt(answer) if", "len(answer) if"),
         Mistake("an answer that is there to be read only is learnt", " if is_learnt(message) else 0", ""),

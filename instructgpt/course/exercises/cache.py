@@ -43,6 +43,11 @@ EXERCISE = Exercise(
     "sequence "
     "has a table of its own, which need not be neighbours: what is asked is the slot of each token.",
     target="instructgpt.model.cache.Feed._slots",
+    has=(
+        ("self._padded: np.ndarray", "(sequences, blocks), each sequence's blocks by their numbers, filled up with 0"),
+        ("self.cache.block_size: int", "slots of a block: block b has those from b · block_size on"),
+        ("self.cache.device", "where the result belongs"),
+    ),
     checks=(
         Check("two tokens in block 0", _case([[0]], [0], [2]), [0, 1], _slots),
         Check("two tokens in block 3, which begins at slot 12", _case([[3]], [0], [2]), [12, 13], _slots),

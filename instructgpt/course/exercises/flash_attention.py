@@ -15,8 +15,7 @@ EXERCISE = Exercise(
     title="Flash attention's inner loop",
     about="A block of queries walks over the keys, a block of them at a time, and never holds more than one "
     "block of scores. "
-    "What it has summed up is scaled down whenever a larger score turns up, as in the online softmax. (`load_rows`, "
-    "`capped_scores`, `score_unit` and `add_products` are there to be used: read what they say.)",
+    "What it has summed up is scaled down whenever a larger score turns up, as in the online softmax.",
     target="kernels.attention_forward.attend",
     checks=(
         check("five queries and 40 keys: two whole blocks and an edge", queries=5, keys=40),

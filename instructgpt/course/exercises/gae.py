@@ -80,6 +80,17 @@ EXERCISE = Exercise(
             "next_value = values[:, t]",
         ),
         Mistake(
+            "the sum runs through padding, and only what comes out is cut to the answer",
+            "next_value = torch.where(here, values[:, t], next_value)",
+            "next_value = values[:, t]",
+            (
+                (
+                    "next_advantage = torch.where(here, advantage, next_advantage)",
+                    "next_advantage = advantage",
+                ),
+            ),
+        ),
+        Mistake(
             "λ is missing: the advantage is the return less the value, whatever λ",
             "discount * decay * next_advantage",
             "discount * next_advantage",

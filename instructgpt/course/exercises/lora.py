@@ -32,6 +32,11 @@ EXERCISE = Exercise(
     about="A large matrix is tuned by adding a product of two narrow ones, which alone are trained. Queries, keys and "
     "values lie in one matrix here, each with an A and a B of its own, or none.",
     target="instructgpt.model.adapters.LowRank.added",
+    has=(
+        ("self.rows: dict[str, int]", "by part, how many of the matrix's outputs are its own, in their order"),
+        ("self.named", "by part, for those that are adapted: `.A` (rank, in) and `.B` (rows, rank)"),
+        ("self.scale: float", "s"),
+    ),
     checks=(
         Check(
             "rank 1, computed by hand: A x = 5",

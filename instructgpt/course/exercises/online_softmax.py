@@ -16,8 +16,7 @@ EXERCISE = Exercise(
     about="A row that is too long for one block is read in pieces, and its maximum is known only at the end. A "
     "running sum "
     "is made smaller whenever a larger maximum turns up, so one pass is enough for both. (Called for rows of "
-    "more than 64 "
-    "columns in the interpreter; `seen` is how many columns of its row a query may see.)",
+    "more than 64 columns in the interpreter.)",
     target="kernels.softmax.softmax_forward_online_kernel",
     checks=(
         check("one row of 65 columns: two blocks", rank=1, columns=65),

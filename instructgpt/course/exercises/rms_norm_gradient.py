@@ -35,6 +35,10 @@ EXERCISE = Exercise(
     about="RMSNorm divides a vector by the root of its mean square. Each output depends on all inputs through that "
     "root, which is what the second term of its gradient is about.",
     target="instructgpt.model.cpu_ops._RMSNorm.backward",
+    has=(
+        ("ctx.saved_tensors", "x̂, r and the weight, in this order, as the docstring has them"),
+        ("ctx.needs_input_grad: tuple[bool, ...]", "whether dx and dweight are asked for; None will do where not"),
+    ),
     checks=(
         Check(
             "x = (3, 4), computed by hand",

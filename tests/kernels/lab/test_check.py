@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,16 @@ def last_program(out):
     tl.store(out, tl.program_id(0))
 
 
+@jit
+def shapes_that_do_not_fit(x):
+    tl.store(x + tl.arange(0, 4) + tl.arange(0, 8), 0.0)
+
+
+@jit
+def calls_what_does_not_fit(x):
+    shapes_that_do_not_fit(x)
+
+
 def altered(**changes: Any) -> Spec:
     return replace(toy.spec(), **changes)
 
@@ -68,7 +80,7 @@ def test_wrong_values_are_told_with_the_smallest_example_and_its_command_line():
     assert failure is not None and failure.case["columns"] == 5 and failure.case["rows"] == 1
     assert failure.what.startswith("y: error") and "times its limit" in failure.what
     words = shlex.split(failure.command("toy.py"))
-    assert words[:5] == ["python", "-m", "kernels.lab", "check", "toy.py"]
+    assert words[:5] == [sys.orig_argv[0], "-m", "kernels.lab", "check", "toy.py"]
     assert json.loads(words[words.index("--case") + 1]) == failure.case
     assert failure.command("toy.py") in str(report)
     again = check_case(altered(op=lambda x, bias: toy.toy(x, bias) * 1.1), failure.case, [failure.dtype], ["padded"])
@@ -173,7 +185,24 @@ def test_an_exception_is_a_fault_of_its_own_kind():
 
     report = check(altered(op=refuses), examples=3, shrink=False)
     assert report.failure is not None and report.failure.is_exception
-    assert report.failure.what == "raised TypeError: not today"
+    assert re.fullmatch(r"raised TypeError: not today \(test_check\.py:\d+\)", report.failure.what)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="it is the interpreter that wraps what is raised")
+@pytest.mark.parametrize("kernel", [shapes_that_do_not_fit, calls_what_does_not_fit])
+def test_what_a_kernel_raises_is_told_with_its_own_line_and_without_the_interpreters_words(kernel: Any):
+    """Also where the line stands in a function that the kernel calls: Triton wraps it once more."""
+
+    def launched(x: Tensor, bias: Tensor) -> Tensor:
+        kernel[(1,)](x)
+        return x
+
+    (line,) = [
+        number for number, text in enumerate(Path(__file__).read_text().splitlines(), 1) if text.endswith("8), 0.0)")
+    ]
+    report = check(altered(op=launched), examples=1, shrink=False)
+    assert report.failure is not None and report.failure.is_exception
+    assert re.fullmatch(rf"raised ValueError: .*4 and 8 \(test_check\.py:{line}\)", report.failure.what)
 
 
 def test_a_tolerance_that_nobody_can_exceed_is_refused():
