@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import picture
-from benchmarks.tables import TABLES, Rows, in_chinese
+from benchmarks.cells import Rows
+from benchmarks.tables import TABLES, in_chinese
 from instructgpt.atomic import write_text
 from instructgpt.errors import UserError, suggestion
 from instructgpt.flags import parse, run_main

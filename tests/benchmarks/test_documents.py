@@ -10,8 +10,9 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import documents, picture
+from benchmarks.cells import short
 from benchmarks.documents import DocumentsConfig, provenance, rewritten, run
-from benchmarks.tables import TABLES, kept, result, short
+from benchmarks.tables import TABLES, kept, result
 from benchmarks.trained import TrainedConfig, measure
 from instructgpt.errors import UserError
 
