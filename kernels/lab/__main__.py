@@ -76,7 +76,7 @@ def begin_anew_where_triton_must(options: argparse.Namespace, arguments: Sequenc
     interpreted = options.command in INTERPRETED and (options.interpret or not torch.cuda.is_available())
     if interpreted != (os.environ.get("TRITON_INTERPRET") == "1"):
         environment = {**os.environ, "TRITON_INTERPRET": "1" if interpreted else "0"}
-        os.execve(sys.executable, [sys.executable, "-m", "kernels.lab", *arguments], environment)
+        os.execve(sys.executable, [sys.orig_argv[0], "-m", "kernels.lab", *arguments], environment)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from kernels.lab.find import UsageError, add_kernel_argument, find, told_in_one_
 from kernels.lab.interpreter import Unsupported
 from kernels.lab.limits import Wrong
 from kernels.lab.memory import LAYOUTS
+from kernels.lab.output import command_line
 from kernels.lab.processes import Ended, in_order
 from kernels.lab.spec import DTYPES, Case, Spec
 from kernels.lab.surroundings import Names
@@ -55,11 +55,10 @@ class Failure:
 
     def command(self, target: str) -> str:
         """The command line that shows it again."""
-        command = [sys.orig_argv[0], "-m", "kernels.lab", "check", target, "--case", json.dumps(self.case)]
-        command += ["--dtype", self.dtype, "--layout", self.layout]
+        flags = ["--case", json.dumps(self.case), "--dtype", self.dtype, "--layout", self.layout]
         if INTERPRETED and torch.cuda.is_available():
-            command.append("--interpret")
-        return shlex.join(command)
+            flags.append("--interpret")
+        return command_line("check", target, *flags)
 
 
 @dataclass

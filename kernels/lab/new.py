@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from pathlib import Path
 
 from kernels.lab.find import UsageError
+from kernels.lab.output import command_line
 
 TEMPLATE = Path(__file__).with_name("template.py")
 TEMPLATE_NAME = "squared_relu"
@@ -24,9 +23,8 @@ def run(options: argparse.Namespace) -> int:
     if path.exists():
         raise UsageError(f"{path} exists already; choose another name, or move it")
     path.write_text(TEMPLATE.read_text(encoding="utf-8").replace(TEMPLATE_NAME, name), encoding="utf-8")
-    lab = f"{shlex.quote(sys.orig_argv[0])} -m kernels.lab"
     print(
         f"{path} computes a squared ReLU, for you to replace: reference, kernels, and the spec at its end.\n"
-        f"  {lab} check {path}\n  {lab} mutants {path}\n  {lab} compile {path}"
+        + "\n".join(f"  {command_line(command, str(path))}" for command in ("check", "mutants", "compile"))
     )
     return 0

@@ -5,9 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+
+def command_line(*words: str) -> str:
+    """A command of the lab, to be copied: for the Python that was called, or `python` where no command was."""
+    called = Path(sys.argv[0]).parts[-3:] == ("kernels", "lab", "__main__.py")
+    return shlex.join([sys.orig_argv[0] if called else "python", "-m", "kernels.lab", *words])
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -97,6 +97,23 @@ def test_redefines_nothing_of_the_package(path: Path) -> None:
 
 
 @each
+def test_shows_the_source_as_it_is(path: Path) -> None:
+    """Slow notebooks, too: what shows a function's source is told at once that it was changed."""
+    imports = [node for cell in code(read(path)) for node in ast.parse(cell.source).body if is_import(node)]
+    shown = [cell for cell in code(read(path)) if re.fullmatch(r"print\(inspect\.getsource\([\w.]+\)\)", cell.source)]
+    known: dict[str, object] = {}
+    for node in imports if shown else ():
+        exec(ast.unparse(node), known)
+    for cell in shown:
+        source = eval(cell.source.removeprefix("print"), known)
+        assert cell.outputs[0].text == source + "\n", f"{cell.source} prints something else now"
+
+
+def is_import(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Import | ast.ImportFrom)
+
+
+@each
 def test_begins_with_its_question_and_its_time(path: Path) -> None:
     first = prose(read(path))[0]
     assert re.match(r"# \S", first)

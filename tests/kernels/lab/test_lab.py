@@ -18,10 +18,14 @@ from kernels.lab.new import TEMPLATE
 ROOT = Path(__file__).parents[3]
 
 
+def python_from(folder: Path) -> str:
+    return os.path.relpath(sys.executable, folder)
+
+
 def lab(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The lab in a process of its own, started in `folder` without any of our settings."""
+    """The lab in a process of its own, started in `folder` without any of our settings, by a path as users write it."""
     settings = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "kernels.lab", *arguments]
+    command = [python_from(folder), "-m", "kernels.lab", *arguments]
     return subprocess.run(
         command, cwd=folder, env={**settings, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
@@ -38,7 +42,7 @@ def test_a_new_kernel_passes_and_a_bug_in_it_is_found(tmp_path: Path):
     path.write_text(path.read_text(encoding="utf-8").replace("= 2 * tl.", "= 3 * tl."), encoding="utf-8")
     wrong = lab(tmp_path, "check", "my_kernel.py", "--examples", "10")
     assert wrong.returncode == 1 and "dx: error" in wrong.stdout
-    assert "python -m kernels.lab check my_kernel.py --case '{" in wrong.stdout
+    assert f"\nAgain: {python_from(tmp_path)} -m kernels.lab check my_kernel.py --case '{{" in wrong.stdout
     refused = lab(tmp_path, "new", "my_kernel")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1) and "exists already" in refused.stderr
 
