@@ -10,6 +10,7 @@ from typing import Literal
 
 from instructgpt import world
 from instructgpt.data.corpus import read_split
+from instructgpt.errors import UserError
 from instructgpt.figures import write_json
 from instructgpt.settings import FilePath, NonNegativeInt, PositiveInt, Settings, ShareBelow1
 from instructgpt.stages.common import require
@@ -72,7 +73,7 @@ def run(config: TokenizerConfig) -> Tokenizer:
 
 
 def _trained(config: TokenizerConfig, vocab_size: int, tries: int = 3) -> Tokenizer:
-    """A tokenizer of `vocab_size` tokens, or of as many as the text allows if --fit-vocab-size."""
+    """A tokenizer of `vocab_size` tokens, or of as many as the text allows if --fit-vocab-size. Errors: UserError."""
     try:
         return Tokenizer.train(
             texts(config, "train"),
@@ -84,7 +85,8 @@ def _trained(config: TokenizerConfig, vocab_size: int, tries: int = 3) -> Tokeni
         )
     except VocabularySizeError as error:
         if not config.fit_vocab_size or tries == 1:
-            raise
+            remedy = f"give --vocab-size {error.works}, or --fit-vocab-size for one that fits"
+            raise UserError(f"{error}; {remedy}") from None
         # As many as the characters alone need leave no room for words: a quarter more, if the text has so many.
         size = error.works if error.works < vocab_size else error.works * 5 // 4
         print(f"tokenizer: {error}; taking {size}", flush=True)

@@ -247,8 +247,7 @@ def _vocabulary_error(vocab_size: int, character_coverage: float, error: Runtime
     if found := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
         message = (
             f"vocab_size {vocab_size} is too small: bytes, control tokens and this text's characters alone are "
-            f"{found[1]}; give at least that, or lower character_coverage from {character_coverage}, so that rarer "
-            "characters are spelt in bytes"
+            f"{found[1]}, or fewer with a character_coverage below {character_coverage}, with rarer ones in bytes"
         )
         return VocabularySizeError(message, int(found[1]))
     return UserError(f"no tokenizer can be trained on this text: {_first_line(error)}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+from instructgpt.errors import UserError
 from instructgpt.stages.tokenizer import TokenizerConfig, run
-from instructgpt.text.sentence_piece import VocabularySizeError
 
 # Of each kind a text, and what it allows: 263 tokens are bytes and control tokens, one is demanded by SentencePiece.
 CHINESE = [chr(0x4E00 + i) for i in range(3000)]
@@ -40,9 +43,16 @@ def test_a_vocabulary_that_fits_is_taken_if_asked_and_said(tmp_path: Path, capsy
     assert made.decode(made.encode(text)) == text
 
 
-def test_a_size_that_was_asked_for_is_not_changed_unasked(tmp_path: Path) -> None:
-    (tmp_path / "t.txt").write_text(TEXTS["few words"][0])
-    config = TokenizerConfig(text=(str(tmp_path / "t.txt"),), vocab_size=2560, out=str(tmp_path / "o"))
-    with pytest.raises(VocabularySizeError, match="2560 is more than this text allows; the largest") as caught:
+@pytest.mark.parametrize(("name", "kind"), [*((name, "bpe") for name in TEXTS), ("few words", "unigram")])
+def test_a_size_that_was_asked_for_is_not_changed_unasked_but_one_that_works_is_told(
+    tmp_path: Path, name: str, kind: Literal["bpe", "unigram"]
+) -> None:
+    text, wished, *_ = TEXTS[name]
+    (tmp_path / "t.txt").write_text(text)
+    config = TokenizerConfig(
+        text=(str(tmp_path / "t.txt"),), vocab_size=wished, out=str(tmp_path / "o"), holdout=0.0, kind=kind
+    )
+    with pytest.raises(UserError, match=f"vocab_size {wished} is .*--fit-vocab-size") as caught:
         run(config)
-    assert caught.value.works < 400
+    told = re.search(r"give --vocab-size (\d+)", str(caught.value))
+    assert told and run(replace(config, vocab_size=int(told[1]))).vocab_size == int(told[1])

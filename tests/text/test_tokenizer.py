@@ -164,7 +164,7 @@ def test_a_vocabulary_too_large_names_the_largest_that_works(kind: str) -> None:
 def test_a_vocabulary_too_small_names_the_smallest() -> None:
     with pytest.raises(UserError, match="vocab_size 100 is too small") as error:
         Tokenizer.train(TEXTS, 100)
-    smallest = int(str(error.value).split("alone are ")[1].split(";")[0])
+    smallest = int(str(error.value).split("alone are ")[1].split(",")[0])
     assert Tokenizer.train(TEXTS, smallest).vocab_size == smallest
 
 
