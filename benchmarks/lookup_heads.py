@@ -49,7 +49,8 @@ class LookupHeadsConfig(Settings):
     others: NonNegativeInt = 8
     """Examples of each other family, scored with and without the heads; 0 asks for none."""
     least: Share = 0.15
-    """A head looks things up where its attention on the right number is so much more than on a wrong one."""
+    """A head looks things up where its attention on the right number is so much more than on a wrong one; at most half
+    of all heads are taken, those that look hardest, so that there are as many others."""
     controls: PositiveInt = 8
     """Most choices of as many other heads."""
     seed: NonNegativeInt = 0
@@ -68,9 +69,9 @@ def questions(split: str, n: int, seed: int = 0) -> list[Example]:
 
 
 def chosen(found: HeadLooks, least: float) -> list[Head]:
-    """The heads that look at the right number, those that look hardest first."""
+    """The heads that look at the right number, those that look hardest first: at most half of all."""
     margin = found.right - found.wrong
-    order = margin.flatten().argsort(descending=True).tolist()
+    order = margin.flatten().argsort(descending=True)[: margin.numel() // 2].tolist()
     H = margin.size(1)
     return [(n // H, n % H) for n in order if float(margin.flatten()[n]) >= least]
 

@@ -14,6 +14,7 @@ from pathlib import PurePath
 from benchmarks import speed_tables as speed
 from benchmarks.cells import Found, Rows, plus_minus, within
 from instructgpt.course.race import board
+from instructgpt.course.race.entry import Rules
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,12 @@ def smollm2(found: Found) -> Rows:
     return rows
 
 
+def race(found: Found) -> Rows:
+    """Our records of the race; a run of another length was for trying."""
+    records = [one for one in found["records"] if one["minutes"] == Rules().minutes]
+    return [("record", *board.HEAD[1:]), *map(board.row, records)]
+
+
 def lookup_heads(found: Found) -> Rows:
     """What is right with and without the heads that look things up."""
     heads = ", ".join(f"layer {one['layer']}, head {one['head']}" for one in found["lookup_heads"])
@@ -265,7 +272,7 @@ TABLES = {
     "smollm2": Table("cpu-smollm2.json", smollm2),
     "lora": Table("cpu-lora.json", lora),
     "mistakes": Table("cpu-mistakes.json", mistakes),
-    "race": Table("cpu-race.json", lambda found: [("record", *board.HEAD[1:]), *map(board.row, found["records"])]),
+    "race": Table("cpu-race.json", race),
     "lookup-heads": Table("cpu-lookup-heads.json", lookup_heads),
 }
 

@@ -24,6 +24,7 @@ def test_heads_are_chosen_by_where_they_look():
     found = HeadLooks(right, wrong, torch.zeros(2, 2))
     assert chosen(found, 0.3) == [(1, 0), (0, 0)]
     assert chosen(found, 0.9) == []
+    assert chosen(found, 0.0) == [(1, 0), (0, 0)]  # others must be left, to be compared with
 
 
 def test_controls_are_other_heads():

@@ -31,3 +31,6 @@ def test_records_are_added_in_their_order(tmp_path: Path, monkeypatch: pytest.Mo
     found = json.loads(path.read_text())
     assert [one["entry"] for one in found["records"]] == ["gpt2", "muon"] and found["device"] == "cpu"
     assert found["records"][1]["bits_per_byte"] == pytest.approx((1 + 2 + 5.5) / 3)
+    assert measure(RaceBenchmarkConfig(records=("gpt2",), seeds=1, minutes=0.5, json=str(path))) == 0  # only tried
+    found = json.loads(path.read_text())["records"]
+    assert [(one["entry"], one["minutes"]) for one in found] == [("gpt2", 5.0), ("muon", 5.0), ("gpt2", 0.5)]
