@@ -18,7 +18,7 @@ import pytest
 
 from benchmarks import documents
 from tests.documents import walk
-from tests.documents.reading import marks, plan, same, steps
+from tests.documents.reading import marks, plan, same, steps, written
 
 ROOT = Path(__file__).parents[1]
 PAGES = [page for page in documents.documents(ROOT) if not page.name.endswith(".zh.md")]
@@ -94,3 +94,9 @@ def test_nearly_all_is_run(capsys: pytest.CaptureFixture[str]) -> None:
 def test_each_command_is_run_once() -> None:
     times = Counter(same(step.text) for step in STEPS if step.kind == "command")
     assert {command: n for command, n in times.items() if n > 1} == {}
+
+
+def test_no_two_commands_write_to_one_run() -> None:
+    """Who follows both pages would be told that it holds a run already."""
+    writers = Counter(run for step in STEPS if step.kind == "command" for run in written(step.text))
+    assert writers["runs/my/sft"] and {run: n for run, n in writers.items() if n > 1} == {}

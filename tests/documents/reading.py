@@ -12,6 +12,7 @@ with `# FILE.py`, which is that file.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
@@ -104,6 +105,13 @@ def same(command: str) -> str:
     """What two spellings of a command share: `.venv/bin/python` is `python`."""
     first, *rest = command.split(" ", 1)
     return " ".join([os.path.basename(first), *rest])
+
+
+def written(command: str) -> list[str]:
+    """The runs that a command says it writes."""
+    words = shlex.split(command, comments=True)
+    by_flag = [value for flag, value in itertools.pairwise(words) if flag == "--out"]
+    return by_flag + [word.removeprefix("OUT=") for word in words if word.startswith("OUT=")]
 
 
 def marks(text: str) -> list[Mark]:

@@ -33,22 +33,22 @@ SHORTER = {
     "-m pyright*": "instructgpt/figures.py",
     "-m pip*": "--dry-run --no-deps --no-index --no-build-isolation",
     "-m benchmarks.train_step*": "--rows 1 --steps 1 --rounds 1 --only off",
-    "-m benchmarks.ladder*": "--rows 1 --steps 1 --rounds 1",
-    "-m benchmarks.memory*": "--steps 1 --rounds 1 --shapes tiny:1",
-    "-m benchmarks.profile*": "--rows 1 --steps 1",
+    "-m benchmarks.ladder*": "--shape minute --rows 1 --steps 1 --rounds 1",
+    "-m benchmarks.memory*": "--steps 1 --rounds 1 --shapes minute:1",
+    "-m benchmarks.profile*": "--shape minute --rows 1 --steps 1",
     "-m benchmarks.head_memory*": "--rows 8 --rounds 1",
     "-m benchmarks.decode*": "--quick",
     "-m benchmarks.batching*": "--quick",
     "-m benchmarks.service*": "--first-rate 2 --most-rates 1 --seconds 2 --max-tokens 4",
     "-m benchmarks.masking*": "--characters 10000",
     "-m benchmarks.lora*": "--scale 0.001 --seeds 1 --n 1 --only places",
-    "-m benchmarks.lookup_heads*": "--n 1",
+    "-m benchmarks.lookup_heads*": "--least 0 --found-on 4 --n 1 --others 0 --controls 1",
     "-m benchmarks.mistakes*": "--scale 0.001 --seeds 1 --n 1 --only 'labels shifted twice'",
-    "-m benchmarks.race*": "--seeds 1 --records gpt2",
+    "-m benchmarks.race*": "--seeds 1 --records gpt2 --minutes 0.01",
     "-m benchmarks.gpu*": "--stand-in --parts check",
 }
 """What is added to a command, or set anew in it, by its beginning; the longest pattern that fits counts."""
-INSTEAD = {"-m kernels.lab": {"all": "softmax"}}
+INSTEAD = {"-m kernels.lab": {"all": "softmax"}, "-m pip install": {"jupyterlab": "pip"}}
 """Words that stand for much, and what stands for less."""
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents.reading import Step, marks, plain, plan, steps
+from tests.documents.reading import Step, marks, plain, plan, steps, written
 
 PAGE = """# A page
 
@@ -79,3 +79,15 @@ def test_a_mark_without_a_reason_is_one(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("<!-- not run (make none): no such command -->\n```sh\nmake it\n```\n", encoding="utf-8")
     assert [step.not_run for step in steps(page, tmp_path)] == [""]
+
+
+@pytest.mark.parametrize(
+    ("command", "runs"),
+    [
+        ("python train.py sft --init runs/a --out runs/b   # --out runs/c", ["runs/b"]),
+        ("make train PRESET=tiny OUT=runs/a", ["runs/a"]),
+        ("python -m benchmarks.decode --json out.json", []),
+    ],
+)
+def test_runs_that_a_command_writes(command: str, runs: list[str]) -> None:
+    assert written(command) == runs

@@ -10,6 +10,7 @@ import contextlib
 import gzip
 import json
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -23,7 +24,7 @@ from typing import Any
 
 from benchmarks.untrained import random_run
 from instructgpt.config import model_preset
-from tests.documents.reading import Step, same
+from tests.documents.reading import Step
 
 FIRST = ("make setup", "make train")
 """What every other page builds on; it is run when the copy is made."""
@@ -83,7 +84,9 @@ class Walk:
         }  # fmt: skip
 
     def take(self, step: Step) -> None:
-        """Does one step. Raises AssertionError with what was printed where it ends in another way than it should."""
+        """Does one step, and prints what it costs. Raises AssertionError with what was printed where it ends in another
+        way than it should."""
+        before = _processor_seconds()
         if step.kind == "edit":
             self.edit(step)
         elif step.kind == "file":
@@ -97,6 +100,7 @@ class Walk:
             self.give(step)
             self.ends(step, ["bash", "-c", step.text], "Hello\n/quit\n")
         self.done.append(step)
+        print(f"{_processor_seconds() - before:6.1f} s  {step}", flush=True)
 
     def ends(self, step: Step, words: list[str], given: str, **environment: str) -> None:
         """Runs a command to its end."""
@@ -192,6 +196,12 @@ class Walk:
                 )
 
 
+def _processor_seconds() -> float:
+    """Of all processes that were begun here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def make_up(path: Path, root: Path) -> None:
     """A small file of the kind that its name says: sums as instructions, labelled texts, and these pages as a book."""
     asked = [(f"What is {a} + {b}?", str(a + b)) for a in range(12) for b in range(12)]
@@ -216,7 +226,6 @@ def made_by(steps: list[Step]) -> dict[str, str]:
     for step in steps:
         words = shlex.split(step.text, comments=True) if step.kind == "command" else []
         if "--out" in words[:-1]:
-            stage = words[2] if words[1] == "train.py" and len(words) > 2 else next(iter(words[1:2]), "")
-            stage = words[2] if same(words[0]) == "python" and words[1] == "train.py" else words[3]
+            stage = words[2] if words[1] == "train.py" else words[3]
             made[words[words.index("--out") + 1]] = stage
     return made
