@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from kernels.lab.find import UsageError, add_kernel_argument, find, told_in_one_
 from kernels.lab.interpreter import Unsupported
 from kernels.lab.limits import Wrong
 from kernels.lab.memory import LAYOUTS
-from kernels.lab.output import command_line
+from kernels.lab.output import program
 from kernels.lab.processes import Ended, in_order
 from kernels.lab.spec import DTYPES, Case, Spec
 from kernels.lab.surroundings import Names
@@ -53,12 +54,12 @@ class Failure:
     is_exception: bool = False
     """The op raised instead of returning something."""
 
-    def command(self, target: str) -> str:
+    def command(self, target: str, lab: str) -> str:
         """The command line that shows it again."""
         flags = ["--case", json.dumps(self.case), "--dtype", self.dtype, "--layout", self.layout]
         if INTERPRETED and torch.cuda.is_available():
             flags.append("--interpret")
-        return command_line("check", target, *flags)
+        return f"{lab} check {shlex.join([target, *flags])}"
 
 
 @dataclass
@@ -76,6 +77,8 @@ class Report:
     """How the op went about the last example that was examined."""
     realistic: list[str] | None = None
     """Those of the spec's builds that were run too; None where none was asked for."""
+    lab: str = "python -m kernels.lab"
+    """How the lab is called from the command line."""
 
     def __str__(self) -> str:
         if self.failure is not None:
@@ -85,7 +88,7 @@ class Report:
                 f"  dtype   {self.failure.dtype}\n"
                 f"  layout  {self.failure.layout}\n"
                 f"  {self.failure.what}\n"
-                f"Again: {self.failure.command(self.target)}"
+                f"Again: {self.failure.command(self.target, self.lab)}"
             )
         where = "in the interpreter" if INTERPRETED else f"on {torch.cuda.get_device_name()}"
         dtypes = list(dict.fromkeys(dtype for row in self.worst.values() for dtype in row))
@@ -228,6 +231,7 @@ def run(options: argparse.Namespace) -> int:
     if options.examples < 1:
         raise UsageError(f"--examples is {options.examples}; it must be at least 1")
     options.case = parsed(options.case) if options.case is not None else None
+    options.lab = program()  # a process of a kernel's own was called otherwise
     found = find(options.kernel)
     status = 0
     for kernel, answer in zip(found, in_order(judge_kernel, [(kernel.target, options) for kernel in found])):
@@ -267,6 +271,7 @@ def judge_kernel(target: str, options: argparse.Namespace) -> tuple[str, int]:
         )
     except UsageError as error:
         return f"error: {error}", 2
+    report.lab = options.lab
     return str(report), int(report.failure is not None)
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from kernels.lab.find import UsageError
-from kernels.lab.output import command_line
+from kernels.lab.output import program
 
 TEMPLATE = Path(__file__).with_name("template.py")
 TEMPLATE_NAME = "squared_relu"
@@ -25,6 +25,6 @@ def run(options: argparse.Namespace) -> int:
     path.write_text(TEMPLATE.read_text(encoding="utf-8").replace(TEMPLATE_NAME, name), encoding="utf-8")
     print(
         f"{path} computes a squared ReLU, for you to replace: reference, kernels, and the spec at its end.\n"
-        + "\n".join(f"  {command_line(command, str(path))}" for command in ("check", "mutants", "compile"))
+        + "\n".join(f"  {program()} {command} {path}" for command in ("check", "mutants", "compile"))
     )
     return 0

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 
-def command_line(*words: str) -> str:
-    """A command of the lab, to be copied: for the Python that was called, or `python` where no command was."""
-    called = Path(sys.argv[0]).parts[-3:] == ("kernels", "lab", "__main__.py")
-    return shlex.join([sys.orig_argv[0] if called else "python", "-m", "kernels.lab", *words])
+def program() -> str:
+    """The lab as it was called, to be copied: `.venv/bin/python -m kernels.lab`."""
+    return f"{shlex.quote(sys.orig_argv[0])} -m kernels.lab"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
