@@ -33,6 +33,7 @@ from benchmarks.untrained import (
     random_prompts,
     step_bytes,
 )
+from benchmarks.workers import chosen
 from instructgpt.flags import parse, run_main
 from instructgpt.generation import engine
 from instructgpt.generation.decoding import Decoder
@@ -162,7 +163,7 @@ def cases(config: DecodeConfig) -> dict[str, Case]:
             if config.compiled:
                 call = by_transformers(peer, prompts, cache_implementation="static")
                 found[name + ", static cache"] = Case(call, batch, format, False, reads[format])
-    return {name: case for name, case in found.items() if not config.only or name[5:] in config.only}
+    return chosen(found, config.only, lambda name: name[5:])
 
 
 # ---- the measurement

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.workers import chosen
 from instructgpt.errors import UserError
 from instructgpt.flags import parse, run_main
 from instructgpt.settings import FilePath, Settings
@@ -85,10 +86,10 @@ def measure(config: RealPreferencesConfig) -> int:
     if not config.init:
         raise UserError("--init is missing: name the run directory to start from, such as runs/tiny/sft")
     results: dict[str, Any] = {"machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s)"}
-    for name in config.only or SETS:
-        files = sorted(Path(config.data).rglob(SETS[name]))
+    for name, pattern in chosen(SETS, config.only).items():
+        files = sorted(Path(config.data).rglob(pattern))
         if not files:
-            print(f"{name}: {SETS[name]} is not below {config.data}, passed over", flush=True)
+            print(f"{name}: {pattern} is not below {config.data}, passed over", flush=True)
             continue
         found: dict[str, Any] = {}
         for stage in ("reward", "dpo"):

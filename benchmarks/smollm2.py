@@ -25,7 +25,7 @@ from benchmarks.decode import Ids, random_model
 from benchmarks.machine import describe, publish, results_file
 from benchmarks.peers import llama_cpp
 from benchmarks.steps import Timed
-from benchmarks.workers import Figures, Measure, Prepared, in_turn
+from benchmarks.workers import Figures, Measure, Prepared, chosen, in_turn
 from instructgpt.config import ModelConfig
 from instructgpt.data.batch import Batch
 from instructgpt.flags import parse, run_main
@@ -271,7 +271,7 @@ def works(config: SmolLM2Config) -> dict[str, Prepared]:
     for name, is_lora in (("full", False), ("LoRA", True)):
         found[f"train, {name}"] = Prepared(our_training, (config, is_lora))
         found[f"train, {name}, transformers"] = Prepared(their_training, (config, is_lora))
-    return {name: work for name, work in found.items() if not config.only or name in config.only}
+    return chosen(found, config.only)
 
 
 _PEERS = {"decode": "decode, llama.cpp", "train, full": "train, full, transformers",

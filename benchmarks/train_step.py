@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.machine import describe, matrix_rate, publish, results_file
 from benchmarks.steps import StepCase, has_peers, prepare, shape_named
-from benchmarks.workers import Figures, Prepared, in_turn, middle
+from benchmarks.workers import Figures, Prepared, chosen, in_turn, middle
 from instructgpt.flags import parse, run_main
 from instructgpt.model.counts import training_flops_per_token
 from instructgpt.runtime import resolve_device, resolve_precision
@@ -90,7 +90,7 @@ def cases(config: TrainStepConfig) -> dict[str, StepCase]:
                 for said, mode in (("eager", "off"), ("compiled", "step"))
             }
         found |= {f"{dtype}: {name}" if len(config.dtypes) > 1 else name: case for name, case in named.items()}
-    return {name: case for name, case in found.items() if not config.only or name in config.only}
+    return chosen(found, config.only)
 
 
 def measure(config: TrainStepConfig) -> int:

@@ -13,17 +13,20 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import redirect_stdout
 from multiprocessing.connection import Connection
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+from instructgpt.errors import UserError, suggestion
 
 _TOO_LATE = "no time was left for it"
 """Why a work was given up whose process was not to blame."""
 
 Figures = dict[str, float]
 Measure = Callable[[], Figures]
+Work = TypeVar("Work")
 
 
 class Prepared(NamedTuple):
@@ -86,6 +89,15 @@ def _serve(line: Connection, work: Prepared) -> None:
         if os.environ.get("BENCHMARKS_DEBUG"):
             traceback.print_exc()
         line.send((f"{type(error).__name__}: {error}".strip().splitlines() or ["it failed"])[0][:200])
+
+
+def chosen(works: Mapping[str, Work], only: Collection[str], row: Callable[[str], str] = str) -> dict[str, Work]:
+    """The works whose rows --only names; all, where it names none. Errors: UserError for a row that there is not."""
+    rows = dict.fromkeys(map(row, works))
+    for name in only:
+        if name not in rows:
+            raise UserError(f"--only {name!r} is no row of the table{suggestion(name, rows)}")
+    return {name: work for name, work in works.items() if not only or row(name) in only}
 
 
 def in_turn(

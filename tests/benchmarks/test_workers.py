@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import workers
-from benchmarks.workers import Failed, Measure, Prepared, alone, in_turn, middle
+from benchmarks.workers import Failed, Measure, Prepared, alone, chosen, in_turn, middle
+from instructgpt.errors import UserError
 
 
 def counting(step: float) -> Measure:
@@ -87,3 +88,13 @@ def test_what_is_not_ready_in_time_is_given_up_and_the_rest_counts(monkeypatch):
     assert [each["value"] for each in found["quick"]] == [1, 2]  # type: ignore[index]
     assert found["slow"] == found["never begun"] == "no time was left for it"
     assert len(rounds) == 2 and len(rounds[0]["quick"]) == 1  # type: ignore[arg-type]
+
+
+def test_only_chooses_rows_and_a_row_that_there_is_not_is_told() -> None:
+    works = {"1  float32": 1, "3  float32": 2, "3  int8": 3}
+    assert chosen(works, ()) == works
+    assert chosen(works, ("3  int8",)) == {"3  int8": 3}
+    assert chosen(works, ("float32",), lambda name: name[3:]) == {"1  float32": 1, "3  float32": 2}
+    for only in (("off",), ("3  int8", "of"), ("3 int8",)):
+        with pytest.raises(UserError, match=f"--only '{only[-1]}' is no row of the table; .*int8"):
+            chosen(works, only)
