@@ -90,8 +90,9 @@ bench: $(FOR_WORK) ## training steps, the ladder of tricks, decoding and memory 
 gpu: ## what to run first on a GPU, within 10 minutes: tests, speed of everything, `make train` (ARGS="--minutes 15")
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(ARGS)
 
-notebooks: $(FOR_WORK) ## run the notebooks and check what they say
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/notebooks $(ARGS)
+notebooks: $(FOR_WORK) ## run the notebooks and check what they say (ARGS="-k 01_tokens": one of them)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -v \
+		tests/notebooks/test_notebooks.py::test_gives_what_is_stored $(ARGS)
 
 docs: $(FOR_USE) ## write the tables and pictures of README and docs/ anew from benchmarks/results
 	$(BIN)/python -m benchmarks.documents $(ARGS)

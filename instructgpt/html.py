@@ -1,15 +1,22 @@
-"""Pages that run their own scripts and no others, and carry data that nothing can break out of."""
+"""Pages that look alike, run their own scripts and no others, and carry data that nothing can break out of."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import re
+from pathlib import Path
 from typing import Any
 
 from instructgpt.strict_json import to_json
 
 _ESCAPES = {ord(mark): f"\\u{ord(mark):04x}" for mark in "<>&\u2028\u2029"}
+_STYLE = Path(__file__).with_name("page.css")
+
+
+def read_page(path: Path) -> str:
+    """A page's file, with the styles that all our pages share in the place of its mark `/*shared*/`."""
+    return path.read_text(encoding="utf-8").replace("/*shared*/\n", _STYLE.read_text(encoding="utf-8"), 1)
 
 
 def script_policy(html: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from instructgpt.atomic import write_text
+from instructgpt.atomic import require_writable, write_text
 from instructgpt.course.race import board
 from instructgpt.course.race.entry import RECORDS, Rules, record_text
 from instructgpt.course.race.judge import race
@@ -81,7 +81,9 @@ def _run(named: list[str], rest: Sequence[str], prog: str) -> int:
     config = parse(RunConfig, rest, prog)
     folder, rules = Path(config.folder), Rules(minutes=config.minutes)
     path = Path(named[0]) if named else folder / "mine.py"
-    board.read(folder)  # what is wrong with it is told before anything is trained
+    # What is wrong with the file of results is told before anything is trained.
+    board.read(folder)
+    require_writable(folder / board.RESULTS)
     finishes = []
     for seed in range(config.seed, config.seed + config.seeds):
         print(f"{path.stem}, seed {seed}: {rules.flops:.1e} FLOPs", flush=True)

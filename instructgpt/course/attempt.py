@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -130,12 +131,13 @@ def judged_file(name: str, path: Path, log: Path, at: Path, seconds: float) -> V
 
 def function_of(path: Path, name: str) -> Function:
     """Imports the file. UserError, with the line, for whatever it raises, and where it has no such function."""
-    declaration = importlib.util.spec_from_file_location(f"student_{path.stem}", path)
-    assert declaration is not None and declaration.loader is not None
+    loader = SourceFileLoader(f"student_{path.stem}", str(path.absolute()))  # whatever the file's ending
+    declaration = importlib.util.spec_from_file_location(loader.name, path, loader=loader)
+    assert declaration is not None
     module = importlib.util.module_from_spec(declaration)
     sys.modules[module.__name__] = module
     with blaming(path, "importing it"):
-        declaration.loader.exec_module(module)
+        loader.exec_module(module)
     function = getattr(module, name, None)
     if not callable(function):
         raise UserError(f"has no function {name!r}", path)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instructgpt.html import script_data, script_policy
+from instructgpt.html import read_page, script_data, script_policy
 from instructgpt.inside.survey import MOST_TOKENS, Found, Pair, Survey
 from instructgpt.inside.trace import blocks
 from instructgpt.text.tokenizer import Tokenizer
@@ -27,7 +27,7 @@ _WRITES = 6
 
 def page(survey: Survey, name: str, prompt: str, pair: str | None = None) -> str:
     """The page. name: what the model is called there."""
-    html = _TEMPLATE.read_text(encoding="utf-8")
+    html = read_page(_TEMPLATE)
     data = script_data(page_data(survey, name, prompt, pair))
     policy = f"default-src 'none'; {script_policy(html)}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
     return html.replace("<!--data-->", data).replace("<!--policy-->", policy, 1)

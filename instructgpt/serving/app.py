@@ -30,7 +30,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from instructgpt.errors import UserError
-from instructgpt.html import script_policy
+from instructgpt.html import read_page, script_policy
 from instructgpt.serving.access import Caller
 from instructgpt.serving.answers import token_list
 from instructgpt.serving.call import Call, Read, read_body
@@ -190,7 +190,7 @@ async def _metrics(service: Service, request: Request) -> Response:
 async def _page(request: Request) -> Response:
     if not _PAGE.is_file():
         return JSONResponse(Problem(404, "This service has no page.").body, 404)
-    html = _PAGE.read_text(encoding="utf-8")
+    html = read_page(_PAGE)
     return HTMLResponse(html, headers={"Content-Security-Policy": page_policy(html), "Referrer-Policy": "no-referrer"})
 
 

@@ -68,3 +68,11 @@ def test_what_is_there_is_not_overwritten(call: Call, tmp_path: Path) -> None:
     (tmp_path / "race/mine.py").write_text("mine")
     code, _, error = call("start")
     assert code == 2 and "is there already" in error and (tmp_path / "race/mine.py").read_text() == "mine"
+
+
+def test_where_no_result_can_be_kept_nothing_is_trained(call: Call, tmp_path: Path) -> None:
+    call("start")
+    (tmp_path / "a file").touch()
+    for folder in ("a file", "a file/race"):
+        code, told, error = call("run", "race/mine.py", "--folder", folder)
+        assert code == 2 and "a file" in error and error.count("\n") == 1 and "FLOPs" not in told

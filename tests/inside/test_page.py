@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from instructgpt.config import ModelConfig
+from instructgpt.html import read_page
 from instructgpt.inside.page import _TEMPLATE, page, page_data
 from instructgpt.inside.survey import Survey, survey
 from instructgpt.text.tokenizer import Tokenizer
@@ -65,7 +66,7 @@ def test_the_same_is_found_again(found: Survey, tokenizer: Tokenizer):
 
 
 def test_the_page_loads_nothing_and_makes_no_markup_of_text():
-    html = _TEMPLATE.read_text(encoding="utf-8")
+    html = read_page(_TEMPLATE)
     assert not re.search(
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|srcdoc|fetch\(", html
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from tests.notebooks.conftest import pytest_report_teststatus
 from tests.notebooks.runner import agree, differences, line_differences, run, tidied
 
 
@@ -106,3 +109,10 @@ def test_a_notebook_is_run_in_one_thread_in_its_folder_and_what_it_prints_is_kep
     assert [output.text for output in ran.cells[0].outputs] == ["1 notebooks\n"]
     assert ran.cells[1].outputs[0].data["text/plain"] == "42"
     assert differences(ran, run(notebook)) == []
+
+
+def test_somebody_who_waits_is_told_how_long_each_took() -> None:
+    report = partial(pytest.TestReport, "test.py::test[01_tokens]", ("test.py", 1, ""), {}, longrepr=None)
+    assert pytest_report_teststatus(report("passed", when="call", duration=83.2)) == ("passed", ".", "PASSED in 83 s")
+    assert pytest_report_teststatus(report("passed", when="setup", duration=0.1)) is None
+    assert pytest_report_teststatus(report("failed", when="call", duration=83.2)) is None

@@ -12,6 +12,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from instructgpt.html import read_page
 from instructgpt.serving.app import _PAGE, page_policy
 
 
@@ -80,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/":
-            html = _PAGE.read_text(encoding="utf-8")
+            html = read_page(_PAGE)
             self._send(200, "text/html; charset=utf-8", html, Content_Security_Policy=page_policy(html))
         elif self.path == "/v1/models" and self._may_enter():
             self._json({"data": [{"id": name, "context": 512} for name in ("tiny", "tiny:pirate")]})

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 pytest.importorskip("starlette", reason="the extra `serve` is missing")
+from instructgpt.html import read_page
 from instructgpt.serving.app import _PAGE, page_policy
 from tests.serving.scripted import Scripted
 
-HTML = _PAGE.read_text(encoding="utf-8")
+HTML = read_page(_PAGE)
 ANSWER = "The **sea** is deep.\n\n1. Salt\n2. Water\n\n```\nx < 1\n```\n\nIt is 深い, naïve."
 
 

@@ -16,6 +16,9 @@ from instructgpt.figures import write_json
 RESULTS = "results.json"
 OURS = Path(__file__).parents[3] / "benchmarks/results/cpu-race.json"
 """Of our records; only in the repository."""
+KINDS = {"entry": str, "change": str, "minutes": (int, float), "bits_per_byte": (int, float), "interval": list,
+         "seeds": dict, "stopped_by": str}  # fmt: skip
+"""What a result is known by."""
 HEAD = ("entry", "bits/byte", "± text", "± seeds", "seeds", "updates", "weights", "minutes of CPU", "what it changes")
 
 
@@ -45,6 +48,8 @@ def read(folder: Path) -> list[dict[str, Any]]:
     path = folder / RESULTS
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(one[key], kind) for one in found for key, kind in KINDS.items()):
+            raise TypeError
         rows(found)
     except FileNotFoundError:
         return []

@@ -53,6 +53,11 @@ class Rules(Settings):
         """Of training, all cores together."""
         return 60 * self.cores * self.minutes
 
+    @property
+    def seconds(self) -> float:
+        """After which an entry is ended that does not compute: what all its CPU time takes with half a core."""
+        return 2 * (self.cpu_seconds + self.beside)
+
 
 def logits_loss(model: Any, batch: Batch) -> Loss:
     """The loss of a model that is called as `model(ids, positions, documents)`, all (B, T), and gives logits."""

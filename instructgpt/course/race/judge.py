@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -34,6 +35,9 @@ from instructgpt.evaluation.scores import Interval, ratio_interval
 from instructgpt.strict_json import to_json
 from instructgpt.text.tokenizer import Tokenizer
 
+TOLD = {"change": str, "row_length": int, "vocab_size": int, "parameters": int, "flops": int, "updates": int,
+        "tokens": int, "stopped_by": str, "cpu_seconds": float}  # fmt: skip
+"""What a racer tells of its training, and of which kind it is."""
 Ask = Callable[[Tensor], Tensor]
 """Logits (B, T, V), float32, for ids (B, T)."""
 ROWS = 8
@@ -73,8 +77,7 @@ def race(file: Path, rules: Rules, seed: int = 0) -> Finish:
         documents = [world.document(index, HELD_OUT_SEED) for index in range(rules.documents)]
         fresh = [world.document(index, secrets.randbits(60)) for index in range(rules.documents)]
         try:
-            require_blind(ask, tokenizer, documents[:ROWS], row_length)
-            bits = cost(ask, tokenizer, documents, row_length)
+            bits = cost(blind(ask, tokenizer.vocab_size), tokenizer, documents, row_length)
             fresh_bits = cost(ask, tokenizer, fresh, row_length)
             if not _is_close(bits[:ROWS], cost(ask, tokenizer, documents[:ROWS], row_length)):
                 raise UserError("it answers the same question otherwise when it is asked again")
@@ -94,6 +97,14 @@ def racing(file: Path, rules: Rules, seed: int, folder: Path) -> Iterator[tuple[
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None and process.stdout is not None
     questions, answers = process.stdin, process.stdout
+    is_late = threading.Event()
+
+    def end() -> None:
+        is_late.set()
+        process.kill()
+
+    timer = threading.Timer(rules.seconds, end)
+    timer.start()
 
     def ask(ids: Tensor) -> Tensor:
         channel.send(questions, ids.numpy())
@@ -106,18 +117,30 @@ def racing(file: Path, rules: Rules, seed: int, folder: Path) -> Iterator[tuple[
         told = channel.receive(answers)
         if "error" in told:
             raise UserError(str(told["error"]))
+        if any(type(told.get(name)) is not kind for name, kind in TOLD.items()) or told["row_length"] < 1:
+            raise channel.Silent
         yield told, ask
     except (channel.Silent, BrokenPipeError):
-        process.kill()
-        raise UserError(_ending(process.wait(), rules), file) from None
+        raise UserError(_ending(process, is_late.is_set(), rules), file) from None
     finally:
+        timer.cancel()
         process.kill()
         process.wait()
 
 
-def _ending(code: int, rules: Rules) -> str:
-    if code in (-signal.SIGXCPU, -signal.SIGKILL):
-        return f"its process was ended: it took more than {rules.cpu_seconds + rules.beside:.0f} s of CPU time"
+def _ending(process: subprocess.Popen[bytes], is_late: bool, rules: Rules) -> str:
+    """Why there is no answer."""
+    if is_late:
+        return f"it had not ended after {rules.seconds:.0f} s: does it sleep or wait, or is the machine busy?"
+    try:
+        code = process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        return "its process says what is no answer"
+    most = f"{rules.cpu_seconds + rules.beside:.0f} s of CPU time"
+    if code == -signal.SIGXCPU:
+        return f"its process was ended: it took more than {most}"
+    if code == -signal.SIGKILL:
+        return f"its process was killed: for more memory than there is, or for more than {most}"
     return f"its process ended (exit code {code}) before it had answered"
 
 
@@ -164,17 +187,24 @@ def padded(rows: Sequence[list[int]], pad: int) -> Tensor:
 # ---- is it honest
 
 
-def require_blind(ask: Ask, tokenizer: Tokenizer, documents: Sequence[str], row_length: int) -> None:
-    """UserError where logits depend on tokens that come later. Asked first with other tokens there than the right ones,
-    which so are not known yet."""
-    rows = padded([next(pieces(tokenizer, text, row_length)) for text in documents], tokenizer.pad)[:, :-1]
-    other, cuts = rows.clone(), [1 + secrets.randbelow(rows.size(1) - 1) for _ in documents]
-    for row, cut in zip(other, cuts):
-        row[cut:] = torch.randint(tokenizer.vocab_size, (len(row) - cut,))
-    before, after = ask(other), ask(rows)
-    for number, cut in enumerate(cuts):
-        if not _is_close(before[number, :cut], after[number, :cut]):
-            raise UserError("its logits depend on tokens that come later")
+def blind(ask: Ask, vocab_size: int) -> Ask:
+    """Asks everything twice, once with wrong tokens at the end of each row, and in an order that is drawn: who is asked
+    does not know which it is. UserError where logits depend on tokens that come later."""
+
+    def asked(ids: Tensor) -> Tensor:
+        other, cuts = ids.clone(), [1 + secrets.randbelow(ids.size(1)) for _ in ids]
+        for row, cut in zip(other, cuts):
+            row[cut:] = torch.randint(vocab_size, (len(row) - cut,))
+        if secrets.randbelow(2):
+            logits, others = ask(ids), ask(other)
+        else:
+            others, logits = ask(other), ask(ids)
+        for number, cut in enumerate(cuts):
+            if not _is_close(logits[number, :cut], others[number, :cut]):
+                raise UserError("its logits depend on tokens that come later")
+        return logits
+
+    return asked
 
 
 def require_unseen(held_out: Interval, fresh: Interval) -> None:

@@ -10,6 +10,7 @@ from instructgpt.course.race import board
 from instructgpt.course.race.entry import RECORDS, Rules
 from instructgpt.course.race.judge import Finish
 from instructgpt.errors import UserError
+from instructgpt.strict_json import to_json
 
 TOLD = {"change": "a try", "updates": 9, "tokens": 99, "parameters": 2_500_000, "vocab_size": 1500, "cpu_seconds": 90.0,
         "stopped_by": ""}  # fmt: skip
@@ -40,11 +41,21 @@ def test_a_result_takes_the_place_of_the_entrys_older_one(tmp_path: Path) -> Non
     assert [row[0] for row in board.rows(board.read(tmp_path))] == ["other", "mine", "mine"]
 
 
-@pytest.mark.parametrize("text", ["{", "3", '[{"entry": "mine"}]', "[3]"])
+RESULT = board.result("mine", Rules(), [finish(0, [9.0, 20.0, 31.0])])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{", "3", '[{"entry": "mine"}]', "[3]", '{"a": 1}',
+        *(to_json([RESULT | bad]) for bad in ({"entry": 3}, {"minutes": "5"}, {"bits_per_byte": None}, {"seeds": 1})),
+        to_json([{key: value for key, value in RESULT.items() if key != "minutes"}]),
+    ],
+)  # fmt: skip
 def test_a_broken_file_is_told_and_kept(text: str, tmp_path: Path) -> None:
     (tmp_path / board.RESULTS).write_text(text)
     with pytest.raises(UserError, match=r"results\.json: holds no results of races"):
-        board.keep(tmp_path, board.result("mine", Rules(), [finish(0, [9.0, 20.0, 31.0])]))
+        board.keep(tmp_path, RESULT)
     assert (tmp_path / board.RESULTS).read_text() == text
 
 

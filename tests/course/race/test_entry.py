@@ -66,6 +66,12 @@ def test_a_line_is_told_of_a_relative_path_too(tmp_path: Path, monkeypatch: pyte
         load_entry(Path("mine.py"))
 
 
+def test_a_file_of_any_name_is_read(tmp_path: Path) -> None:
+    for name in ("mine", "my entry.txt"):
+        (tmp_path / name).write_text(record_text("gpt2"))
+        assert load_entry(tmp_path / name).rows == 6
+
+
 def test_an_unknown_file_and_an_unknown_record(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none.py: there is no such file; race start writes one"):
         load_entry(tmp_path / "none.py")

@@ -15,7 +15,7 @@ from instructgpt import world
 from instructgpt.config import ModelConfig
 from instructgpt.course.race import judge
 from instructgpt.course.race.entry import HELD_OUT_SEED, Rules
-from instructgpt.course.race.judge import cost, pieces, race, require_blind, require_unseen
+from instructgpt.course.race.judge import blind, cost, pieces, race, require_unseen
 from instructgpt.data.packing import collate
 from instructgpt.data.sources import WorldText
 from instructgpt.errors import UserError
@@ -82,10 +82,29 @@ def looks_ahead(model: Transformer) -> Callable[[Tensor], Tensor]:
 
 @torch.no_grad()
 def test_who_looks_ahead_is_refused(model: Transformer, tokenizer: Tokenizer) -> None:
-    for _ in range(5):  # cuts are drawn
-        require_blind(model, tokenizer, DOCUMENTS, 512)
+    for row_length in (512, 20):
+        honest = cost(blind(model, tokenizer.vocab_size), tokenizer, DOCUMENTS, row_length)
+        assert honest == pytest.approx(cost(model, tokenizer, DOCUMENTS, row_length))
         with pytest.raises(UserError, match="depend on tokens that come later"):
-            require_blind(looks_ahead(model), tokenizer, DOCUMENTS, 512)
+            cost(blind(looks_ahead(model), tokenizer.vocab_size), tokenizer, DOCUMENTS, row_length)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("honest", [2, 5, 11])
+def test_who_begins_to_look_ahead_later_is_refused(honest: int, model: Transformer, tokenizer: Tokenizer) -> None:
+    """It answers rightly as often as somebody may think that it is watched."""
+    times = iter(range(1000))
+    ask = blind(lambda ids: (model if next(times) < honest else looks_ahead(model))(ids), tokenizer.vocab_size)
+    with pytest.raises(UserError, match="depend on tokens that come later"):
+        cost(ask, tokenizer, DOCUMENTS, 8)
+
+
+def test_a_single_token_in_a_row_has_none_that_come_later(tokenizer: Tokenizer) -> None:
+    V = tokenizer.vocab_size
+    ask = blind(lambda ids: torch.zeros(*ids.shape, V), V)
+    assert cost(ask, tokenizer, DOCUMENTS[:1], 1) == pytest.approx(
+        [(len(tokenizer.encode(DOCUMENTS[0])) + 1) * math.log2(V)]
+    )
 
 
 def test_who_knows_the_held_out_text_is_refused() -> None:
@@ -183,6 +202,18 @@ IN_A_PROCESS = {
     ),
     "ends its process": (HONEST + "import os\nos._exit(3)\n", SHORT, r"exit code 3\) before it had answered"),
     "runs for ever": (HONEST + "while True: pass\n", replace(SHORT, beside=6.0), "took more than .* s of CPU time"),
+    "sleeps": (
+        HONEST + "import time\ntime.sleep(1e6)\n", replace(SHORT, cores=1, beside=8.0),
+        "had not ended after 16 s: does it sleep",
+    ),
+    "speaks for the racer": (
+        HONEST + "import os\nfor number in range(3, 30):\n    try: os.write(number, b'{}\\n')\n"
+        "    except OSError: pass\n", SHORT, "its process says what is no answer",
+    ),
+    "looks ahead once it is trusted": (
+        SELF_MADE.replace("BODY", AHEAD.replace("not self.training", "self.asked > 9")), replace(SHORT, documents=64),
+        "tokens that come later",
+    ),
     "no such model": (HEAD + "def entry():\n    return Entry(model=lambda size: size, **SMALL)\n", SHORT, "made int"),
     "a loss that is a number": (
         HEAD + "def entry():\n    return Entry(model=MODEL, loss=lambda model, batch: 1.0, **SMALL)\n", SHORT,
