@@ -91,7 +91,7 @@ gpu: ## what to run first on a GPU, within 10 minutes: tests, speed of everythin
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(ARGS)
 
 notebooks: $(FOR_WORK) ## run the notebooks and check what they say (ARGS="-k 01_tokens": one of them)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -v \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -vv \
 		tests/notebooks/test_notebooks.py::test_gives_what_is_stored $(ARGS)
 
 docs: $(FOR_USE) ## write the tables and pictures of README and docs/ anew from benchmarks/results

@@ -1,12 +1,14 @@
-"""What commands share: which model they use, and how they print."""
+"""What commands share: which model they use, which action of several is meant, and how they print."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from instructgpt.errors import UserError
+from instructgpt.errors import UserError, suggestion
+from instructgpt.flags import program
 from instructgpt.model.quantize import quantize
 from instructgpt.model.transformer import Transformer
 from instructgpt.runtime import resolve_device, resolve_precision
@@ -44,6 +46,23 @@ class ModelChoice(Settings):
         if self.quantize != "none":
             quantize(model, self.quantize)
         return model, tokenizer, precision.context(device)
+
+
+def choose(
+    argv: Sequence[str], command: str, actions: Mapping[str, tuple[Any, str]], default: str, usage: str
+) -> tuple[str, list[str]] | None:
+    """The action that is named first, or the default, and the words behind it; None where help was asked for, and is
+    printed. actions: what to do and, in words, what that is, by name. UserError for one that there is not."""
+    action, *rest = argv or [default]
+    prog = f"{program()} {command}"
+    if action in ("-h", "--help"):
+        width = max(map(len, actions))
+        print(f"usage: {prog} {usage}\n")
+        print("\n".join(f"  {name:<{width}} {purpose}" for name, (_, purpose) in actions.items()))
+        return None
+    if action not in actions:
+        raise UserError(f"{prog} knows {', '.join(actions)}, not {action!r}{suggestion(action, actions)}")
+    return action, rest
 
 
 def write(text: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from instructgpt.commands.common import choose
 from instructgpt.data.comparisons import tokenized_all
 from instructgpt.data.data_file import Reading
 from instructgpt.data.download import fetch, list_sets
@@ -85,13 +86,9 @@ class ShowConfig(Settings):
 
 def data(argv: Sequence[str]) -> int:
     """Lists the named sets with their licences, downloads one, or shows files."""
-    action, *rest = argv or ["list"]
-    if action in ("-h", "--help"):
-        print(f"usage: {_prog()} ACTION; ACTION --help lists its flags\n")
-        print("\n".join(f"  {name:<5} {purpose}" for name, (_, purpose) in ACTIONS.items()))
+    if (chosen := choose(argv, "data", ACTIONS, "list", "ACTION; ACTION --help lists its flags")) is None:
         return 0
-    if action not in ACTIONS:
-        raise UserError(f"{_prog()} knows {', '.join(ACTIONS)}, not {action!r}{suggestion(action, ACTIONS)}")
+    action, rest = chosen
     return ACTIONS[action][0](rest)
 
 

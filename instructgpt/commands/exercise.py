@@ -8,10 +8,11 @@ from pathlib import Path
 from textwrap import fill
 
 from instructgpt.atomic import write_text
+from instructgpt.commands.common import choose
 from instructgpt.course import attempt as attempts
 from instructgpt.course.exercise import PARTS, exercise, names
 from instructgpt.course.source import Source
-from instructgpt.errors import UserError, suggestion
+from instructgpt.errors import UserError
 from instructgpt.flags import parse, program
 from instructgpt.settings import FilePath, Settings
 
@@ -26,14 +27,10 @@ class ExerciseConfig(Settings):
 
 def exercises(argv: Sequence[str]) -> int:
     """Lists the exercises, writes the file of one, judges it, gives hints, shows ours."""
-    action, *rest = argv or ["list"]
-    prog = f"{program()} exercise"
-    if action in ("-h", "--help"):
-        print(f"usage: {prog} ACTION [NAME] [--folder DIR]\n")
-        print("\n".join(f"  {name:<8} {purpose}" for name, (_, purpose) in ACTIONS.items()))
+    if (chosen := choose(argv, "exercise", ACTIONS, "list", "ACTION [NAME] [--folder DIR]")) is None:
         return 0
-    if action not in ACTIONS:
-        raise UserError(f"{prog} knows {', '.join(ACTIONS)}, not {action!r}{suggestion(action, ACTIONS)}")
+    action, rest = chosen
+    prog = f"{program()} exercise"
     named = [] if action == "list" or not rest or rest[0].startswith("-") else rest[:1]
     config = parse(ExerciseConfig, rest[len(named) :], f"{prog} {action}")
     if action == "list":

@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from instructgpt.atomic import require_writable, write_text
+from instructgpt.commands.common import choose
 from instructgpt.course.race import board
 from instructgpt.course.race.entry import RECORDS, Rules, record_text
 from instructgpt.course.race.judge import race
-from instructgpt.errors import UserError, suggestion
+from instructgpt.errors import UserError
 from instructgpt.flags import parse, program
 from instructgpt.settings import FilePath, NonNegativeInt, Positive, PositiveInt, Settings
 
@@ -54,16 +55,11 @@ class RunConfig(Settings):
 
 def races(argv: Sequence[str]) -> int:
     """Writes an entry to begin with, runs one, shows the table."""
-    action, *rest = argv or ["table"]
-    prog = f"{program()} race"
-    if action in ("-h", "--help"):
-        print(f"usage: {prog} ACTION [FILE] [flags]\n")
-        print("\n".join(f"  {name:<6} {purpose}" for name, (_, purpose) in ACTIONS.items()))
+    if (chosen := choose(argv, "race", ACTIONS, "table", "ACTION [FILE] [flags]")) is None:
         return 0
-    if action not in ACTIONS:
-        raise UserError(f"{prog} knows {', '.join(ACTIONS)}, not {action!r}{suggestion(action, ACTIONS)}")
+    action, rest = chosen
     named = rest[:1] if rest and not rest[0].startswith("-") else []
-    return ACTIONS[action][0](named, rest[len(named) :], f"{prog} {action}")
+    return ACTIONS[action][0](named, rest[len(named) :], f"{program()} race {action}")
 
 
 def _start(named: list[str], rest: Sequence[str], prog: str) -> int:

@@ -188,6 +188,19 @@ def test_it_can_be_used_with_the_keyboard(chromium, found: Survey, tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_numbers_and_text_are_shown_as_people_write_them(chromium, hostile: str, tmp_path: Path):
+    browser = opened(chromium, hostile, tmp_path)
+    shown = browser.execute_script("return [0.04, -0.04, -0.06, 12.3, -0.5].map(each => fixed(each, 1))")
+    assert shown == ["0.0", "0.0", "−0.1", "12.3", "−0.5"]
+    assert browser.execute_script("return [-0.004, 0.004, -1.5, 2].map(signed)") == ["0.00", "0.00", "−1.50", "+2.00"]
+    # Text that turns its direction turns nothing behind it.
+    kinds = browser.execute_script(
+        "return [...document.querySelectorAll('.t, .said')].map(e => getComputedStyle(e).unicodeBidi)"
+    )
+    assert set(kinds) == {"isolate"}
+
+
+@pytest.mark.slow
 def test_hostile_text_is_shown_and_not_run(chromium, hostile: str, tmp_path: Path):
     browser = opened(chromium, hostile, tmp_path)
     assert browser.execute_script("return window.ran") is None

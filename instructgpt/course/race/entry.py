@@ -43,6 +43,8 @@ class Rules(Settings):
     """Whose time, the minutes long, is the second limit: a model that computes little and takes long is stopped."""
     beside: Positive = 120.0
     """Seconds of CPU time for what is no training: imports, the vocabulary, answers to the judge."""
+    share: Positive = 0.5
+    """Of a core, which an entry is thought to have at least, on a busy machine, too."""
 
     @property
     def flops(self) -> float:
@@ -55,8 +57,8 @@ class Rules(Settings):
 
     @property
     def seconds(self) -> float:
-        """After which an entry is ended that does not compute: what all its CPU time takes with half a core."""
-        return 2 * (self.cpu_seconds + self.beside)
+        """Of the clock, after which an entry is ended that sleeps."""
+        return (self.cpu_seconds + self.beside) / self.share
 
 
 def logits_loss(model: Any, batch: Batch) -> Loss:
@@ -108,10 +110,14 @@ def load_entry(path: Path) -> Entry:
         found = function()
     if not isinstance(found, Entry):
         raise UserError(f"its entry() gives {type(found).__name__}; it should give an Entry", path)
+    if not isinstance(found.change, str) or len(found.change.splitlines()) != 1:
+        raise UserError(f"its change is {found.change!r}; it should be a line that says what is tried", path)
     if not isinstance(found.model, ModelConfig) and not callable(found.model):
         raise UserError(f"its model is {type(found.model).__name__}; it should be a ModelConfig or a function", path)
     if not isinstance(found.fit, FitConfig):
         raise UserError(f"its fit is {type(found.fit).__name__}; it should be a FitConfig", path)
+    if useless := [name for name in ("max_minutes", "eval_every", "patience") if getattr(found.fit, name)]:
+        raise UserError(f"its fit has {useless[0]}, but FLOPs end a run, and nothing is validated; take it out", path)
     if isinstance(found.model, ModelConfig) and found.model.context < found.row_length:
         raise UserError(f"rows of {found.row_length} tokens do not fit in a context of {found.model.context}", path)
     return found

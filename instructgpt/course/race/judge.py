@@ -43,7 +43,7 @@ Ask = Callable[[Tensor], Tensor]
 ROWS = 8
 """Asked at once."""
 CLOSE = 1e-3
-"""How far logits may be apart, over the largest of them, that should be the same: of rounding, no more."""
+"""How far costs may be apart that should be the same, in nats and as a share: of rounding, no more."""
 DEVIATIONS = 4.0
 """Standard errors by which held-out text may cost less than fresh text."""
 
@@ -156,16 +156,23 @@ def cost(ask: Ask, tokenizer: Tokenizer, documents: Sequence[str], row_length: i
     for start in range(0, len(rows), ROWS):
         some = rows[start : start + ROWS]
         ids = padded([piece for _, piece in some], tokenizer.pad)
-        logits = ask(ids[:, :-1])  # (B, T, V)
-        if logits.size(-1) < tokenizer.vocab_size:
-            raise UserError(f"its model has logits of {logits.size(-1)} tokens, its vocabulary {tokenizer.vocab_size}")
-        losses = F.cross_entropy(logits.double().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-        losses = losses.view(len(some), -1) / math.log(2)
-        for (number, piece), row in zip(some, losses):
-            bits[number] += float(row[: len(piece) - 1].sum())
+        nats = losses(ask(ids[:, :-1]), ids[:, 1:], tokenizer.vocab_size)
+        for (number, piece), row in zip(some, nats):
+            bits[number] += float(row[: len(piece) - 1].sum()) / math.log(2)
     if not all(map(math.isfinite, bits)):
         raise UserError("its logits are not finite")
     return bits
+
+
+def losses(logits: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    """Nats (B, T) of targets (B, T) by logits (B, T, V), in float64. UserError for fewer logits than tokens, and for
+    NaN."""
+    if logits.size(-1) < vocab_size:
+        raise UserError(f"its model has logits of {logits.size(-1)} tokens, its vocabulary {vocab_size}")
+    nats = F.cross_entropy(logits.double().flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+    if nats.isnan().any():
+        raise UserError("its logits are not finite")
+    return nats
 
 
 def pieces(tokenizer: Tokenizer, text: str, row_length: int) -> Iterator[list[int]]:
@@ -199,8 +206,10 @@ def blind(ask: Ask, vocab_size: int) -> Ask:
             logits, others = ask(ids), ask(other)
         else:
             others, logits = ask(other), ask(ids)
-        for number, cut in enumerate(cuts):
-            if not _is_close(logits[number, :cut], others[number, :cut]):
+        # What is compared is what is paid for: a constant in all logits would hide a difference in them.
+        paid, others_paid = (losses(each[:, :-1], ids[:, 1:], vocab_size) for each in (logits, others))
+        for row, other_row, cut in zip(paid, others_paid, cuts):
+            if not _is_close(row[:cut], other_row[:cut]):
                 raise UserError("its logits depend on tokens that come later")
         return logits
 
@@ -219,4 +228,4 @@ def require_unseen(held_out: Interval, fresh: Interval) -> None:
 
 def _is_close(one: Any, other: Any) -> bool:
     one, other = torch.as_tensor(one), torch.as_tensor(other)
-    return bool((one - other).abs().max() <= CLOSE * one.abs().max().clamp(min=1.0))
+    return bool(((one == other) | ((one - other).abs() <= CLOSE * one.abs().clamp(min=1.0))).all())

@@ -42,6 +42,8 @@ from kernels.lab.surroundings import Names
 TOKENIZER_DOCUMENTS = 4_000
 JUDGING = ("instructgpt.course.race.", "instructgpt.training.loop", "instructgpt.training.update")
 """Modules that count, and that lead the training."""
+LEAST_COUNTED = 0.5
+"""Of the first update's FLOPs, what the average one must have: with less, somebody has meddled with the count."""
 CPU = torch.device("cpu")
 
 
@@ -113,10 +115,16 @@ def train(entry: Entry, rules: Rules, seed: int, folder: Path) -> tuple[nn.Modul
         except Spent as spent:
             stopped_by = str(spent)
     model.eval()
+    done_updates = done.calls // config.micro_batches
+    if meter.flops < LEAST_COUNTED * one * done_updates:
+        raise UserError(
+            f"{done_updates:,} updates came to {meter.flops:.1e} FLOPs, the first one alone to {one:.1e}: the others "
+            "are not counted"
+        )
     return model, {
         "change": entry.change, "row_length": entry.row_length, "vocab_size": tokenizer.vocab_size,
         "parameters": sum(p.numel() for p in model.parameters()), "flops": meter.flops, "flops_per_update": one,
-        "updates": done.calls // config.micro_batches, "planned_updates": updates, "tokens": done.tokens,
+        "updates": done_updates, "planned_updates": updates, "tokens": done.tokens,
         "stopped_by": stopped_by, "cpu_seconds": time.process_time() - started, "seconds": time.monotonic() - began,
     }  # fmt: skip
 

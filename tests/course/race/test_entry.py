@@ -48,6 +48,20 @@ def test_every_record_is_in_the_order() -> None:
             IMPORTS + "def entry():\n    return Entry('x', ModelConfig(), rows=0)",
             "mine.py:4: rows is 0; it must",
         ),
+        (IMPORTS + "def entry():\n    return Entry(3, ModelConfig())", "its change is 3; it should be a line"),
+        (
+            IMPORTS + "def entry():\n    return Entry('x\\ny', ModelConfig())",
+            r"its change is 'x\\ny'; it should be a line",
+        ),
+        (IMPORTS + "def entry():\n    return Entry('', ModelConfig())", "its change is ''; it should be a line"),
+        *(
+            (
+                f"{IMPORTS}from instructgpt.training.loop import FitConfig\n"
+                f"def entry():\n    return Entry('x', ModelConfig(), FitConfig({name}=3))",
+                f"its fit has {name}, but",
+            )
+            for name in ("max_minutes", "eval_every", "patience")
+        ),
         (IMPORTS + "def entry():\n    return Entry('x', 'llama')", "its model is str; it should be a ModelConfig"),
         (IMPORTS + "def entry():\n    return Entry('x', ModelConfig(), 0.1)", "its fit is float"),
         (IMPORTS + "def entry():\n    return Entry('x', ModelConfig(context=64))", "rows of 256 tokens do not fit"),

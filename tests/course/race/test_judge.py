@@ -90,6 +90,22 @@ def test_who_looks_ahead_is_refused(model: Transformer, tokenizer: Tokenizer) ->
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("largest", [(0, 1e6), (-1e6, 0)])
+def test_large_logits_hide_nothing(largest, model: Transformer, tokenizer: Tokenizer) -> None:
+    """A constant in all of them, or one token that is as good as impossible: for what is paid, both are nothing."""
+    pad, rest = largest
+
+    def ask(ids: Tensor, cheats: bool) -> Tensor:
+        logits = (looks_ahead(model) if cheats else model)(ids).double() + rest
+        logits[..., tokenizer.pad] += pad
+        return logits
+
+    cost(blind(lambda ids: ask(ids, cheats=False), tokenizer.vocab_size), tokenizer, DOCUMENTS, 64)
+    with pytest.raises(UserError, match="depend on tokens that come later"):
+        cost(blind(lambda ids: ask(ids, cheats=True), tokenizer.vocab_size), tokenizer, DOCUMENTS, 64)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("honest", [2, 5, 11])
 def test_who_begins_to_look_ahead_later_is_refused(honest: int, model: Transformer, tokenizer: Tokenizer) -> None:
     """It answers rightly as often as somebody may think that it is watched."""
@@ -123,12 +139,18 @@ def test_a_vocabulary_that_loses_text_is_refused(tokenizer: Tokenizer, monkeypat
     "spoil, told",
     [
         (lambda logits: logits * math.nan, "not finite"),
+        (lambda logits: logits * math.inf, "not finite"),
+        (lambda logits: logits - math.inf, "not finite"),
         (lambda logits: logits[..., :9], "logits of 9 tokens, its vocabulary"),
     ],
 )
 def test_what_are_no_logits_is_refused(spoil, told: str, model: Transformer, tokenizer: Tokenizer) -> None:
-    with pytest.raises(UserError, match=told), torch.no_grad():
-        cost(lambda ids: spoil(model(ids)), tokenizer, DOCUMENTS, 512)
+    def ask(ids: Tensor) -> Tensor:
+        return spoil(model(ids))
+
+    for asked in (ask, blind(ask, tokenizer.vocab_size)):
+        with pytest.raises(UserError, match=told), torch.no_grad():
+            cost(asked, tokenizer, DOCUMENTS, 512)
 
 
 # ---- whole, in a process
@@ -183,6 +205,22 @@ def entry():
     return Entry(model=ModelConfig(context=256, layers=2, width=64, heads=1), **(SMALL | dict(row_length=256)))
 """
 )
+METERED = (
+    HEAD
+    + """
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+from instructgpt.objectives.lm import next_token_loss
+calls = []
+def loss(model, batch):
+    calls.append(1)
+    meter = _get_current_dispatch_mode()
+    if len(calls) > 1:
+        DO
+    return next_token_loss(model, batch)
+def entry():
+    return Entry(model=MODEL, loss=loss, **SMALL)
+"""
+)
 IN_A_PROCESS = {
     "trains on held-out text": (
         TRAINS_ON_HELD_OUT, Rules(minutes=0.05, documents=16), "it knows the held-out text: .* was drawn after"
@@ -195,16 +233,23 @@ IN_A_PROCESS = {
     "replaces the meter": (
         HONEST + "from instructgpt.course.race.meter import Meter\nMeter.flops = 0\n", SHORT, "it replaces Meter.flops"
     ),
+    "empties the meter": (METERED.replace("DO", "meter.flops = 0"), SHORT, "the first one alone to .* are not counted"),
+    "stops the meter later": (
+        METERED.replace("DO", "type(meter).__torch_dispatch__ = lambda self, f, t, a=(), k=None: f(*a, **(k or {}))"),
+        SHORT, "the first one alone to .* are not counted",
+    ),
     "replaces the clock": (HONEST + "import time\ntime.process_time = lambda: 0.0\n", SHORT, "it replaces time"),
     "leads the training itself": (
         HONEST + "from instructgpt.training import loop\nloop.fit = None\nfrom instructgpt.course.race import racer\n"
         "racer.fit = None\n", SHORT, "it replaces instructgpt",
     ),
     "ends its process": (HONEST + "import os\nos._exit(3)\n", SHORT, r"exit code 3\) before it had answered"),
-    "runs for ever": (HONEST + "while True: pass\n", replace(SHORT, beside=6.0), "took more than .* s of CPU time"),
+    "runs for ever": (
+        HONEST + "while True: pass\n", replace(SHORT, beside=6.0, share=0.1), "took more than .* s of CPU time"
+    ),
     "sleeps": (
-        HONEST + "import time\ntime.sleep(1e6)\n", replace(SHORT, cores=1, beside=8.0),
-        "had not ended after 16 s: does it sleep",
+        HONEST + "import time\ntime.sleep(1e6)\n", replace(SHORT, cores=1, beside=8.0, share=1.0),
+        "had not ended after 8 s: does it sleep",
     ),
     "speaks for the racer": (
         HONEST + "import os\nfor number in range(3, 30):\n    try: os.write(number, b'{}\\n')\n"
