@@ -24,6 +24,8 @@ _JSON_START = re.compile(r'\{\s*["}]|\[\s*[\[{"\]]')
 _RECORD_ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 # What no text holds, and a few of them betray what is no text at all: control characters that are no white space.
 _CONTROL = re.compile(rb"[\x00-\x06\x0e-\x1a\x1c-\x1f\x7f]")
+# So many letters do not happen to be UTF-8; the first may: 学 in GB 18030 is ѧ.
+_NO_CHANCE = 8
 
 
 # ---- text
@@ -44,7 +46,7 @@ def read_text(path: str | Path, encoding: str = "utf-8") -> Iterator[str]:
 def _decoded(chunks: Iterator[bytes], encoding: str, path: str | Path) -> Iterator[str]:
     decoder = _decoder(encoding, path)
     used, line = 0, 1  # bytes given to the decoder so far, and the line they reach
-    has_letters = False  # some that are not ASCII were decoded
+    letters = 0  # not in ASCII, decoded so far
     for chunk in itertools.chain(chunks, [b""]):
         if used == 0 and chunk.startswith(codecs.BOM_UTF8) and _is_utf8(encoding):
             used = len(codecs.BOM_UTF8)
@@ -58,7 +60,7 @@ def _decoded(chunks: Iterator[bytes], encoding: str, path: str | Path) -> Iterat
             data = pending + chunk
             before = data[: error.start].decode(encoding, "ignore")
             place = f"byte {used - len(pending) + error.start} (0x{data[error.start]:02x})"
-            advice = _advice(data, error.start, has_letters or not before.isascii(), encoding)
+            advice = _advice(data, error.start, letters + _letters(before), encoding)
             raise UserError(f"{place} is not {encoding}: {advice}", path, line + before.count("\n")) from None
         except UnicodeError as error:  # the few codecs that do not say where
             raise UserError(f"is not {encoding}: {error}", path, line) from None
@@ -68,20 +70,25 @@ def _decoded(chunks: Iterator[bytes], encoding: str, path: str | Path) -> Iterat
             raise UserError(f"holds a NUL byte: {advice}", path, line + text.count("\n", 0, nul))
         used += len(chunk)
         line += text.count("\n")
-        has_letters = has_letters or not text.isascii()
+        letters = letters if letters >= _NO_CHANCE else letters + _letters(text)
         if text:
             yield text
 
 
-def _advice(data: bytes, place: int, has_letters: bool, encoding: str) -> str:
-    """What to do about bytes that are not in `encoding` from `place` on."""
+def _letters(text: str) -> int:
+    """How many characters are not in ASCII."""
+    return len(text) - len(text.encode("ascii", "ignore"))
+
+
+def _advice(data: bytes, place: int, letters: int, encoding: str) -> str:
+    """What to do about bytes that are not in `encoding` from `place` on, before which so many `letters` are."""
     if wide := _wide_encoding(data):
         return f"it looks like {wide}; give --encoding {wide}"
     around = data[max(place - 4096, 0) : place + 4096]
     if len(_CONTROL.findall(around)) * 100 > len(around):
         return "it is not text"
-    if has_letters and _is_utf8(encoding):
-        # What is no UTF-8 does not happen to be valid UTF-8 for long.
+    wrong = data[place : place + 4096].decode("utf-8", "replace").count("\ufffd")
+    if letters >= min(wrong, _NO_CHANCE) and _is_utf8(encoding):
         return "the text before it is, so the file is damaged or cut off there"
     return "if the file is text in another encoding, such as latin-1 or gb18030, give its --encoding"
 
