@@ -10,6 +10,7 @@ from textwrap import fill
 from instructgpt.atomic import write_text
 from instructgpt.commands.common import choose
 from instructgpt.course import attempt as attempts
+from instructgpt.course import progress
 from instructgpt.course.exercise import PARTS, exercise, names
 from instructgpt.course.source import Source
 from instructgpt.errors import UserError
@@ -19,7 +20,7 @@ from instructgpt.settings import FilePath, Settings
 
 @dataclass(frozen=True)
 class ExerciseConfig(Settings):
-    """Exercises: exercise list | start NAME | check NAME | hint NAME | solution NAME."""
+    """Functions of this project to write yourself. NAME is one of those that `exercise list` shows."""
 
     folder: FilePath = "exercises"
     """Where your files are, NAME.py each, and the record of your progress."""
@@ -32,7 +33,9 @@ def exercises(argv: Sequence[str]) -> int:
     action, rest = chosen
     prog = f"{program()} exercise"
     named = [] if action == "list" or not rest or rest[0].startswith("-") else rest[:1]
-    config = parse(ExerciseConfig, rest[len(named) :], f"{prog} {action}")
+    is_help = bool({"-h", "--help"} & set(rest))
+    takes = " NAME" if is_help and action != "list" else ""
+    config = parse(ExerciseConfig, rest[len(named) :], f"{prog} {action}{takes}")
     if action == "list":
         return _list(Path(config.folder))
     if not named:
@@ -42,17 +45,17 @@ def exercises(argv: Sequence[str]) -> int:
 
 
 def _list(folder: Path) -> int:
-    progress = attempts.read_progress(folder)
+    known = progress.read(folder)
     found = names()
     part = ""
     for number, name in enumerate(found, start=1):
-        what, entry = exercise(name), progress.get(name, {})
+        what, entry = exercise(name), known.get(name, {})
         if (of := PARTS.get(what.place // 100, "more")) != part:
             part = of
             print(f"{part}:")
         mark = "✓" if entry.get("solved") else "·" if entry else " "
         print(f"  {mark} {number:2}  {name:<22} {what.title}")
-    solved = sum(bool(progress.get(name, {}).get("solved")) for name in found)
+    solved = sum(known.get(name, {}).get("solved", False) for name in found)
     print(f"{solved} of {len(found)} solved (✓; begun: ·). Begin one with: {program()} exercise start NAME")
     return 0
 
@@ -61,8 +64,9 @@ def _start(name: str, folder: Path) -> int:
     path = folder / f"{name}.py"
     if path.exists():
         raise UserError("is there already, and stays as it is; move it away to begin anew", path)
+    progress.read(folder)  # before anything is written
     write_text(path, attempts.beginning(name, f"{program()} exercise"))
-    attempts.note(folder, name)
+    progress.note(folder, name)
     print(f"wrote {path}: write the body of {Source.of(exercise(name).target).name}, then: "
           f"{program()} exercise check {name}")  # fmt: skip
     return 0
@@ -70,15 +74,14 @@ def _start(name: str, folder: Path) -> int:
 
 def _check(name: str, folder: Path) -> int:
     """0 for a right function, 1 for a wrong one."""
-    path = folder / f"{name}.py"
-    judged = attempts.attempt(name, path)
-    verdict, entry = judged.verdict, attempts.read_progress(folder).get(name, {})
+    before = progress.read(folder)
+    judged = attempts.attempt(name, folder / f"{name}.py")
+    verdict = judged.verdict
     is_right = verdict is not None and verdict.failure is None
-    tries = entry.get("tries", 0) + 1 if isinstance(entry.get("tries", 0), int) else 1
-    attempts.note(folder, name, tries=tries, **({"solved": True} if is_right else {}))
+    progress.note(folder, name, before, tries=1, **({"solved": True} if is_right else {}))
     if judged.printed:
-        first = judged.printed[0]
-        print(f"(it printed {len(judged.printed)} lines, the first: {first[:100]})")
+        first = "".join(letter if letter.isprintable() else " " for letter in judged.printed[0][:100])
+        print(f"(it printed {len(judged.printed)} lines, the first: {first})")
     if verdict is None:
         print(f"wrong: {judged.ended}")
         return 1
@@ -89,6 +92,10 @@ def _check(name: str, folder: Path) -> int:
     if verdict.is_unwritten:
         print(f"wrong: the body is still to be written: it raises NotImplementedError in check 1: {failure.says}")
         return 1
+    if verdict.is_ours:
+        ours = Source.of(exercise(name).target).name
+        print(f"wrong: it calls our own {ours}, which it is to replace: write it yourself")
+        return 1
     print(f"wrong: {verdict.failed} of {verdict.checks} checks fail. Check {failure.number}: {failure.says}")
     print(f"  given     {failure.given}\n  expected  {failure.expected}\n  got       {failure.got}")
     if verdict.mistake:
@@ -98,14 +105,14 @@ def _check(name: str, folder: Path) -> int:
 
 def _hint(name: str, folder: Path) -> int:
     what = exercise(name)
-    number, text = attempts.hint(what, attempts.read_progress(folder).get(name, {}))
-    attempts.note(folder, name, hints=number)
-    print(fill(f"hint {number} of {len(what.hints)}: {text}", 120))
+    number = min(progress.read(folder).get(name, {}).get("hints", 0) + 1, len(what.hints))
+    progress.note(folder, name, hints=number)
+    print(fill(f"hint {number} of {len(what.hints)}: {what.hints[number - 1]}", 120))
     return 0
 
 
 def _solution(name: str, folder: Path) -> int:
-    attempts.note(folder, name, seen=True)
+    progress.note(folder, name, seen=True)
     print(attempts.solution(name), end="")
     return 0
 

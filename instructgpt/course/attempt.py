@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import json
 import os
 import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from textwrap import fill
-from typing import Any
 
 import torch
 
 from instructgpt.course.at_hand import comment
-from instructgpt.course.exercise import Exercise, exercise
+from instructgpt.course.exercise import exercise
 from instructgpt.course.judge import Verdict, judge
 from instructgpt.course.source import Function, Source
 from instructgpt.errors import UserError
-from instructgpt.strict_json import write_json
+from kernels.lab.limits import Wrong
 from kernels.lab.processes import Ended, in_order
+from kernels.lab.surroundings import Names
 
-PROGRESS = "progress.json"
 STARTING = 120.0
 """Seconds that a process may take to be there, on a busy machine, before its own time begins."""
+PRINTED = 1 << 20
+"""Bytes that a file may print."""
+JUDGING = ("instructgpt.course.", "kernels.lab.")
+"""Modules that judge, in which nothing may be replaced."""
 
 
 # ---- beginning
@@ -70,13 +73,17 @@ class Judged:
 def require_function(path: Path, name: str, written_by: str) -> None:
     """UserError unless the file can be read, is Python, and has a function of this name. written_by: what makes one."""
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "\d" in a text is no reason for another line
+            tree = ast.parse(path.read_bytes())  # bytes, for Python to see in which encoding they are
     except FileNotFoundError:
         raise UserError(f"there is no such file; {written_by}", path) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot be read: {error}", path) from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", path) from None
     except SyntaxError as error:
         raise UserError(f"is not Python: {error.msg}", path, error.lineno or 1) from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise UserError(f"is not Python: {error or 'it is nested too deeply'}", path) from None
     if not any(isinstance(node, ast.FunctionDef) and node.name == name for node in tree.body):
         raise UserError(f"has no function {name!r} at its left margin: that is what is judged", path)
 
@@ -93,40 +100,59 @@ def attempt(name: str, path: Path) -> Judged:
         log.touch()
         call = (name, path.resolve(), log, at, what.seconds)
         (answer,) = in_order(judged_file, [call], what.seconds + STARTING)
+        is_flood = log.stat().st_size >= PRINTED
         printed = tuple(log.read_text(encoding="utf-8", errors="replace").splitlines())
         number = at.read_text() if at.exists() else ""
-    if isinstance(answer, UserError):
-        raise answer
+    where = f"in check {number} of {len(what.checks)} ({what.checks[int(number) - 1].says})" if number else "on import"
+    if is_flood:
+        return Judged(None, f"it had printed {PRINTED >> 20} MB, {where}: does a loop print for ever?", printed)
     if isinstance(answer, Verdict):
         return Judged(answer, printed=printed)
-    where = f"in check {number} of {len(what.checks)} ({what.checks[int(number) - 1].says})" if number else "on import"
+    if isinstance(answer, str):
+        return Judged(None, answer, printed)
     if answer.exit_code in (None, -signal.SIGALRM):
         return Judged(None, f"it had not ended after {what.seconds:g} s, {where}: does a loop run for ever?", printed)
     return Judged(None, f"it ended its process (exit code {answer.exit_code}), {where}", printed)
 
 
-def judged_file(name: str, path: Path, log: Path, at: Path, seconds: float) -> Verdict | UserError | Ended:
-    """In a process of its own: the verdict; what the file prints goes to `log`, the number of the check to `at`."""
+def judged_file(name: str, path: Path, log: Path, at: Path, seconds: float) -> Verdict | str | Ended:
+    """In a process of its own: the verdict, or why there is none. What the file prints goes to `log`, the number of the
+    check to `at`. Raises UserError for a file that cannot be imported."""
     torch.set_num_threads(1)
+    limit_files(PRINTED)
     with open(log, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     try:
         what = exercise(name)
+        source, judging = Source.of(what.target), Names(JUDGING, of_others=False)
         signal.setitimer(signal.ITIMER_REAL, seconds)  # ends the process, whatever it is doing
 
         def begin(number: int) -> None:
             at.write_text(str(number))
 
-        function = function_of(path, Source.of(what.target).name)
-        return judge(what, function, begin)
-    except UserError as error:
-        return error
+        function = function_of(path, source.name)
+        if function is source.function:
+            return f"its {source.name} is our own, imported: write it yourself"
+        verdict = judge(what, function, begin)
+        judging.require_unchanged()
+        return verdict
+    except Wrong as error:
+        return str(error)
     except SystemExit as exit:
         return Ended(exit.code if isinstance(exit.code, int) else 1)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def limit_files(size: int) -> None:
+    """So that no file grows beyond this, whatever is written to it: Python raises an OSError then."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def function_of(path: Path, name: str) -> Function:
@@ -154,36 +180,3 @@ def blaming(path: Path, what: str) -> Iterator[None]:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
         told = str(error) if isinstance(error, UserError) else f"{what} raised {type(error).__name__}: {error}"
         raise UserError(told, path, lines[-1] if lines else None) from None
-
-
-# ---- progress
-
-
-def read_progress(folder: Path) -> dict[str, dict[str, Any]]:
-    """By exercise: `tries`, `solved`, `hints` given, `seen` where ours was shown. UserError for a broken file."""
-    path = folder / PROGRESS
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"is no record of progress: {error}; remove it to begin anew", path) from None
-    if not isinstance(found, dict) or not all(isinstance(entry, dict) for entry in found.values()):
-        raise UserError("is no record of progress: it should have an object for each exercise; remove it", path)
-    return found
-
-
-def note(folder: Path, name: str, **news: Any) -> dict[str, Any]:
-    """Writes what is new of an exercise into the record, and gives all that it says of it."""
-    progress = read_progress(folder)
-    entry = progress.setdefault(name, {}) | news
-    progress[name] = entry
-    write_json(folder / PROGRESS, progress)
-    return entry
-
-
-def hint(what: Exercise, entry: dict[str, Any]) -> tuple[int, str]:
-    """The next hint of an exercise, by what its record says, and its number; the last one again after the last."""
-    given = entry.get("hints", 0)
-    number = min((given if isinstance(given, int) and given >= 0 else 0) + 1, len(what.hints))
-    return number, what.hints[number - 1]

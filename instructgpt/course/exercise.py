@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ def called(function: Callable[..., Any], given: dict[str, Any]) -> Any:
     return function(**given)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Check:
     """One property of a right function."""
 
@@ -60,7 +60,7 @@ class Check:
     """Arguments that the function may write to."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mistake:
     """A wrong version that people write: our source with a change, or a function of its own."""
 
@@ -136,15 +136,19 @@ def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> T
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
+def gradient_at(total: Tensor, leaf: Tensor) -> Any:
+    """The gradient, or a sentence where there is none."""
+    found = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
+    return "there is none: what is computed does not hang on it, or is detached" if found is None else found
+
+
 def gradient(name: str) -> Callable[[Callable[..., Any], dict[str, Any]], Any]:
     """Looks at the gradient of a weighted sum of the result with respect to the argument `name`."""
 
     def look(function: Callable[..., Any], given: dict[str, Any]) -> Any:
         leaf = given[name].detach().clone().requires_grad_()
         result = function(**{**given, name: leaf})
-        weights = numbers(*result.shape, seed=1).to(result.dtype)
-        (result * weights).sum().backward()
-        return leaf.grad
+        return gradient_at((result * numbers(*result.shape, seed=1).to(result.dtype)).sum(), leaf)
 
     return look
 
@@ -152,3 +156,10 @@ def gradient(name: str) -> Callable[[Callable[..., Any], dict[str, Any]], Any]:
 def part(pick: Callable[[Any], Any]) -> Callable[[Callable[..., Any], dict[str, Any]], Any]:
     """Looks at what `pick` makes of the result."""
     return lambda function, given: pick(function(**given))
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and what it came of."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

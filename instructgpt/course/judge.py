@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
-import math
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from math import isclose, isnan
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, allclose, equal
+from torch.nn import Parameter
 
-from instructgpt.course.exercise import OURS, Check, Exercise, Holds, Mistake
-from instructgpt.course.source import Function, Source
+from instructgpt.course.exercise import OURS, Check, Exercise, Holds, Mistake, causes
+from instructgpt.course.source import CallsOurs, Function, Source
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,14 @@ class Outcome:
     error: str = ""
     """What it raised, or did that it must not; empty where it gave a value."""
     said: str = ""
-    """What it said in raising it, and where."""
+    """What it said in raising it."""
+    place: str = ""
+    """Where that was, in words."""
 
     def __str__(self) -> str:
-        return f"{self.error}{self.said}" if self.error else shown(self.value)
+        if not self.error:
+            return shown(self.value)
+        return f"{self.error}{': ' if self.said else ''}{self.said}{self.place}"
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class Verdict:
     """The sentence of the known mistake that it behaves like."""
     is_unwritten: bool = False
     """It still raises NotImplementedError."""
+    is_ours: bool = False
+    """It calls the function that it is to replace."""
 
 
 def judge(exercise: Exercise, function: Function, begin: Callable[[int], None] = lambda number: None) -> Verdict:
@@ -67,8 +75,10 @@ def judge(exercise: Exercise, function: Function, begin: Callable[[int], None] =
     first = exercise.checks[wrong[0]]
     given = ", ".join(f"{name} = {shown(value)}" for name, value in first.given.items())
     failure = Failure(wrong[0] + 1, first.says, given, str_of(right[wrong[0]]), str(got[wrong[0]]))
-    if got[wrong[0]].error == "NotImplementedError":
+    if got[wrong[0]].error == NotImplementedError.__name__:
         return Verdict(len(got), len(wrong), failure, is_unwritten=True)
+    if any(each.error == CallsOurs.__name__ for each in got):
+        return Verdict(len(got), len(wrong), failure, is_ours=True)
     return Verdict(len(got), len(wrong), failure, known_mistake(exercise, source, got, wrong))
 
 
@@ -94,12 +104,22 @@ def outcome(check: Check, function: Function) -> Outcome:
     try:
         value = check.look(function, given)
     except Exception as error:
-        said = " ".join(str(error).split())
-        return Outcome(error=type(error).__name__, said=f"{': ' if said else ''}{said}{place(error, function)}")
+        if any(isinstance(each, CallsOurs) for each in causes(error)):
+            return Outcome(error=CallsOurs.__name__)
+        said = " ".join(text_of(error).split())
+        return Outcome(error=type(error).__name__, said=said, place=place(error, function))
     changed = [name for name, value in kept.items() if not same(given[name], value, 0.0)]
     if changed:
-        return Outcome(error="changes what it is given", said=f": {', '.join(changed)}")
+        return Outcome(error="changes what it is given", said=", ".join(changed))
     return Outcome(value)
+
+
+def text_of(value: Any) -> str:
+    """str(value), whatever a student's class makes of that."""
+    try:
+        return str(value)
+    except Exception:
+        return ""
 
 
 def place(error: BaseException, function: Function) -> str:
@@ -125,24 +145,32 @@ def known_mistake(exercise: Exercise, source: Source, got: Sequence[Outcome], wr
     best, most = "", -1
     passed = [i for i in range(len(got)) if i not in wrong]
     for mistake in exercise.mistakes:
-        function = wrong_version(mistake, source)
 
-        def agrees(i: int, function: Function = function) -> bool:
+        def agrees(i: int, mistake: Mistake = mistake) -> bool:
             check = exercise.checks[i]
-            return alike(outcome(check, function), got[i], check.tolerance)
+            return alike(outcome_of(mistake, check, source), got[i], check.tolerance)
 
-        with source.replaced_by(function):
-            if all(agrees(i) for i in wrong) and (agreed := sum(agrees(i) for i in passed)) > most:
-                best, most = mistake.says, agreed
+        if all(agrees(i) for i in wrong) and (agreed := sum(agrees(i) for i in passed)) > most:
+            best, most = mistake.says, agreed
     return best
 
 
+@cache
+def outcome_of(mistake: Mistake, check: Check, source: Source) -> Outcome:
+    function = wrong_version(mistake, source)
+    with source.replaced_by(function):
+        return outcome(check, function)
+
+
+@cache
 def wrong_version(mistake: Mistake, source: Source) -> Function:
     return mistake.function or source.changed(mistake.changes)
 
 
 def alike(one: Outcome, other: Outcome, tolerance: float) -> bool:
-    return one.error == other.error and (bool(one.error) or same(one.value, other.value, tolerance))
+    if one.error or other.error:
+        return (one.error, one.said) == (other.error, other.said)
+    return same(one.value, other.value, tolerance)
 
 
 # ---- values
@@ -152,16 +180,17 @@ def same(got: Any, right: Any, tolerance: float) -> bool:
     """Whether two values are equal, numbers and tensors up to the tolerance; shapes and dtypes have to agree."""
     got, right = (torch.from_numpy(value) if isinstance(value, np.ndarray) else value for value in (got, right))
     if isinstance(right, Tensor):
-        if not isinstance(got, Tensor) or (got.shape, got.dtype) != (right.shape, right.dtype):
+        # A class of a student's own could say of itself that it equals anything.
+        if type(got) not in (Tensor, Parameter) or (got.shape, got.dtype) != (right.shape, right.dtype):
             return False
         if not right.is_floating_point():
-            return torch.equal(got, right)
-        return torch.allclose(got.detach(), right.detach(), rtol=tolerance, atol=tolerance, equal_nan=True)
+            return equal(got, right)
+        return allclose(got.detach(), right.detach(), rtol=tolerance, atol=tolerance, equal_nan=True)
     if isinstance(right, (int, float)):
         got = got.item() if isinstance(got, Tensor) and got.dim() == 0 else got
         if not isinstance(got, (int, float)):
             return False
-        return math.isclose(got, right, rel_tol=tolerance, abs_tol=tolerance) or (math.isnan(got) and math.isnan(right))
+        return isclose(got, right, rel_tol=tolerance, abs_tol=tolerance) or (isnan(got) and isnan(right))
     if isinstance(right, (list, tuple)):
         is_list = isinstance(got, (list, tuple)) and len(got) == len(right)
         return is_list and all(same(a, b, tolerance) for a, b in zip(got, right))
@@ -172,7 +201,7 @@ def same(got: Any, right: Any, tolerance: float) -> bool:
         )  # fmt: skip
     if (parts := parts_of(right)) is not None:
         return type(got) is type(right) and same(parts_of(got), parts, tolerance)
-    return bool(got == right)
+    return type(got) is type(right) and bool(got == right)
 
 
 def parts_of(value: Any) -> dict[str, Any] | None:
@@ -190,7 +219,10 @@ LONGEST = 400
 
 def shown(value: Any) -> str:
     """A value on one line, numbers to four digits."""
-    text = " ".join(_shown(value).split())
+    try:
+        text = " ".join(_shown(value).split())
+    except Exception:  # a list that holds itself, a class that cannot be printed
+        return f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from instructgpt.course.exercise import Check
+from instructgpt.course.exercise import Check, causes
 from instructgpt.errors import UserError
 
 RIGHT = "right"
 
 
-def kernel_check(says: str, spec: Callable[[], Any], dtype: str = "float32", **case: Any) -> Check:
-    """A check that an op is right on a case of its spec; what comes of it is the lab's own sentence.
+def kernel_check(
+    says: str, spec: Callable[[], Any], dtype: str = "float32", layout: str = "contiguous", **case: Any
+) -> Check:
+    """A check that an op is right on a case of its spec; what comes of it is the lab's own sentence. layout: how its
+    inputs lie in memory, one of the lab's.
 
     The kernel is found by the op where it stands, so the exercise's function has to be in the place of ours.
     """
@@ -27,7 +30,7 @@ def kernel_check(says: str, spec: Callable[[], Any], dtype: str = "float32", **c
         if not AVAILABLE:
             raise UserError("Triton is not installed here: there is nothing to run kernels with")
         try:
-            judge(spec(), given["case"], DTYPES[given["dtype"]], "contiguous")
+            judge(spec(), given["case"], DTYPES[given["dtype"]], layout)
         except Unsupported as reason:
             if is_unwritten(reason):
                 raise NotImplementedError from reason
@@ -41,8 +44,4 @@ def kernel_check(says: str, spec: Callable[[], Any], dtype: str = "float32", **c
 
 def is_unwritten(error: BaseException | None) -> bool:
     """Whether it came of the body that an exercise begins with; Triton's own NotImplementedErrors say something."""
-    while error is not None:
-        if isinstance(error, NotImplementedError) and not str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(isinstance(each, NotImplementedError) and not str(each) for each in causes(error))

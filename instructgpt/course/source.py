@@ -13,17 +13,21 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from textwrap import dedent, indent
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from instructgpt.course.at_hand import targets
 
 Function = Callable[..., Any]
+
+
+class CallsOurs(Exception):
+    """A function that stands in the place of ours calls ours."""
 
 
 @dataclass(frozen=True)
@@ -159,14 +163,17 @@ class Source:
 
     @contextmanager
     def replaced_by(self, function: Function) -> Iterator[None]:
-        """Inside, `function` stands wherever ours did: in its own place, and where others have imported it."""
+        """Inside, `function` stands wherever ours did: in its own place, and where others have imported it.
+
+        Who has kept ours, and calls it, gets a CallsOurs.
+        """
         ours = self.function
         held: list[tuple[Any, str, Any]] = [(self.owner, self.name, vars(self.owner)[self.name])]
         if not isinstance(self.owner, type):
             held += [
                 (module, name, value)
-                for module in list(sys.modules.values())
-                if module is not self.module and module.__name__.split(".")[0] in ("instructgpt", "kernels")
+                for path, module in list(sys.modules.items())
+                if path.startswith(("instructgpt", "kernels")) and module is not self.module
                 for name, value in list(vars(module).items())
                 if value is ours
             ]
@@ -174,7 +181,8 @@ class Source:
         try:
             for owner, name, value in held:
                 setattr(owner, name, staticmethod(function) if isinstance(value, staticmethod) else function)
-            yield
+            with nullcontext() if function is ours else _out_of_reach(ours):
+                yield
         finally:
             for owner, name, value in held:
                 setattr(owner, name, value)
@@ -183,6 +191,30 @@ class Source:
                 for name, value in list(vars(module).items()):
                     if value is function:
                         setattr(module, name, ours)
+
+
+@contextmanager
+def _out_of_reach(ours: Any) -> Iterator[None]:
+    """Inside, calling ours raises CallsOurs, under whatever name somebody holds it."""
+    if isinstance(ours, FunctionType):
+        code, ours.__code__ = ours.__code__, _refuse.__code__
+        try:
+            yield
+        finally:
+            ours.__code__ = code
+    else:  # a kernel, which Triton's interpreter writes anew before it calls it
+        ours.rewrite = _refuse
+        try:
+            yield
+        finally:
+            del ours.rewrite
+
+
+def _refuse(*given: Any, **named: Any) -> None:
+    """Its code runs as that of functions of other modules, so it brings its names itself."""
+    import sys
+
+    raise sys.modules["instructgpt.course.source"].CallsOurs
 
 
 def _defined(node: ast.stmt) -> set[str]:

@@ -158,7 +158,8 @@ def group_advantages(scores: Tensor, group: int, normalise: bool = True) -> Tens
 
     GRPO (Shao et al. 2024, section 4.1.2): (r - mean) / std, the unbiased one. With `normalise=False` no division, as
     "Dr. GRPO" corrects it (Liu et al. 2025, section 3.1): it favours the prompts that are nearly always or nearly never
-    answered right. A group whose scores all agree teaches nothing and gets zeros. A group's advantages sum to zero.
+    answered right. A group whose scores all agree teaches nothing and gets zeros, also where their mean is rounded
+    (`deviations`). A group's advantages sum to zero.
     Raises ValueError for a group of fewer than 2, or one that is not whole.
     """
     if group < 2 or len(scores) % group:

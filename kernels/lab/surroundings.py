@@ -37,13 +37,18 @@ def same_state() -> Iterator[None]:
 class Names:
     """What judges, by name, as it was when this was made."""
 
-    def __init__(self, modules: tuple[str, ...] = ("kernels.lab.",)) -> None:
-        """modules: how the names of those begin that judge."""
-        importlib.import_module("torch._dynamo")  # which replaces functions of PyTorch itself, when it is first used
-        decompositions()  # sets a variable of the environment
-        with suppress(ImportError):
-            importlib.import_module("triton.testing")
-        self.names = {owner: names_of(owner) for owner in owners(modules)}
+    def __init__(self, modules: tuple[str, ...] = ("kernels.lab.",), of_others: bool = True) -> None:
+        """modules: how the names of those begin that judge. of_others: also what PyTorch has and what tells the time,
+        which takes a second or two."""
+        if of_others:
+            importlib.import_module(
+                "torch._dynamo"
+            )  # which replaces functions of PyTorch itself, when it is first used
+            decompositions()  # sets a variable of the environment
+            with suppress(ImportError):
+                importlib.import_module("triton.testing")
+        watched = [*(owners_of_others() if of_others else ()), *owners(modules)]
+        self.names = {owner: names_of(owner) for owner in watched}
 
     def require_unchanged(self) -> None:
         """Raises Wrong where a function was replaced."""
@@ -61,12 +66,16 @@ def names_of(owner: ModuleType | type) -> dict[str, Any]:
     return {name: value for name, value in vars(owner).items() if owner is not torch.cuda or callable(value)}
 
 
-def owners(modules: tuple[str, ...]) -> Iterator[ModuleType | type]:
-    """Modules and classes whose functions judge, or tell the time."""
+def owners_of_others() -> Iterator[ModuleType | type]:
+    """Modules and classes of Python and of PyTorch whose functions are used in judging, or tell the time."""
     yield from (builtins, math, time, np, torch, torch.nn.functional, torch.autograd, torch.linalg, Tensor)
     yield from (torch.cuda, torch.cuda.Event, torch.cuda.Stream, torch.cuda.CUDAGraph)
     if (timer := sys.modules.get("triton.testing")) is not None:  # where there is Triton
         yield timer
+
+
+def owners(modules: tuple[str, ...]) -> Iterator[ModuleType | type]:
+    """Modules whose names begin so, and their classes."""
     for name, module in list(sys.modules.items()):
         if name.startswith(modules) and module is not None:
             yield module

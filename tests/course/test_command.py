@@ -18,6 +18,8 @@ from instructgpt.flags import run_main
 Call = Callable[..., tuple[int, str, str]]
 RIGHT = "    log_ratio = reference - logprobs\n    return log_ratio.expm1() - log_ratio\n"
 
+RIGHT_FILE = f"def kl_k3(logprobs, reference):\n{RIGHT}"
+
 
 @pytest.fixture
 def call(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
@@ -107,6 +109,95 @@ def test_a_file_that_cannot_be_judged_is_the_users_mistake(call: Call, begun: Pa
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        b"\xef\xbb\xbf" + RIGHT_FILE.encode(),  # what Windows' editor puts in front
+        b"# coding: latin-1\n# \xe9\n" + RIGHT_FILE.encode(),
+        RIGHT_FILE.encode() + b"x = '\\d'\n",
+    ],
+)
+def test_a_file_is_read_as_python_reads_it(begun: Path, text: bytes, recwarn: pytest.WarningsRecorder) -> None:
+    begun.write_bytes(text)
+    attempt.require_function(begun, "kl_k3", "")
+    assert not recwarn.list and attempt.function_of(begun, "kl_k3")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"x = '\xff'\n" + RIGHT_FILE.encode(), "is not Python: "),
+        (b"x = '\0'\n", "is not Python: "),
+        (b"(" * 1000, "is not Python: "),
+        (b"x = " + b"-" * 200_000 + b"1\n", "is not Python: "),
+        (RIGHT_FILE.replace("kl_k3", "kl_3").encode(), "has no function 'kl_k3' at its left margin"),
+    ],
+)
+def test_what_is_no_such_file_is_told(call: Call, begun: Path, text: bytes, told: str) -> None:
+    begun.write_bytes(text)
+    code, out, err = call("check", "kl_estimators")
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith(f"error: {begun}:") and told in err
+
+
+OURS = "from instructgpt.objectives.policy import kl_k3 as ours\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (f"import sys\nsys.exit(0)\n{RIGHT_FILE}", "wrong: it ended its process (exit code 0), on import\n"),
+        (f"{RIGHT_FILE}{OURS}kl_k3 = ours\n", "wrong: its kl_k3 is our own, imported: write it yourself\n"),
+        (
+            f"{OURS}def kl_k3(logprobs, reference):\n    return ours(logprobs, reference)\n",
+            "wrong: it calls our own kl_k3, which it is to replace: write it yourself\n",
+        ),
+        (
+            "from instructgpt.course import judge\ndef kl_k3(logprobs, reference):\n"
+            "    judge.same = lambda *given: True\n",
+            "wrong: it replaces instructgpt.course.judge.same, which others rely on\n",
+        ),
+        (
+            "from instructgpt.course import attempt, judge\nattempt.judge = lambda *given: judge.Verdict(7, 0)\n"
+            "def kl_k3(logprobs, reference): ...\n",
+            "wrong: it replaces instructgpt.course.attempt.judge, which others rely on\n",
+        ),
+        (
+            "def kl_k3(logprobs, reference):\n    for _ in range(200):\n        print('x' * 10000)\n",
+            "wrong: it had printed 1 MB, in check 7 of 7 (the gradient): does a loop print for ever?\n",
+        ),
+    ],
+)
+def test_what_a_file_may_try(call: Call, begun: Path, text: str, told: str) -> None:
+    begun.write_text(text, encoding="utf-8")
+    code, out, err = call("check", "kl_estimators")
+    assert code == 1 and not err and out.endswith(told) and out.count("\n") == 1 + out.startswith("(it printed")
+
+
+def test_a_folder_in_the_place_of_the_file_is_told(call: Call, begun: Path) -> None:
+    begun.unlink()
+    begun.mkdir()
+    code, out, err = call("check", "kl_estimators")
+    assert (code, out, err) == (2, "", f"error: {begun}: cannot be read: Is a directory\n")
+
+
+def test_a_file_that_removes_the_record_of_progress_loses_nothing(call: Call, begun: Path) -> None:
+    call("hint", "gae")
+    text = f"import shutil\nshutil.rmtree({str(begun.parent)!r})\n{RIGHT_FILE}"
+    begun.write_text(text, encoding="utf-8")
+    assert call("check", "kl_estimators")[0] == 0
+    found = json.loads(begun.with_name("progress.json").read_text(encoding="utf-8"))
+    assert found == {"gae": {"hints": 1}, "kl_estimators": {"tries": 1, "solved": True}}
+
+
+@pytest.mark.parametrize("action", ["start", "check", "hint", "solution"])
+def test_help_of_an_action_says_that_it_takes_a_name(action: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_command(["exercise", action, "--help"])
+    told = capfd.readouterr().out
+    assert not ended.value.code and f"exercise {action} NAME [-h]" in told
+    assert "NAME is one of those that `exercise list` shows" in " ".join(told.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
     ("argv", "told"),
     [
         (["start"], "needs the name of an exercise"),
@@ -131,8 +222,10 @@ def test_a_broken_record_of_progress_is_told(call: Call, begun: Path) -> None:
     record = begun.with_name("progress.json")
     for text in ("{", "[]", '{"gae": 1}'):
         record.write_text(text, encoding="utf-8")
-        code, _, err = call("list")
-        assert code == 2 and err.startswith(f"error: {record}: is no record of progress")
+        for argv in (["list"], ["start", "gae"], ["check", "kl_estimators"], ["hint", "gae"], ["solution", "gae"]):
+            code, out, err = call(*argv)
+            assert code == 2 and err.startswith(f"error: {record}: is no record of progress") and not out
+        assert record.read_text(encoding="utf-8") == text and not record.with_name("gae.py").exists()
 
 
 def test_the_file_that_a_teacher_adds_is_found(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

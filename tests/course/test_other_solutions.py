@@ -62,7 +62,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tens
 
 @solves("masks")
 def visibility(queries: int, keys: int, documents: Tensor | None, device: torch.device) -> Tensor:
-    key = torch.arange(keys)
+    key = torch.arange(keys, device=device)
     mask = (key[None] <= key[-queries:, None])[None, None]
     return mask if documents is None else mask & (documents[:, None, -queries:, None] == documents[:, None, None])
 
@@ -165,17 +165,23 @@ def factor_at(
 
 @solves("accumulation")
 def accumulate(self: Any, batches: Any) -> dict[str, Tensor]:
-    """By one backward of the sum, and float32's dtype taken from zero."""
-    losses = []
+    """By one backward of the sum, whose gradient is gathered once, and the dtype taken from zero."""
+    losses, tokens = [], 0
     for number in range(self._micro_batches * self._ranks.size):
         batch = next(batches)
         if number % self._ranks.size == self._ranks.rank:
+            tokens += getattr(batch, "tokens", 0)
             with self._precision.context(self._device):
                 losses.append(self._loss_fn(batch))
     whole = sum((loss.total for loss in losses), torch.zeros((), dtype=self._zero.dtype))
     if whole.requires_grad:
         (whole * (self._scale if self._precision.scale_loss else 1)).backward()
-    sums = {"total": whole.detach(), "weight": sum((loss.weight.detach() for loss in losses), self._zero)}
+        self._optimizer.gather_gradients()
+    sums = {
+        "total": whole.detach(),
+        "tokens": self._zero + tokens,
+        "weight": sum((loss.weight.detach() for loss in losses), self._zero),
+    }
     for name in losses[0].metrics:
         sums[name] = sum((loss.metrics[name].detach() for loss in losses), self._zero)
     return sums
@@ -294,6 +300,8 @@ def added(self: Any, x: Tensor) -> Tensor:
 def quantize(weight: Tensor, bits: int, group: int = 64) -> tuple[Tensor, Tensor]:
     """Row by row and group by group."""
     M, K = weight.shape
+    if bits not in (4, 8) or group not in (32, 64, 128, 256):
+        raise ValueError("bits, groups")
     most = {8: 127, 4: 7}[bits]
     packed, scales = [], []
     for row in weight:

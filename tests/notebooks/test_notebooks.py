@@ -135,8 +135,10 @@ def test_asks_for_predictions_and_answers_them_further_down(path: Path) -> None:
 def test_ends_with_two_exercises_and_the_way_on(path: Path) -> None:
     last = prose(read(path))[-1]
     assert last == read(path).cells[-1].source
-    started = re.findall(r"python -m instructgpt exercise start (\S+)$", last, re.MULTILINE)
+    started = re.findall(r"^\.venv/bin/python -m instructgpt exercise start (\S+)$", last, re.MULTILINE)
     assert len(started) == 2 and set(started) <= set(names())
+    commands = re.findall(r"\S*python (?:-m instructgpt|train\.py)", "\n".join(prose(read(path))))
+    assert {command.split()[0].strip("`(") for command in commands} == {".venv/bin/python"}  # as the documents have it
     links = set(re.findall(r"\]\(([^)#]+)\)", last))
     number = int(path.stem[:2]) + 1
     following = [other for other in NOTEBOOKS if other.stem.startswith(f"{number:02}_")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +35,11 @@ def _case(p: float | Tensor, g: float | Tensor, t: int = 1, decay: float = 0.0, 
     }
 
 
+def _both(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Two parameters in one update."""
+    return {name: value + other[name] if isinstance(value, list) else value for name, value in one.items()}
+
+
 def _after(p: float, m: float, v: float) -> dict[str, list[Tensor]]:
     return {name: [torch.tensor([value], dtype=torch.float64)] for name, value in zip(WRITTEN, (p, m, v))}
 
@@ -43,21 +49,38 @@ def _wrong(mistake: str) -> Callable[..., None]:
 
     def update(self: Any, parameters: Any, gradients: Any, means: Any, squares: Any, steps: Any, factor: float,
                is_good: Tensor) -> None:  # fmt: skip
-        if is_good == 0 and mistake != "bad":
+        if is_good == 0 and mistake not in ("bad", "blend"):
             return
-        beta1, beta2 = self.betas
+        beta1, beta2 = self.betas[::-1] if mistake == "betas" else self.betas
         rate = self.rate * (1.0 if mistake == "factor" else factor)
-        for p, g, m, v, t in zip(parameters, gradients, means, squares, steps):
+        for i, (p, g, m, v, t) in enumerate(zip(parameters, gradients, means, squares, steps)):
+            if mistake == "one" and i:
+                return
+            t = t + {"before": -1, "behind": 1}.get(mistake, 0) if mistake != "first" else steps[0]
+            old = [each.clone() for each in (p, m, v)]
             g = g + self.weight_decay * p if mistake == "L2" else g
             m.mul_(beta1).add_(g if mistake == "sum" else (1 - beta1) * g)
             v.mul_(beta2).add_((1 - beta2) * (m if mistake == "of means" else g).square())
-            is_corrected = mistake != "bias"
-            mean = m / (1 - beta1**t) if is_corrected else m
-            square = v / (1 - beta2**t) if is_corrected else v
-            if mistake != "L2":
-                p.sub_((1.0 if mistake == "decay" else rate) * self.weight_decay * p)
+            mean = m if mistake in ("bias", "bias of means") else m / (1 - beta1**t)
+            square = v if mistake in ("bias", "bias of squares") else v / (1 - beta2**t)
+            step = {"decay": 1.0, "full decay": self.rate, "L2": 0.0, "undecayed": 0.0}.get(mistake, rate)
+            decayed = p - step * self.weight_decay * p
             root = (square + self.epsilon).sqrt() if mistake == "epsilon" else square.sqrt() + self.epsilon
-            p.sub_(rate * mean / (square + self.epsilon if mistake == "root" else root))
+            if mistake == "early epsilon":
+                root = (v.sqrt() + self.epsilon) / (1 - beta2**t).sqrt()
+            move = rate * mean / (square + self.epsilon if mistake == "root" else root)
+            new = decayed + move if mistake == "sign" else decayed - move
+            if mistake == "decayed behind":
+                new = (p - move) * (1 - rate * self.weight_decay)
+            if mistake == "not written":
+                p = new
+            p.copy_(new)
+            if mistake == "kept corrected":
+                m.copy_(mean)
+                v.copy_(square)
+            if mistake == "blend":
+                for tensor, before in zip((p, m, v), old):
+                    tensor.copy_(before + is_good * (tensor - before))
 
     return update
 
@@ -96,6 +119,13 @@ EXERCISE = Exercise(
             _left,
             changes=WRITTEN,
         ),
+        Check(
+            "the same decay at half the peak rate",
+            _case(2.0, 0.5, decay=0.5, factor=0.5),
+            _after(1.9, 0.05, 0.0025),
+            _left,
+            changes=WRITTEN,
+        ),
         Check("the third step, after others", _case(1.0, -2.0, t=3, m=0.3, v=0.2), look=_left, changes=WRITTEN),
         Check("an ε of 0.5", _case(1.0, 0.5, epsilon=0.5), _after(0.95, 0.05, 0.0025), _left, changes=WRITTEN),
         Check(
@@ -103,6 +133,19 @@ EXERCISE = Exercise(
             _case(1.0, 0.5, decay=0.5, good=0.0),
             _after(1.0, 0.0, 0.0),
             _left,
+            changes=WRITTEN,
+        ),
+        Check(
+            "is_good is 0, for the gradient is no number: nothing moves",
+            _case(1.0, math.nan, good=0.0),
+            _after(1.0, 0.0, 0.0),
+            _left,
+            changes=WRITTEN,
+        ),
+        Check(
+            "two parameters, one in its second step and one in its fifth",
+            _both(_case(numbers(2), numbers(2, seed=1), t=2, m=0.1, v=0.3), _case(numbers(3), numbers(3, seed=2), t=5)),
+            look=_left,
             changes=WRITTEN,
         ),
         Check(
@@ -127,6 +170,31 @@ EXERCISE = Exercise(
         Mistake("the rate's `factor` is ignored", function=_wrong("factor")),
         Mistake("`is_good` is ignored: a step that is not finite would spoil the weights", function=_wrong("bad")),
         Mistake("the mean is a sum: the new gradient is not weighed by 1 - β₁", function=_wrong("sum")),
+        Mistake("the mean is not corrected for having begun at 0; the squares are", function=_wrong("bias of means")),
+        Mistake("the squares are not corrected for having begun at 0; the mean is", function=_wrong("bias of squares")),
+        Mistake("β₁ and β₂ are exchanged", function=_wrong("betas")),
+        Mistake("only the first parameter is updated", function=_wrong("one")),
+        Mistake("all parameters are taken to be at the step of the first", function=_wrong("first")),
+        Mistake("the correction is one step early: `steps` count this update already", function=_wrong("before")),
+        Mistake("the correction is one step late: `steps` count this update already", function=_wrong("behind")),
+        Mistake("the decay is not multiplied by `factor`", function=_wrong("full decay")),
+        Mistake("there is no weight decay", function=_wrong("undecayed")),
+        Mistake(
+            "the decay takes its share of the weight after the step, not before", function=_wrong("decayed behind")
+        ),
+        Mistake(
+            "ε is added before the squares are corrected, and grows with the correction",
+            function=_wrong("early epsilon"),
+        ),
+        Mistake("the sign is wrong: this goes up the gradient", function=_wrong("sign")),
+        Mistake(
+            "the parameters are not written to: `p = p - …` makes a new tensor, which nobody sees",
+            function=_wrong("not written"),
+        ),
+        Mistake("the moments are kept corrected: they are to be kept as they are", function=_wrong("kept corrected")),
+        Mistake(
+            "the step is multiplied by `is_good`: 0 times what is no number is no number", function=_wrong("blend")
+        ),
         Mistake("the squares are those of the mean, not of the gradient", function=_wrong("of means")),
     ),
     hints=(

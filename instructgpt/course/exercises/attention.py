@@ -13,6 +13,16 @@ def _heads(*rows: list[float]) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.float64)[None, None]
 
 
+def _qkv(queries: int, keys: int, heads: int = 1, batch: int = 1, dtype: torch.dtype = torch.float64):
+    """Queries, keys and values of four channels, one head of keys."""
+    shapes = ((batch, heads, queries, 4), (batch, 1, keys, 4), (batch, 1, keys, 4))
+    q, k, v = (numbers(*shape, seed=seed).to(dtype) for seed, shape in enumerate(shapes))
+    return {"q": q, "k": k, "v": v}
+
+
+NOTHING = torch.tensor([[True, False], [False, False]])
+"""The second query may attend to nothing."""
+
 EXERCISE = Exercise(
     place=140,
     title="Attention",
@@ -84,6 +94,28 @@ EXERCISE = Exercise(
             },
             look=gradient("k"),
         ),
+        Check(
+            "may_attend, another one for each row of the batch, and causal: what both allow",
+            {**_qkv(3, 5, heads=2, batch=2), "may_attend": numbers(2, 1, 3, 5, seed=4) > -0.7, "causal": True},
+        ),
+        Check(
+            "causal: the one key that the first query sees has a score of -700 000, and all of the weight",
+            {
+                "q": _heads([1e6, 0], [1e6, 0]),
+                "k": _heads([-1, 0], [1, 0]),
+                "v": _heads([1, 2], [3, 4]),
+                "causal": True,
+            },
+            _heads([1, 2], [3, 4]),
+        ),
+        Check("a scale, and a causal mask", {**_qkv(2, 3), "causal": True, "scale": 0.3}),
+        Check(
+            "the gradient of the queries, where one may attend to nothing",
+            {**_qkv(2, 2), "may_attend": NOTHING},
+            look=gradient("q"),
+        ),
+        Check("the gradient of the values", {**_qkv(3, 3, heads=2), "causal": True}, look=gradient("v")),
+        Check("bfloat16 in, bfloat16 out", _qkv(3, 3, dtype=torch.bfloat16), tolerance=0.03),
     ),
     mistakes=(
         Mistake("the scores are not divided by √D", "(1 / math.sqrt(q.size(-1)) if", "(1.0 if"),
@@ -99,6 +131,80 @@ EXERCISE = Exercise(
             "torch.ones(queries, keys, dtype=torch.bool).tril()",
         ),
         Mistake("`causal` is ignored", "if causal:", "if False:"),
+        Mistake("`may_attend` is ignored", "[] if may_attend is None else [may_attend]", "[]"),
+        Mistake(
+            "where there is a `may_attend`, `causal` is forgotten: both have to allow",
+            "if causal:",
+            "if causal and may_attend is None:",
+        ),
+        Mistake(
+            "where `causal` is set, `may_attend` is forgotten: both have to allow",
+            "[] if may_attend is None else [may_attend]",
+            "[] if may_attend is None or causal else [may_attend]",
+        ),
+        Mistake(
+            "one of the two masks suffices where both have to allow",
+            "reduce(torch.logical_and, allowed)",
+            "reduce(torch.logical_or, allowed)",
+        ),
+        Mistake("`scale` is ignored", "if scale is None else scale", "if True else scale"),
+        Mistake(
+            "a scale that is given is divided by √D once more",
+            "if scale is None else scale",
+            "if scale is None else scale / math.sqrt(q.size(-1))",
+        ),
+        Mistake(
+            "exp overflows: the maximum is not subtracted first",
+            "softmax_reference(scores)",
+            "(scores.exp() / scores.exp().sum(-1, keepdim=True))",
+        ),
+        Mistake(
+            "what is forbidden has a score that is only fairly low, and lower ones are allowed: it is to be -∞",
+            "scores.masked_fill(~mask, -math.inf)",
+            "scores.masked_fill(~mask, -1e4)",
+        ),
+        Mistake(
+            "the mean of all values stands where a query may attend to nothing; it is to be 0",
+            "weights = weights.masked_fill(~mask, 0.0)",
+            "weights = weights.nan_to_num(1 / keys)",
+            (("o = _sums(weights, v, mask)", "o = weights @ v"),),
+        ),
+        Mistake(
+            "the gradient is no number where a query may attend to nothing: -∞ was added to the scores, not filled in",
+            "scores = scores.masked_fill(~mask, -math.inf)",
+            "scores = scores + torch.zeros(mask.shape, dtype=scores.dtype).masked_fill(~mask, -math.inf)",
+        ),
+        Mistake(
+            "the mask is the wrong way round: True is allowed",
+            "masked_fill(~mask, -math.inf)",
+            "masked_fill(mask, -math.inf)",
+        ),
+        Mistake(
+            "the queries are given no gradient: they are detached",
+            "_scores(q, k, mask)",
+            "_scores(q.detach(), k, mask)",
+        ),
+        Mistake(
+            "the keys are given no gradient: they are detached", "_scores(q, k, mask)", "_scores(q, k.detach(), mask)"
+        ),
+        Mistake(
+            "the values are given no gradient: they are detached",
+            "_sums(weights, v, mask)",
+            "_sums(weights, v.detach(), mask)",
+        ),
+        Mistake(
+            "what is forbidden has a score that is only fairly low: lower ones are allowed, and a query that may see "
+            "nothing gets the mean of all values",
+            "scores.masked_fill(~mask, -math.inf)",
+            "scores.masked_fill(~mask, -1e4)",
+            (
+                ("weights = weights.masked_fill(~mask, 0.0)", "weights = weights"),
+                ("o = _sums(weights, v, mask)", "o = weights @ v"),
+            ),
+        ),
+        Mistake(
+            "the result has not the dtype of q", "return o if lse is None", "o = o.float()\n    return o if lse is None"
+        ),
         Mistake(
             "what is forbidden has the score 0, which is a score like any other",
             "scores.masked_fill(~mask, -math.inf)",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from instructgpt.course.exercise import Check, Exercise, Mistake
@@ -10,6 +12,45 @@ from instructgpt.course.exercise import Check, Exercise, Mistake
 def _case(word: str, *merges: str) -> dict[str, Any]:
     pairs = [tuple(merge.split()) for merge in merges]
     return {"pieces": list(word), "ranks": {pair: rank for rank, pair in enumerate(pairs)}}
+
+
+def _wrong(choose: Callable[[list[str], Any], tuple[str, str] | None], backwards: bool = False) -> Callable[..., Any]:
+    """A loop of merges that takes what `choose` says of pieces and ranks, until that is None."""
+
+    def merged(pieces: Any, ranks: Any) -> list[str]:
+        pieces = list(pieces)
+        while (pair := choose(pieces, ranks)) is not None:
+            at = len(pieces) - 2 if backwards else 0
+            while 0 <= at < len(pieces) - 1:
+                if (pieces[at], pieces[at + 1]) == pair:
+                    pieces[at : at + 2] = [pair[0] + pair[1]]
+                at += -1 if backwards else 1
+        return pieces
+
+    return merged
+
+
+def _lowest(pieces: list[str], ranks: Any) -> tuple[str, str] | None:
+    return min((pair for pair in pairwise(pieces) if pair in ranks), key=ranks.get, default=None)
+
+
+def _of_the_same_letters(pieces: list[str], ranks: Any) -> tuple[str, str] | None:
+    joined = {first + second: rank for (first, second), rank in ranks.items()}
+    return min((p for p in pairwise(pieces) if p[0] + p[1] in joined), key=lambda p: joined[p[0] + p[1]], default=None)
+
+
+def _in_one_pass(pieces: Any, ranks: Any) -> list[str]:
+    for pair in sorted(ranks, key=ranks.get):
+        pieces = _wrong(lambda pieces, ranks, pair=pair: pair if pair in pairwise(pieces) else None)(pieces, ranks)
+    return pieces
+
+
+def _longest(pieces: Any, ranks: Any) -> list[str]:
+    known, rest, found = {first + second for first, second in ranks}, "".join(pieces), list[str]()
+    while rest:
+        end = next((end for end in range(len(rest), 1, -1) if rest[:end] in known), 1)
+        found, rest = [*found, rest[:end]], rest[end:]
+    return found
 
 
 EXERCISE = Exercise(
@@ -30,6 +71,18 @@ EXERCISE = Exercise(
         Check("an empty word", _case("", "a b"), []),
         Check("four alike, twice", _case("aaaa", "a a", "aa aa"), ["aaaa"]),
         Check("a merge of a lower rank becomes possible later", _case("xabc", "x ab", "b c", "a b"), ["x", "a", "bc"]),
+        Check(
+            "the table of ranks is in no order",
+            {"pieces": list("abc"), "ranks": {("a", "b"): 1, ("b", "c"): 0}},
+            ["a", "bc"],
+        ),
+        Check("a merge is needed for one of a lower rank", _case("abc", "ab c", "a b"), ["abc"]),
+        Check(
+            "both occurrences, though the first one makes a pair of a lower rank",
+            _case("abab", "ab a", "a b"),
+            ["ab", "ab"],
+        ),
+        Check("the same letters, cut elsewhere, are another pair", _case("abc", "b c", "ab c"), ["a", "bc"]),
     ),
     mistakes=(
         Mistake(
@@ -52,6 +105,26 @@ EXERCISE = Exercise(
         Mistake(
             "a piece is used twice: behind a merged pair, go on two places", "at += 2 if is_pair else 1", "at += 1"
         ),
+        Mistake(
+            "one occurrence alone is merged before the next pair is chosen",
+            "is_pair = pieces[at : at + 2] == [first, second]",
+            "is_pair = pieces[at : at + 2] == [first, second] and len(joined) == at",
+        ),
+        Mistake("the rank is taken from the order of the table", "key=ranks.__getitem__", "key=list(ranks).index"),
+        Mistake(
+            "a rank of 0 is taken for none",
+            "set(pairwise(pieces)) & ranks.keys()",
+            "{pair for pair in pairwise(pieces) if ranks.get(pair)}",
+        ),
+        Mistake("this goes from right to left", function=_wrong(_lowest, backwards=True)),
+        Mistake(
+            "pairs are known by their letters alone, wherever these are cut: the two pieces count",
+            function=_wrong(_of_the_same_letters),
+        ),
+        Mistake(
+            "this goes through the merges once: what one of them makes may need an earlier one", function=_in_one_pass
+        ),
+        Mistake("this takes the longest piece that is known, from the left, whatever the ranks", function=_longest),
         Mistake(
             "the two pieces are joined the wrong way round", "first + second if is_pair", "second + first if is_pair"
         ),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 from instructgpt.config import ModelConfig
@@ -32,9 +34,23 @@ def _held(function: Callable[..., Any], given: dict[str, Any]) -> list[float]:
     return feed.cache.keys[0, :, 0, 0].tolist()
 
 
+def _asked(function: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """The slots of positions of sequences, two arrays that are broadcast."""
+    return function(_feed(given), given["rows"], given["positions"]).tolist()
+
+
+def _device(function: Callable[..., Any], given: dict[str, Any]) -> str:
+    """Where the result lies, for a cache that is nowhere."""
+    feed: Any = _feed(given)
+    feed.cache = SimpleNamespace(block_size=given["block_size"], device=torch.device("meta"))
+    return str(function(feed, given["rows"], given["positions"]).device)
+
+
 def _case(tables: list[list[int]], starts: list[int], counts: list[int], block_size: int = 4) -> dict[str, Any]:
     return {"tables": tables, "starts": starts, "counts": counts, "block_size": block_size}
 
+
+TWO = {**_case([[2, 0], [1, 4]], [4, 4], [1, 1]), "rows": np.array([[0], [1]])}
 
 EXERCISE = Exercise(
     place=430,
@@ -60,6 +76,18 @@ EXERCISE = Exercise(
             _slots,
         ),
         Check("a long sequence and a short one, side by side", _case([[4, 1], [0]], [3, 1], [2, 1]), look=_slots),
+        Check(
+            "three positions of each of two sequences: (2, 1) and (3,) are broadcast",
+            {**TWO, "positions": np.array([0, 3, 5])},
+            [[8, 11, 1], [4, 7, 17]],
+            _asked,
+        ),
+        Check(
+            "the tokens before each: (2, 1) and (2, 3)",
+            {**TWO, "positions": np.array([[5, 4, 3], [2, 1, 0]])},
+            look=_asked,
+        ),
+        Check("where the result lies", {**TWO, "positions": np.array([0, 1])}, "meta", _device),
         Check("blocks of two: what lies in the memory", _case([[3, 0, 4], [1]], [1, 0], [4, 2], 2), look=_held),
     ),
     mistakes=(
@@ -82,6 +110,47 @@ EXERCISE = Exercise(
             "all tokens of a block go to its first slot: the place within the block is missing",
             " + positions % size",
             "",
+        ),
+        Mistake(
+            "rows and positions are taken to be as long as each other: they may have to be broadcast",
+            "self._padded[rows, positions // size] * size + positions % size",
+            "np.array([self._padded[row, at // size] * size + at % size"
+            " for row, at in zip(rows.ravel().tolist(), positions.ravel().tolist())])",
+        ),
+        Mistake(
+            "the result is one flat row, whatever the shape of rows and positions",
+            "positions // size] * size + positions % size)",
+            "positions // size] * size + positions % size).flatten()",
+        ),
+        Mistake("the result is not on the cache's device", ".to(self.cache.device)", ""),
+        Mistake(
+            "block and place within it are exchanged: position // size is the block",
+            "positions // size] * size + positions % size",
+            "(positions % size) % self._padded.shape[1]] * size + positions // size",
+        ),
+        Mistake(
+            "the blocks are taken to be as long as they are by default", "size = self.cache.block_size", "size = 16"
+        ),
+        Mistake(
+            "the first position of a block is looked for in the one before",
+            "positions // size]",
+            "(positions - 1) // size]",
+        ),
+        Mistake(
+            "positions are taken to begin at 0 with the new tokens: they go on behind what is cached",
+            "size = self.cache.block_size",
+            "size, positions = self.cache.block_size, positions - np.min(positions)",
+        ),
+        Mistake(
+            "the positions are written to: they are the feed's",
+            "size = self.cache.block_size",
+            "size = self.cache.block_size\n    rows = rows + 0 * positions",
+            (
+                (
+                    "self._padded[rows, positions // size] * size + positions % size",
+                    "(self._padded[rows, positions // size] * size + np.remainder(positions, size, out=positions))",
+                ),
+            ),
         ),
         Mistake("all sequences use the table of the first", "self._padded[rows, ", "self._padded[0 * rows, "),
         Mistake(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from instructgpt.course.exercise import Check, Exercise, Mistake, gradient, numbers
 
@@ -15,6 +17,13 @@ def _row(*values: float) -> torch.Tensor:
 
 def _losses(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
+
+
+def _in_16_bits(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0,
+                ignore_index: int = -100) -> Tensor:  # fmt: skip
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = F.cross_entropy(wide, targets, None, None, ignore_index, None, "none", label_smoothing)
+    return (losses + z_loss * wide.logsumexp(-1).square() * (targets != ignore_index)).to(logits.dtype)
 
 
 ONE = torch.tensor([0])
@@ -51,6 +60,19 @@ EXERCISE = Exercise(
             "logits in float16: a loss in float32",
             {"logits": numbers(2, 50, dtype=torch.float16), "targets": torch.tensor([3, 49])},
         ),
+        Check(
+            "smoothing and z-loss, one of three rows ignored",
+            {"logits": numbers(3, 5), "targets": torch.tensor([1, -100, 3]), "label_smoothing": 0.2, "z_loss": 0.1},
+        ),
+        Check(
+            "a token of the vocabulary says: ignored",
+            {"logits": numbers(2, 5), "targets": torch.tensor([0, 4]), "ignore_index": 0},
+        ),
+        Check(
+            "the gradient with smoothing and z-loss",
+            {"logits": numbers(4, 5), "targets": MIXED, "label_smoothing": 0.2, "z_loss": 0.1},
+            look=gradient("logits"),
+        ),
     ),
     mistakes=(
         Mistake("an ignored position has a loss, as if its target were token 0", ".masked_fill(is_ignored, 0.0)", ""),
@@ -78,6 +100,46 @@ EXERCISE = Exercise(
             "target",
         ),
         Mistake("the z-loss is of lse, not of its square", "lse.square()", "lse"),
+        Mistake(
+            "an ignored position keeps its z-loss",
+            "return ((losses + z_loss * lse.square()) * one_or_nan).masked_fill(is_ignored, 0.0)",
+            "return (losses * one_or_nan).masked_fill(is_ignored, 0.0) + z_loss * lse.square()",
+        ),
+        Mistake(
+            "there is no gradient: the logits are detached",
+            "is_ignored = targets ==",
+            "logits = logits.detach()\n    is_ignored = targets ==",
+        ),
+        Mistake("the z-loss has no gradient: it is detached", "lse.square()", "lse.square().detach()"),
+        Mistake("`z_loss` is ignored", "z_loss * lse", "0.0 * lse"),
+        Mistake(
+            "`label_smoothing` is ignored",
+            "losses = lse - (1 - label_smoothing) * target",
+            "losses = lse - target",
+            (("if label_smoothing:", "if False:"),),
+        ),
+        Mistake(
+            "what is smoothed away is spread over the other tokens alone: the target is one of the V, too",
+            "logits.mean(-1)",
+            "(logits.sum(-1) - target) / (logits.size(-1) - 1)",
+        ),
+        Mistake(
+            "whatever is no token is ignored, and `ignore_index` is not looked at",
+            "is_ignored = targets == ignore_index",
+            "is_ignored = (targets < 0) | (targets >= logits.size(-1))",
+        ),
+        Mistake(
+            "ignored rows are left out: there is to be a loss for each row, and 0 for these",
+            ".masked_fill(is_ignored, 0.0)",
+            "[~is_ignored]",
+        ),
+        Mistake(
+            "this is in bits, not in nats",
+            ".masked_fill(is_ignored, 0.0)",
+            ".masked_fill(is_ignored, 0.0) / 0.6931471805599453",
+        ),
+        Mistake("the loss has the 16 bits of its logits", function=_in_16_bits),
+        Mistake("float64 becomes float32", "torch.promote_types(logits.dtype, torch.float32)", "torch.float32"),
         Mistake(
             "16 bits are computed with as they are",
             "logits = logits.to(torch.promote_types(logits.dtype, torch.float32))",

@@ -8,11 +8,15 @@ from typing import Any
 
 import torch
 
-from instructgpt.course.exercise import Check, Exercise, Mistake, numbers
+from instructgpt.course.exercise import Check, Exercise, Mistake, gradient_at, numbers
 from instructgpt.data.comparisons import Pairs
 
 ONE = Pairs(torch.tensor([0]), torch.tensor([1]), torch.ones(1).double())
 THREE = Pairs(torch.tensor([0, 0, 1]), torch.tensor([1, 2, 2]), torch.full((3,), 1 / 3).double())
+
+UNLIKE = Pairs(
+    torch.tensor([0, 0, 1, 3]), torch.tensor([1, 2, 2, 4]), torch.tensor([1 / 3, 1 / 3, 1 / 3, 1.0]).double()
+)
 
 
 def _loss(function: Callable[..., Any], given: dict[str, Any]) -> Any:
@@ -23,8 +27,8 @@ def _loss(function: Callable[..., Any], given: dict[str, Any]) -> Any:
 
 def _gradient(function: Callable[..., Any], given: dict[str, Any]) -> Any:
     policy = given["policy"].clone().requires_grad_()
-    function(**{**given, "policy": policy}).total.backward()
-    return policy.grad
+    total = function(**{**given, "policy": policy}).total
+    return gradient_at(total, policy)
 
 
 def _is(total: float, weight: float = 1.0) -> dict[str, torch.Tensor]:
@@ -90,6 +94,16 @@ EXERCISE = Exercise(
             _loss,
         ),
         Check(
+            "comparisons that weigh unlike each other, a tenth of them the wrong way round, β = 0.3",
+            {"policy": numbers(5), "reference": numbers(5, seed=1), "pairs": UNLIKE, "beta": 0.3, "label_noise": 0.1},
+            look=_loss,
+        ),
+        Check(
+            "the gradient, some the wrong way round",
+            {"policy": numbers(5), "reference": numbers(5, seed=1), "pairs": UNLIKE, "beta": 2.0, "label_noise": 0.1},
+            look=_gradient,
+        ),
+        Check(
             "the gradient",
             {"policy": numbers(3), "reference": numbers(3, seed=1), "pairs": THREE, "beta": 0.3},
             look=_gradient,
@@ -126,6 +140,62 @@ EXERCISE = Exercise(
             "the logarithm of a sigmoid that has become 0 is infinite: take logsigmoid",
             "* F.logsigmoid(margins) - label_noise * F.logsigmoid(-margins)",
             "* torch.sigmoid(margins).log() - label_noise * F.logsigmoid(-margins)",
+        ),
+        Mistake(
+            "where the comparison is taken to be the wrong way round, β is missing",
+            "label_noise * F.logsigmoid(-margins)",
+            "label_noise * F.logsigmoid(-margins / beta)",
+        ),
+        Mistake(
+            "the wrong way round is taken away: it is to be added",
+            "- label_noise * F.logsigmoid(-margins)",
+            "+ label_noise * F.logsigmoid(-margins)",
+        ),
+        Mistake(
+            "the total is a mean over comparisons, whatever they weigh",
+            "return _loss(losses, margins, pairs, policy, reference)",
+            "return Loss(losses.mean(), pairs.weight.sum())",
+        ),
+        Mistake(
+            "comparisons weigh alike: a prompt with many answers then weighs more than one with few",
+            "return _loss(losses, margins, pairs, policy, reference)",
+            "return Loss(losses.sum(), torch.tensor(float(len(losses))).double())",
+        ),
+        Mistake(
+            "the weight is the number of comparisons: it is the sum of their weights",
+            "return _loss(losses, margins, pairs, policy, reference)",
+            "return Loss((losses * pairs.weight).sum(), torch.tensor(float(len(losses))).double())",
+        ),
+        Mistake("the loss is divided by β", "return _loss(losses,", "return _loss(losses / beta,"),
+        Mistake(
+            "these are differences of probabilities, not of their logarithms",
+            "_difference(policy - reference, pairs)",
+            "_difference(policy.exp() - reference.exp(), pairs)",
+        ),
+        Mistake(
+            "this is IPO's square, which wants a margin of 1/2β",
+            "losses = -(1 - label_noise) * F.logsigmoid(margins) - label_noise * F.logsigmoid(-margins)",
+            "losses = (margins / beta - 1 / (2 * beta)).square()",
+        ),
+        Mistake(
+            "this is a hinge, not the logarithm of a probability",
+            "losses = -(1 - label_noise) * F.logsigmoid(margins) - label_noise * F.logsigmoid(-margins)",
+            "losses = (1 - margins).clamp(min=0)",
+        ),
+        Mistake(
+            "the margins are cut off, and large losses with them",
+            "beta * _difference(policy - reference, pairs)",
+            "(beta * _difference(policy - reference, pairs)).clamp(-50, 50)",
+        ),
+        Mistake(
+            "the total has no gradient: the margins are detached",
+            "beta * _difference(policy - reference, pairs)",
+            "beta * _difference(policy - reference, pairs).detach()",
+        ),
+        Mistake(
+            "the worse answer is given no gradient: it is detached",
+            "_difference(policy - reference, pairs)",
+            "((policy - reference)[pairs.better] - (policy - reference)[pairs.worse].detach())",
         ),
         Mistake(
             "the reference's gap is held against the policy's as a floor of 0: margins below 0 are cut off",

@@ -23,6 +23,7 @@ EXERCISE = Exercise(
         check("scores in the hundreds: the maximum grows from block to block", queries=4, keys=48, size=30.0),
         check("two documents in a row, and padding behind them", queries=33, keys=33, documents=2, padding=5),
         check("a soft cap of 2", queries=4, keys=20, soft_cap=2.0),
+        check("keys and values that lie otherwise in memory than one another", layout="mixed", queries=3, keys=40),
         check("float16, 24 channels", dtype="float16", queries=3, keys=33, head_dim=24),
     ),
     mistakes=(
@@ -49,6 +50,48 @@ EXERCISE = Exercise(
             "the scores are not brought to their unit before the exponential: the scale is missing",
             "p = tl.exp2(s * unit - shift[:, None])",
             "p = tl.exp2(s - shift[:, None])",
+        ),
+        Mistake(
+            "the values are taken to lie as far apart as the keys: their step is v_step",
+            "v_block + tl.cast(block, tl.int64) * v_step",
+            "v_block + tl.cast(block, tl.int64) * k_step",
+        ),
+        Mistake(
+            "keys before a query's interval are not masked on the edges: it has a first one, too",
+            "(keys[None, :] >= first[:, None]) & ",
+            "",
+        ),
+        Mistake(
+            "`SOFT_CAP` is ignored",
+            'capped_scores(tl.dot(q, tl.trans(k), input_precision="ieee"), scale, SOFT_CAP)',
+            'tl.dot(q, tl.trans(k), input_precision="ieee")',
+        ),
+        Mistake(
+            "what came before is forgotten: `state` is where this goes on from",
+            "acc, m, total = state",
+            "acc, m, total = state\n"
+            '    acc, m, total = acc * 0.0, tl.full(m.shape, -float("inf"), tl.float32), total * 0.0',
+        ),
+        Mistake(
+            "what was summed before is scaled down by a power of e, and the rest by powers of 2",
+            "alpha = tl.exp2(m - shift)",
+            "alpha = tl.exp(m - shift)",
+        ),
+        Mistake(
+            "the sum of values is divided by the sum of weights in the loop already",
+            "return acc, m, total",
+            "return acc / total[:, None], m, total",
+        ),
+        Mistake(
+            "only the first block is looked at",
+            "range(begin, until, BLOCK_K)",
+            "range(begin, min(until, begin + BLOCK_K), BLOCK_K)",
+        ),
+        Mistake(
+            "the new weights are scaled down, not what was summed before",
+            "total * alpha + tl.sum(p, 1)",
+            "total + tl.sum(p, 1) * alpha",
+            (("acc * alpha[:, None], p,", "acc, p * alpha[:, None],"),),
         ),
         Mistake(
             "each block reads the same values: v_block has to move on",

@@ -95,6 +95,40 @@ EXERCISE = Exercise(
             "discount * decay * next_advantage",
             "discount * next_advantage",
         ),
+        Mistake("γ and λ are exchanged", "delta = rewards[:, t] + discount", "delta = rewards[:, t] + decay"),
+        Mistake("this is each decision's own surprise, whatever λ", "+ discount * decay * next_advantage", ""),
+        Mistake(
+            "the surprises are weighed by 1 - λ: they count in full",
+            "advantage = delta +",
+            "advantage = (1 - decay) * delta +",
+        ),
+        Mistake("λ is taken twice", "discount * decay * next_advantage", "discount * decay * decay * next_advantage"),
+        Mistake(
+            "what comes behind the last token is given the last value: nothing comes there",
+            "next_value = next_advantage = torch.zeros_like(values[:, 0])",
+            "next_value, next_advantage = values[:, -1], torch.zeros_like(values[:, 0])",
+        ),
+        Mistake("off the answer the advantages are not 0", "torch.where(here, advantage, 0.0)", "advantage"),
+        Mistake(
+            "advantages and returns are exchanged",
+            "Advantages(advantages, (advantages + values) * is_answer)",
+            "Advantages((advantages + values) * is_answer, advantages)",
+        ),
+        Mistake(
+            "the returns are advantages less values: the values are to be added",
+            "(advantages + values)",
+            "(advantages - values)",
+        ),
+        Mistake(
+            "the advantages are brought to mean 0 and deviation 1: that is done elsewhere, over the whole batch",
+            "return Advantages(advantages,",
+            "centred = (advantages - advantages[is_answer].mean()) / (advantages[is_answer].std() + 1e-8)\n"
+            "    return Advantages(torch.where(is_answer, centred, 0.0) if is_answer.sum() > 1 else advantages,",
+        ),
+        Mistake(
+            "all rows are taken to have the first one's answer", "here = is_answer[:, t]", "here = is_answer[:1, t]"
+        ),
+        Mistake("`discount` is taken to be 1 always", "delta = rewards", "discount = 1.0\n        delta = rewards"),
         Mistake("γ is missing before the next value", "discount * next_value", "next_value"),
         Mistake(
             "γ is missing before the next advantage", "discount * decay * next_advantage", "decay * next_advantage"

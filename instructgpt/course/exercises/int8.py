@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from instructgpt.course.exercise import Check, Exercise, Holds, Mistake, numbers, part
@@ -29,7 +30,26 @@ def _error(function: Callable[..., Any], given: dict[str, Any]) -> float:
     def largest(x: Tensor) -> Tensor:
         return x.view(len(weight), -1, given["group"]).abs().amax(-1)  # (M, groups)
 
-    return float((largest(dequantize(packed, scales, given["bits"]) - weight) / (largest(weight) / highest)).max())
+    found = dequantize(packed, scales, given["bits"]).double()
+    weight = F.pad(weight, (0, found.size(-1) - weight.size(-1))).double()
+    return float((largest(found - weight) / (largest(weight) / highest)).max())
+
+
+def _error_as_stored(function: Callable[..., Any], given: dict[str, Any]) -> float:
+    """The largest difference of an integer of 8 bits from what it stands for, weight over scale."""
+    integers, scales = function(**given)
+    exact = given["weight"].double().view(*scales.shape, -1) / scales[..., None]
+    return float((integers.view(exact.shape) - exact).abs().max())
+
+
+def _refusal(function: Callable[..., Any], given: dict[str, Any]) -> str:
+    try:
+        function(**given)
+    except ValueError:
+        return "ValueError"
+    except Exception as error:
+        return type(error).__name__
+    return "no error"
 
 
 HALF = Holds("at most 0.5", lambda value: value <= 0.5001)
@@ -93,6 +113,31 @@ EXERCISE = Exercise(
             look=KINDS,
         ),
         Check(
+            "a width that no group divides: the error, in steps",
+            {"weight": numbers(3, 40, dtype=torch.float32), "bits": 8, "group": 32},
+            HALF,
+            _error,
+        ),
+        Check(
+            "bfloat16: the error with the scale as it is stored, in steps of that",
+            {"weight": numbers(8, 64, dtype=torch.bfloat16), "bits": 8, "group": 32},
+            HALF,
+            _error_as_stored,
+        ),
+        Check(
+            "4 bits, two groups of 64",
+            {"weight": numbers(2, 128, dtype=torch.float32), "bits": 4},
+            HALF,
+            lambda function, given: _error(function, {**given, "group": 64}),
+        ),
+        Check("3 bits: a ValueError", {"weight": _row(1.0), "bits": 3, "group": 32}, "ValueError", _refusal),
+        Check(
+            "groups of 48: a ValueError",
+            {"weight": _row(1.0, width=48), "bits": 8, "group": 48},
+            "ValueError",
+            _refusal,
+        ),
+        Check(
             "scales have the dtype of the weight",
             {"weight": numbers(3, 64, dtype=torch.bfloat16), "bits": 4, "group": 64},
             look=KINDS,
@@ -105,6 +150,57 @@ EXERCISE = Exercise(
             "wide.abs().amax().expand(M, wide.size(1))",
         ),
         Mistake("this cuts off where it should round", ".round()", ".trunc()"),
+        Mistake(
+            "neither other bits nor groups of other sizes are refused",
+            "if bits not in BITS or group not in GROUPS:",
+            "if M == 0:",
+            (("M, K = weight.shape", "pass"), ("if M == 0", "M, K = weight.shape\n    if M == 0")),
+        ),
+        Mistake("other bits are not refused as a ValueError", "bits not in BITS or", ""),
+        Mistake("groups of other sizes are not refused as a ValueError", " or group not in GROUPS", ""),
+        Mistake(
+            "the integers are made with the scale as it was before it was stored in fewer bits",
+            "step = scales.float()[..., None]",
+            "step = (wide.abs().amax(-1) / highest)[..., None]",
+        ),
+        Mistake(
+            "this computes in the weight's own 16 bits",
+            "weight.detach().float()",
+            "weight.detach()",
+            (("scales.float()[..., None]", "scales[..., None]"),),
+        ),
+        Mistake("the scales are in float32, whatever the weight is in", ".to(weight.dtype)", ""),
+        Mistake(
+            "the scale is inverted: the integers are multiplied by it to get the weight back",
+            "integers = torch.where(step",
+            "scales = torch.where(scales > 0, 1 / scales, 0.0)\n    integers = torch.where(step",
+        ),
+        Mistake(
+            "the width is filled up in front, not behind",
+            "(0, group * cdiv(K, group) - K)",
+            "(group * cdiv(K, group) - K, 0)",
+        ),
+        Mistake(
+            "the last group is left out where it is not whole",
+            "F.pad(weight.detach().float(), (0, group * cdiv(K, group) - K)).view",
+            "weight.detach().float()[:, : K // group * group].reshape",
+        ),
+        Mistake(
+            "a row has one scale: each group has its own",
+            "wide.abs().amax(-1)",
+            "wide.abs().amax((1, 2))[:, None].expand(M, wide.size(1))",
+        ),
+        Mistake("this always rounds down", ".round()", ".floor()"),
+        Mistake("with 4 bits 7 is added, not 8", "(integers + 8)", "(integers + 7)"),
+        Mistake(
+            "with 4 bits the largest integer is taken to be 15: half of them are negative",
+            "highest = 2 ** (bits - 1) - 1",
+            "highest = 2 ** (bits - 1) - 1 if bits == 8 else 15",
+        ),
+        Mistake(
+            "`group` is ignored: it is 64 only by default", "M, K = weight.shape", "M, K = weight.shape\n    group = 64"
+        ),
+        Mistake("with 8 bits the integers are not int8", "integers.to(torch.int8)", "integers"),
         Mistake("a group of zeros is 0/0", "torch.where(step > 0, wide / step, 0.0)", "(wide / step)"),
         Mistake(
             "the scale is that of the largest weight, not of the largest in size: negative ones do not fit",

@@ -47,6 +47,14 @@ EXERCISE = Exercise(
             _rounded,
         ),
         Check("cut off at 0 and 1", {"scores": [0.0, 0.5, 1.0]}, look=_rounded),
+        Check(
+            "one score between 0 and 1: its mean",
+            {"scores": [0.5]},
+            0.5,
+            lambda function, given: function(**given).mean,
+        ),
+        Check("four scores, two of them 0 and 1", {"scores": [0.0, 0.2, 0.3, 1.0]}, look=_rounded),
+        Check("near 1, cut off", {"scores": [0.9, 1.0, 0.6, 1.0]}, look=_rounded),
         Check("no scores: a ValueError", {"scores": []}, "ValueError", _refusal),
     ),
     mistakes=(
@@ -55,6 +63,52 @@ EXERCISE = Exercise(
             "scores of 0 and 1",
             "if all(score in (0, 1) for score in scores):",
             "if n < 0:",
+        ),
+        Mistake("a single score divides by 0: n - 1 is 0 there", "max(n - 1, 1)", "(n - 1)"),
+        Mistake(
+            "Wilson's interval is taken as soon as one score is 0 or 1: it is for scores that all are",
+            "if all(score",
+            "if any(score",
+        ),
+        Mistake(
+            "Wilson's interval is taken for all scores", "if all(score in (0, 1) for score in scores):", "if n > 0:"
+        ),
+        Mistake("z is that of 90%: for 95% it is 1.96", "n = len(scores)", "n, _Z = len(scores), 1.645"),
+        Mistake("z is 2: for 95% it is 1.96", "n = len(scores)", "n, _Z = len(scores), 2"),
+        Mistake(
+            "this is one standard error to each side: 1.96 of them are 95%",
+            "half = mean, _Z * math",
+            "half = mean, math",
+        ),
+        Mistake(
+            "the variance is p(1 - p), which is that of scores of 0 and 1 alone",
+            "variance = math.fsum((score - mean) ** 2 for score in scores) / max(n - 1, 1)",
+            "variance = mean * (1 - mean)",
+        ),
+        Mistake("1 + z²/n is missing under Wilson's half width", "half = _Z / (1 + _Z**2 / n) *", "half = _Z *"),
+        Mistake("Wilson's centre has z²/n where z²/2n is meant", "_Z**2 / (2 * n)", "_Z**2 / n"),
+        Mistake("this is the sum of the scores, not their mean", "math.fsum(scores) / n", "math.fsum(scores)"),
+        Mistake(
+            "this is in percent: scores are shares",
+            "return Interval(mean, min(mean, max(0.0, centre - half)), max(mean, min(1.0, centre + half)), n)",
+            "return Interval(100 * mean, 100 * max(0.0, centre - half), 100 * min(1.0, centre + half), n)",
+        ),
+        Mistake("only the lower end is cut off", "min(1.0, centre + half)", "centre + half"),
+        Mistake("only the upper end is cut off", "max(0.0, centre - half)", "centre - half"),
+        Mistake(
+            "the two ends are exchanged",
+            "min(mean, max(0.0, centre - half)), max(mean, min(1.0, centre + half))",
+            "max(mean, min(1.0, centre + half)), min(mean, max(0.0, centre - half))",
+        ),
+        Mistake(
+            "n is the number of right answers, not of scores",
+            "centre + half)), n)",
+            "centre + half)), round(sum(scores)))",
+        ),
+        Mistake(
+            "no scores are given a mean of 0: there is none",
+            'raise ValueError("the mean of no scores")',
+            "return Interval(0.0, 0.0, 1.0, 0)",
         ),
         Mistake("the variance is divided by n where n - 1 is meant", "max(n - 1, 1)", "n"),
         Mistake(

@@ -72,6 +72,34 @@ EXERCISE = Exercise(
             "reference - logprobs",
             "logprobs - reference",
         ),
+        Mistake(
+            "this is the size of k1: never negative, but wrong in the mean",
+            "log_ratio.expm1() - log_ratio",
+            "log_ratio.abs()",
+        ),
+        Mistake(
+            "k1 is cut off at 0: never negative, but wrong in the mean",
+            "log_ratio.expm1() - log_ratio",
+            "(-log_ratio).clamp(min=0)",
+        ),
+        Mistake("this is half of it", "log_ratio.expm1() - log_ratio", "(log_ratio.expm1() - log_ratio) / 2"),
+        Mistake(
+            "this is one mean where a value for each token is asked for",
+            "log_ratio.expm1() - log_ratio",
+            "(log_ratio.expm1() - log_ratio).mean()",
+        ),
+        Mistake(
+            "this weighs the difference of logarithms by the probability: being sampled is a weight already",
+            "log_ratio.expm1() - log_ratio",
+            "logprobs.exp() * -log_ratio",
+        ),
+        Mistake("the ratio has no gradient: it is detached", "log_ratio.expm1()", "log_ratio.detach().expm1()"),
+        Mistake("the logarithm has no gradient: it is detached", "- log_ratio\n", "- log_ratio.detach()\n"),
+        Mistake("there is no gradient at all", "reference - logprobs", "(reference - logprobs).detach()"),
+        Mistake("the log-ratio is cut off", "reference - logprobs", "(reference - logprobs).clamp(-1, 1)"),
+        Mistake(
+            "log-probabilities are taken for probabilities", "reference - logprobs", "(reference / logprobs).log()"
+        ),
         Mistake("the 1 is not subtracted: this is 1 where both agree", "log_ratio.expm1()", "log_ratio.exp()"),
         Mistake(
             "e^x - 1 loses its digits where x is small: `expm1` keeps them",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,18 @@ import torch
 from torch import Tensor
 
 from instructgpt.course.exercise import Check, Exercise, Mistake, numbers
+
+
+def _gradients(function: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """Those of x, and of each part's A and B."""
+    x, lowrank = given["x"].clone().requires_grad_(), given["self"]
+    leaves = {"x": x}
+    for name, part in lowrank.named.items():
+        leaves |= {f"{name}.A": part.A.clone().requires_grad_(), f"{name}.B": part.B.clone().requires_grad_()}
+    named = {name: SimpleNamespace(A=leaves[f"{name}.A"], B=leaves[f"{name}.B"]) for name in lowrank.named}
+    result = function(SimpleNamespace(named=named, rows=lowrank.rows, scale=lowrank.scale), x)
+    result.backward(numbers(*result.shape, seed=9))
+    return {name: leaf.grad for name, leaf in leaves.items()}
 
 
 def _matrix(*rows: list[float]) -> Tensor:
@@ -55,6 +68,31 @@ EXERCISE = Exercise(
             ),
             _matrix([5, 0, 15, 0, 0, 2, 2, 2]),
         ),
+        Check(
+            "parts that were named in another order than they stand in",
+            _case(
+                numbers(2, 6), {"query": 3, "key": 3, "value": 3}, 1.0, value=_part(3, 6, 2, 1), query=_part(3, 6, 2, 3)
+            ),
+        ),
+        Check(
+            "as many outputs as inputs: x itself is not added",
+            _case(numbers(2, 4), {"up": 4}, 0.5, up=_part(4, 4, 2, 1)),
+        ),
+        Check(
+            "the gradients of x, and of each A and B",
+            _case(numbers(2, 6), {"query": 3, "key": 2}, 0.5, query=_part(3, 6, 2, 1)),
+            look=_gradients,
+        ),
+        Check(
+            "bfloat16 stays bfloat16",
+            _case(
+                numbers(2, 6).bfloat16(),
+                {"query": 3, "key": 2},
+                0.5,
+                query=(numbers(2, 6, seed=1).bfloat16(), numbers(3, 2, seed=2).bfloat16()),
+            ),
+            tolerance=0.05,
+        ),
         Check("rank 3, (2, 4, 6) inputs", _case(numbers(2, 4, 6), {"up": 5}, 0.5, up=_part(5, 6, 3, 1))),
         Check(
             "three parts of rank 2",
@@ -79,6 +117,36 @@ EXERCISE = Exercise(
             "the scale is applied twice, to A x and to B",
             "F.linear(of_part[name], parts[name].B)",
             "F.linear(of_part[name], parts[name].B) * self.scale",
+        ),
+        Mistake(
+            "the parts stand in the order in which they were named: they go as in `rows`",
+            "for name, rows in self.rows.items()",
+            "for name, rows in [(k, self.rows[k]) for k in [*parts, *(self.rows.keys() - parts.keys())]]",
+        ),
+        Mistake(
+            "x is added: only what is added to the matrix's own result is asked for",
+            "return up[0] if len(up) == 1 else torch.cat(up, dim=-1)",
+            "y = up[0] if len(up) == 1 else torch.cat(up, dim=-1)\n    return y + x if y.shape == x.shape else y",
+        ),
+        Mistake("A is given no gradient: it is detached", "[part.A for part", "[part.A.detach() for part"),
+        Mistake("B is given no gradient: it is detached", "parts[name].B)", "parts[name].B.detach())"),
+        Mistake("x is given no gradient: it is detached", "F.linear(x,", "F.linear(x.detach(),"),
+        Mistake(
+            "parts without an adapter are left out: zeros stand there",
+            "else inner.new_zeros(*x.shape[:-1], rows)",
+            "else inner.new_zeros(*x.shape[:-1], 0)",
+        ),
+        Mistake(
+            "the zeros are in float32, and so the result is, too",
+            "inner.new_zeros(*x.shape[:-1], rows)",
+            "torch.zeros(*x.shape[:-1], rows)",
+        ),
+        Mistake("there is a non-linearity between A and B", "* self.scale  # (", ".relu() * self.scale  # ("),
+        Mistake("only the first adapter is used", "if name in of_part", "if name == next(iter(parts))"),
+        Mistake(
+            "the dimensions in front are lost: the result is (tokens, out)",
+            "return up[0] if len(up) == 1 else torch.cat(up, dim=-1)",
+            "return torch.cat(up, dim=-1).flatten(0, -2)",
         ),
         Mistake(
             "the parts are in the wrong order: they go as in `rows`",

@@ -13,12 +13,12 @@ CPU = torch.device("cpu")
 
 
 def _allowed(function: Callable[..., Any], given: dict[str, Any]) -> Any:
-    """True where a query may attend, whether the mask says so or has something to add to scores; None is causality."""
+    """True where a query may attend, whether the mask says so or has something to add to scores. None is PyTorch's own
+    causality, which puts the first query at the first key, or a single query that sees everything."""
     mask = function(**given)
     if mask is None:
-        return torch.ones(1, 1, given["queries"], given["keys"], dtype=torch.bool).tril(
-            given["keys"] - given["queries"]
-        )
+        plain = torch.ones(1, 1, given["queries"], given["keys"], dtype=torch.bool)
+        return plain if given["queries"] == 1 else plain.tril()
     return mask if mask.dtype == torch.bool else mask == 0
 
 
@@ -63,6 +63,24 @@ EXERCISE = Exercise(
             {"queries": 4, "keys": 4, "documents": torch.tensor([[0, 0, 0, -1], [0, 1, 2, 2]]), "device": CPU},
             look=_allowed,
         ),
+        Check(
+            "one new token of the second document",
+            {"queries": 1, "keys": 4, "documents": torch.tensor([[0, 0, 1, 1]]), "device": CPU},
+            _mask("0011"),
+            _allowed,
+        ),
+        Check(
+            "one new token, no documents",
+            {"queries": 1, "keys": 3, "documents": None, "device": CPU},
+            _mask("111"),
+            _allowed,
+        ),
+        Check(
+            "where the mask lies",
+            {"queries": 2, "keys": 5, "documents": None, "device": torch.device("meta")},
+            "meta",
+            lambda function, given: str(function(**given).device),
+        ),
     ),
     mistakes=(
         Mistake(
@@ -75,6 +93,76 @@ EXERCISE = Exercise(
                     "is_same & torch.ones(queries, keys, dtype=torch.bool).tril()",
                 ),
             ),
+        ),
+        Mistake(
+            "None where the queries are the last of more keys: PyTorch puts the first query at the first key",
+            "None if queries in (1, keys) else kernels.causal_mask(queries, keys, device)[None, None]",
+            "None",
+        ),
+        Mistake(
+            "a single query is let see all keys, though they are of several documents",
+            "if documents is None:",
+            "if queries == 1:\n        return None\n    if documents is None:",
+        ),
+        Mistake(
+            "the mask is not on the device that was asked for",
+            "kernels.causal_mask(queries, keys, device)[None, None]",
+            'kernels.causal_mask(queries, keys, torch.device("cpu"))[None, None]',
+        ),
+        Mistake(
+            "each query sees the key behind its own, too",
+            "None if queries in (1, keys) else kernels.causal_mask(queries, keys, device)[None, None]",
+            "torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device).tril(keys - queries + 1)",
+            (
+                (
+                    "is_same & kernels.causal_mask(queries, keys, device)",
+                    "is_same & torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries + 1)",
+                ),
+            ),
+        ),
+        Mistake(
+            "queries and keys are exchanged: this sees what comes later, not what came before",
+            "None if queries in (1, keys) else kernels.causal_mask(queries, keys, device)[None, None]",
+            "torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device).triu(keys - queries)",
+            (
+                (
+                    "is_same & kernels.causal_mask(queries, keys, device)",
+                    "is_same & torch.ones(queries, keys, dtype=torch.bool).triu(keys - queries)",
+                ),
+            ),
+        ),
+        Mistake(
+            "the mask is the wrong way round: True is where a query may attend",
+            "None if queries in (1, keys) else kernels.causal_mask(queries, keys, device)[None, None]",
+            "~kernels.causal_mask(queries, keys, device)[None, None]",
+            (
+                (
+                    "(is_same & kernels.causal_mask(queries, keys, device))",
+                    "~(is_same & kernels.causal_mask(queries, keys, device))",
+                ),
+            ),
+        ),
+        Mistake(
+            "a dimension for the heads is missing: (B, 1, queries, keys)",
+            "None if queries in (1, keys) else kernels.causal_mask(queries, keys, device)[None, None]",
+            "kernels.causal_mask(queries, keys, device)[None]",
+            (
+                (
+                    "(is_same & kernels.causal_mask(queries, keys, device))[:, None]",
+                    "(is_same & kernels.causal_mask(queries, keys, device))",
+                ),
+            ),
+        ),
+        Mistake(
+            "padding sees nothing, not even itself: a softmax over nothing is no number",
+            "is_same & kernels",
+            "is_same & (documents >= 0)[:, None] & kernels",
+        ),
+        Mistake(
+            "all rows are given the documents of the first one",
+            "documents[:, None, :]",
+            "documents[:1, None, :].expand(len(documents), -1, -1)",
+            (("documents[:, keys - queries :, None]", "documents[:1, keys - queries :, None]"),),
         ),
         Mistake(
             "within a document all is visible, also what comes later",

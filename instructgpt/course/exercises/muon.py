@@ -54,6 +54,12 @@ EXERCISE = Exercise(
             part(torch.linalg.svdvals),
         ),
         Check(
+            "singular values, a tall matrix",
+            {"update": numbers(1, 7, 3)},
+            _between(0.85, 1.15),
+            part(torch.linalg.svdvals),
+        ),
+        Check(
             "a tall matrix keeps its shape",
             {"update": numbers(1, 7, 3)},
             [1, 7, 3],
@@ -68,6 +74,11 @@ EXERCISE = Exercise(
         ),
         Check("how much a large update changes with its size", {"update": numbers(1, 4, 3)}, SMALL, _sized),
         Check("how much a small matrix in a stack depends on a large one", {"update": STACK}, SMALL, _alone),
+        Check(
+            "zeros stay a number",
+            {"update": torch.zeros(1, 2, 3).double()},
+            Holds("all finite", lambda x: bool(x.isfinite().all())),
+        ),
         Check(
             "three iterations: singular values",
             {"update": numbers(1, 3, 7), "iterations": 3},
@@ -93,6 +104,34 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "a tall matrix comes back lying: the transposition is not undone", "return x.mT if tall else x", "return x"
+        ),
+        Mistake(
+            "a tall matrix is made larger: what its rows and columns are worth is not decided here",
+            "return x.mT if tall else x",
+            "return (x.mT if tall else x) * max(1, update.size(-2) / update.size(-1)) ** 0.5",
+        ),
+        Mistake("zeros are 0/0: something small belongs to the norm", " + 1e-7)", ")"),
+        Mistake(
+            "these are the constants of Muon's first version: `_POLYNOMIALS` come nearer to 1",
+            "in _POLYNOMIALS[:iterations]:",
+            "in [(3.4445, -4.7750, 2.0315)] * iterations:",
+        ),
+        Mistake("one iteration is missing", "_POLYNOMIALS[:iterations]", "_POLYNOMIALS[: iterations - 1]"),
+        Mistake("b and c are exchanged", "for a, b, c in", "for a, c, b in"),
+        Mistake(
+            "each iteration takes the first of the polynomials: each has its own",
+            "in _POLYNOMIALS[:iterations]:",
+            "in _POLYNOMIALS[:1] * iterations:",
+        ),
+        Mistake(
+            "the polynomials are taken in the wrong order",
+            "in _POLYNOMIALS[:iterations]:",
+            "in _POLYNOMIALS[:iterations][::-1]:",
+        ),
+        Mistake(
+            "the norm is the largest element: singular values may be larger than that",
+            "x.norm(dim=(-2, -1), keepdim=True)",
+            "x.abs().amax(dim=(-2, -1), keepdim=True)",
         ),
         Mistake("the term c of the polynomial is missing", "alpha=c", "alpha=0.0"),
         Mistake("the term a of the polynomial is 1", "beta=a", "beta=1.0"),

@@ -20,7 +20,7 @@ EXERCISE = Exercise(
     target="kernels.softmax.softmax_forward_online_kernel",
     checks=(
         check("one row of 65 columns: two blocks", rank=1, columns=65),
-        check("130 columns, scaled by 1/8", rank=1, columns=130, scale=0.125),
+        check("130 columns, scaled by -1/8", rank=1, columns=130, scale=-0.125),
         check(
             "scores in the hundreds: the maximum grows from block to block", rank=2, queries=3, columns=200, size=300.0
         ),
@@ -33,7 +33,24 @@ EXERCISE = Exercise(
             columns=140,
             special="-inf",
         ),
-        check("float16", dtype="float16", rank=2, queries=2, columns=129),
+        check("rows of 70 that lie further apart than they are long", layout="padded", rank=2, queries=3, columns=70),
+        check(
+            "float16, scores in the hundreds, scaled by 0.3",
+            dtype="float16",
+            rank=2,
+            queries=2,
+            columns=129,
+            size=300.0,
+            scale=0.3,
+        ),
+        check(
+            "causal, as many queries as columns: the first one sees one score, which may be far below 0",
+            rank=2,
+            queries=66,
+            columns=66,
+            causal=True,
+            size=300.0,
+        ),
     ),
     mistakes=(
         Mistake(
@@ -53,6 +70,21 @@ EXERCISE = Exercise(
             "pivot = larger",
         ),
         Mistake(
+            "the maximum begins at 0: where all scores are far below, all of their exponentials are 0",
+            'maximum = tl.full((ROWS, 1), -float("inf"), tl.float32)',
+            "maximum = tl.zeros((ROWS, 1), tl.float32)",
+        ),
+        Mistake(
+            "y is taken to have its rows `stride` apart, as x has: y is contiguous",
+            "tl.store(y + row * columns",
+            "tl.store(y + row * stride",
+        ),
+        Mistake(
+            "the first pass computes in x's 16 bits",
+            'other=0.0).to(tl.float32)\n        scores = tl.where(column < seen, scores, -float("inf"))',
+            'other=0.0)\n        scores = tl.where(column < seen, scores, -float("inf"))',
+        ),
+        Mistake(
             "the maximum is that of the last block, not of all so far",
             "tl.maximum(maximum, tl.max(scores, 1, keep_dims=True))",
             "tl.max(scores, 1, keep_dims=True)",
@@ -66,6 +98,17 @@ EXERCISE = Exercise(
             "the scale is missing in the second pass",
             "scores = scale * tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)",
             "scores = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)",
+        ),
+        Mistake(
+            "x is taken to have its rows side by side: they begin `stride` apart",
+            "scores = scale * tl.load(x + row * stride + column, mask=exists",
+            "scores = scale * tl.load(x + row * columns + column, mask=exists",
+            (
+                (
+                    "scores = scale * tl.load(x + row * stride + column, mask=inside",
+                    "scores = scale * tl.load(x + row * columns + column, mask=inside",
+                ),
+            ),
         ),
         Mistake(
             "the weights are not divided by the sum", "tl.exp(scores - maximum) / total", "tl.exp(scores - maximum)"

@@ -18,13 +18,14 @@ def _document(*ids: int, prompt: int = 1) -> Tokens:
 
 
 def _table(function: Callable[..., Any], given: dict[str, Any]) -> Any:
-    """The batch's tensors. What is no target may be anything, and so may positions in padding."""
+    """The batch's tensors. The targets of a prompt, which are none, may be anything."""
     batch = function(**given)
+    is_prompt = ~batch.is_target.bool() & (batch.documents >= 0)
     return {
-        "ids": batch.ids.masked_fill(batch.documents < 0, 0),
-        "targets": batch.targets.masked_fill(~batch.is_target, 0),
+        "ids": batch.ids,
+        "targets": batch.targets.masked_fill(is_prompt, 0),
         "is_target": batch.is_target,
-        "positions": batch.positions.masked_fill(batch.documents < 0, 0),
+        "positions": batch.positions,
         "documents": batch.documents,
     }
 
@@ -81,6 +82,18 @@ EXERCISE = Exercise(
             look=_table,
         ),
         Check(
+            "a row that is just full",
+            {"rows": [[_document(1, 2, 3), _document(4, 5)]], "context": 3},
+            {
+                "ids": _rows([1, 2, 4]),
+                "targets": _rows([2, 3, 5]),
+                "is_target": _rows([1, 1, 1]).bool(),
+                "positions": _rows([0, 1, 0]),
+                "documents": _rows([0, 0, 1]),
+            },
+            _table,
+        ),
+        Check(
             "more inputs than the row has room for: a ValueError",
             {"rows": [[_document(1, 2, 3), _document(4, 5, 6)]], "context": 3},
             "ValueError",
@@ -98,6 +111,37 @@ EXERCISE = Exercise(
             "tokens.is_target[1:]",
             "tokens.is_target[:-1]",
         ),
+        Mistake("a row that is just full is refused", "if end > context:", "if end >= context:"),
+        Mistake(
+            "the last token of a document has the first one of the next as its target",
+            "start = end\n",
+            "if start:\n                targets[row, start - 1], is_target[row, start - 1] = tokens.ids[0], True\n"
+            "            start = end\n",
+            (
+                ("end = start + len(tokens) - 1", "end = start + len(tokens) - 1 + (number + 1 < len(items))"),
+                ("ids[row, start:end] = tokens.ids[:-1]", "ids[row, start:end] = tokens.ids[: end - start]"),
+                ("= tokens.ids[1:]", "= np.append(tokens.ids[1:], tokens.ids[-1])[: end - start]"),
+                ("= tokens.is_target[1:]", "= np.append(tokens.is_target[1:], True)[: end - start]"),
+            ),
+        ),
+        Mistake(
+            "the padding's ids are -1, which are no tokens: they are 0",
+            "for _ in range(3))",
+            "for _ in range(3))\n    ids -= 1",
+        ),
+        Mistake(
+            "the padding's targets are -100: they are 0, and `is_target` says that they do not count",
+            "for _ in range(3))",
+            "for _ in range(3))\n    targets -= 100",
+        ),
+        Mistake(
+            "the padding goes on counting positions: they are 0",
+            "for _ in range(3))",
+            "for _ in range(3))\n    positions += np.arange(context)",
+        ),
+        Mistake("the documents of a row are counted from 1: the first is 0", "enumerate(items)", "enumerate(items, 1)"),
+        Mistake("positions begin at 1", "counting[: end - start]", "counting[: end - start] + 1"),
+        Mistake("a gap is left between two documents", "start = end\n", "start = end + 1\n"),
         Mistake("every token is a target, prompts included", "tokens.is_target[1:]", "True"),
         Mistake(
             "positions go on from document to document: they are to start at 0 in each",

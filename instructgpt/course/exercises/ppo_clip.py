@@ -42,7 +42,7 @@ EXERCISE = Exercise(
         Check("its gradient is 0, and a number", FAR, _is(0.0), gradient("logprobs")),
         Check("twenty tokens", MANY),
         Check("their gradient", MANY, look=gradient("logprobs")),
-        Check("a clip of 3 leaves the ratio free downwards", _case(0.01, -1.0, 3.0), _is(0.01)),
+        Check("a clip of 3 leaves the ratio free downwards", _case(1e-4, -1000.0, 3.0), _is(0.1)),
     ),
     mistakes=(
         Mistake(
@@ -52,6 +52,50 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the sign is wrong: this is the objective, and a loss is to be made smaller", "return -(cut", "return (cut"
+        ),
+        Mistake(
+            "the ratio is cut off below at 1 / (1 + ε); it is 1 - ε",
+            "least = math.log1p(-clip) if clip < 1 else -math.inf",
+            "least = -math.log1p(clip)",
+        ),
+        Mistake(
+            "this is one mean where a value for each token is asked for",
+            "return -(cut.exp() * advantages)",
+            "return -(cut.exp() * advantages).mean()",
+        ),
+        Mistake(
+            "this is the sum where a value for each token is asked for",
+            "return -(cut.exp() * advantages)",
+            "return -(cut.exp() * advantages).sum()",
+        ),
+        Mistake(
+            "the gradient goes on where the ratio is cut off: only its value is",
+            "return -(cut.exp()",
+            "cut = log_ratio + (cut - log_ratio).detach()\n    return -(cut.exp()",
+        ),
+        Mistake("there is no gradient: the ratio is detached", "return -(cut.exp()", "return -(cut.exp().detach()"),
+        Mistake(
+            "the ratio is 1: it is taken of the policy and itself",
+            "logprobs - old_logprobs",
+            "logprobs - logprobs.detach()",
+        ),
+        Mistake("the ratio is 1 plus the difference: exp is missing", "return -(cut.exp()", "return -((1 + cut)"),
+        Mistake("the advantage has lost its sign", "cut.exp() * advantages)", "cut.exp() * advantages.abs())"),
+        Mistake("ε is taken to be 0.2 always", "log_ratio = logprobs", "clip = 0.2\n    log_ratio = logprobs"),
+        Mistake(
+            "an ε of 1 or more is a logarithm of what has none: it leaves the ratio free downwards",
+            "math.log1p(-clip) if clip < 1 else -math.inf",
+            "math.log(max(1 - clip, 1e-3))",
+        ),
+        Mistake(
+            "where a token is bad and likelier its loss is cut off, too: only what would pay is",
+            "log_ratio.clamp(min=least)",
+            "log_ratio.clamp(least, math.log1p(clip))",
+        ),
+        Mistake(
+            "where a token is good and less likely its loss is cut off, too: only what would pay is",
+            "log_ratio.clamp(max=math.log1p(clip))",
+            "log_ratio.clamp(least, math.log1p(clip))",
         ),
         Mistake("nothing is clipped", "return -(cut.exp()", "return -(log_ratio.exp()"),
         Mistake("the ratio is upside down: old over new", "logprobs - old_logprobs", "old_logprobs - logprobs"),

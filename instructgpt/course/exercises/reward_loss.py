@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from instructgpt.course.exercise import Check, Exercise, Mistake, numbers
+from instructgpt.course.exercise import Check, Exercise, Mistake, gradient_at, numbers
 from instructgpt.data.comparisons import Pairs
 
 
@@ -24,8 +24,8 @@ def _loss(function: Callable[..., Any], given: dict[str, Any]) -> Any:
 
 def _gradient(function: Callable[..., Any], given: dict[str, Any]) -> Any:
     rewards = given["rewards"].clone().requires_grad_()
-    function(rewards, given["pairs"]).total.backward()
-    return rewards.grad
+    total = function(rewards, given["pairs"]).total
+    return gradient_at(total, rewards)
 
 
 def _is(total: float, weight: float) -> dict[str, torch.Tensor]:
@@ -106,6 +106,61 @@ EXERCISE = Exercise(
             "return _loss(-F.logsigmoid(margins), margins, pairs)",
             "return Loss((-F.logsigmoid(margins) * pairs.weight).sum() / pairs.weight.sum() / len(margins), "
             "pairs.weight.sum())",
+        ),
+        Mistake(
+            "the weight is the number of comparisons: it is the sum of their weights",
+            "return _loss(-F.logsigmoid(margins), margins, pairs)",
+            "return Loss((-F.logsigmoid(margins) * pairs.weight).sum(), torch.tensor(float(len(margins))).double())",
+        ),
+        Mistake(
+            "the total is divided by its weight already: it is to be a sum, with its weight beside it",
+            "return _loss(-F.logsigmoid(margins), margins, pairs)",
+            "return Loss((-F.logsigmoid(margins) * pairs.weight).sum() / pairs.weight.sum(), pairs.weight.sum())",
+        ),
+        Mistake(
+            "the total is a mean over comparisons, whatever they weigh",
+            "return _loss(-F.logsigmoid(margins), margins, pairs)",
+            "return Loss(-F.logsigmoid(margins).mean(), pairs.weight.sum())",
+        ),
+        Mistake(
+            "the margins are weighed, not their losses",
+            "return _loss(-F.logsigmoid(margins), margins, pairs)",
+            "return Loss(-F.logsigmoid(margins * pairs.weight).sum(), pairs.weight.sum())",
+        ),
+        Mistake(
+            "something small is added before the logarithm, which cuts large losses off: take logsigmoid",
+            "-F.logsigmoid(margins)",
+            "-(torch.sigmoid(margins) + 1e-10).log()",
+        ),
+        Mistake(
+            "the margins are cut off, and large losses with them",
+            "rewards[pairs.better] - rewards[pairs.worse]",
+            "(rewards[pairs.better] - rewards[pairs.worse]).clamp(-50, 50)",
+        ),
+        Mistake(
+            "the worse answer is given no gradient: it is detached",
+            "rewards[pairs.worse]",
+            "rewards[pairs.worse].detach()",
+        ),
+        Mistake(
+            "the total has no gradient",
+            "rewards[pairs.better] - rewards[pairs.worse]",
+            "(rewards[pairs.better] - rewards[pairs.worse]).detach()",
+        ),
+        Mistake(
+            "each answer is judged by itself: what counts is the difference of rewards",
+            "-F.logsigmoid(margins)",
+            "(-F.logsigmoid(rewards[pairs.better]) - F.logsigmoid(-rewards[pairs.worse]))",
+        ),
+        Mistake(
+            "neighbours are compared: `pairs.worse` says with which answer",
+            "rewards[pairs.worse]",
+            "rewards[(pairs.better + 1) % len(rewards)]",
+        ),
+        Mistake(
+            "all answers compete at once: this is a softmax over the batch",
+            "-F.logsigmoid(margins)",
+            "-rewards.log_softmax(0)[pairs.better]",
         ),
         Mistake(
             "this is a hinge, not the logarithm of a probability",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,6 +17,23 @@ def _gradients(function: Callable[..., Any], given: dict[str, Any]) -> Any:
     x, weight = (given[name].clone().requires_grad_() for name in ("x", "weight"))
     cpu_ops.rms_norm(x, weight, given["eps"]).backward(given["dy"])
     return {"dx": x.grad, "dweight": weight.grad}
+
+
+def _again(function: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """dx where autograd asks for it a second time."""
+    x, weight = (given[name].clone().requires_grad_() for name in ("x", "weight"))
+    y = cpu_ops.rms_norm(x, weight, given["eps"])
+    y.backward(given["dy"], retain_graph=True)
+    return torch.autograd.grad(y, x, given["dy"])[0]
+
+
+def _returned(function: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """The three gradients themselves; autograd would sum one that is too large."""
+    x, weight, eps = given["x"], given["weight"], given["eps"]
+    scale = (x.square().mean(-1, keepdim=True) + eps).rsqrt()
+    ctx = SimpleNamespace(saved_tensors=(x * scale, scale, weight), needs_input_grad=(True, True, False))
+    dx, dweight, of_eps = function(ctx, given["dy"])
+    return {"dx": dx, "dweight": dweight, "of eps": of_eps}
 
 
 def _case(*shape: int) -> dict[str, Any]:
@@ -53,7 +71,9 @@ EXERCISE = Exercise(
             _gradients,
         ),
         Check("three rows: the weight's gradient is summed over them", _case(3, 4), look=_gradients),
+        Check("(2, 3, 5): what it returns, the weight's in the shape of the weight", _case(2, 3, 5), look=_returned),
         Check("(2, 3, 5), against autograd in float64", _case(2, 3, 5), look=_gradients),
+        Check("the gradient is asked for a second time: what is saved is as it was", _case(3, 4), look=_again),
     ),
     mistakes=(
         Mistake(
@@ -74,6 +94,50 @@ EXERCISE = Exercise(
             "the weight's gradient is the mean over rows; it is their sum",
             "product.sum(0, dtype=weight.dtype)",
             "product.mean(0, dtype=weight.dtype)",
+        ),
+        Mistake(
+            "the weight's gradient is summed over the first dimension alone",
+            "(dy * normed).reshape(-1, N)",
+            "(dy * normed)",
+        ),
+        Mistake(
+            "the weight's gradient is not summed over the rows: it has to have the weight's shape",
+            "product.sum(0, dtype=weight.dtype)",
+            "(dy * normed)",
+        ),
+        Mistake("r is multiplied with twice", ".mul_(scale)", ".mul_(scale).mul_(scale)"),
+        Mistake("the weight is multiplied with twice", "dy * weight.to(dy.dtype)", "dy * weight * weight"),
+        Mistake("the mean is of g alone: it lacks x̂", "(product @", "(dy.reshape(-1, N) @"),
+        Mistake(
+            "the weight's gradient is multiplied by the weight",
+            "product.sum(0, dtype=weight.dtype)",
+            "(product * weight).sum(0)",
+        ),
+        Mistake(
+            "the second term has r³, where x̂ has an r of its own already",
+            "torch.addcmul(dy * weight.to(dy.dtype), normed, mean, value=-1)",
+            "(dy * weight - normed * mean * scale.square())",
+        ),
+        Mistake("the weight is missing from the gradient of x", "dy * weight.to(dy.dtype)", "dy"),
+        Mistake(
+            "the mean is taken over the rows: it is over the channels of each",
+            "(product @ (weight / N).to(dy.dtype)).view(scale.shape)",
+            "(dy * weight * normed).mean(0, keepdim=True)",
+        ),
+        Mistake(
+            "the mean is one of all rows: each row has its own",
+            "(product @ (weight / N).to(dy.dtype)).view(scale.shape)",
+            "(dy * weight * normed).mean()",
+        ),
+        Mistake(
+            "this is the gradient of LayerNorm, which takes the mean off, too",
+            "torch.addcmul(dy * weight.to(dy.dtype), normed, mean, value=-1)",
+            "(dy * weight - (dy * weight).mean(-1, keepdim=True) - normed * mean)",
+        ),
+        Mistake(
+            "what was saved is written to: it may be needed once more",
+            "torch.addcmul(dy * weight.to(dy.dtype), normed, mean, value=-1)",
+            "normed.mul_(-mean).add_(dy * weight)",
         ),
     ),
     hints=(

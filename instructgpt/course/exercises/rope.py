@@ -64,8 +64,26 @@ EXERCISE = Exercise(
         Check("heads share the table", {"x": numbers(1, 3, 5, 8), "cos": COS[:, :5], "sin": SIN[:, :5]}),
         Check("the gradient", {"x": numbers(1, 2, 4, 8), "cos": COS[:, :4], "sin": SIN[:, :4]}, look=gradient("x")),
         Check(
+            "two rows, each with positions of its own",
+            {"x": numbers(2, 2, 3, 8), "cos": COS[:, :6].view(2, 3, 4), "sin": SIN[:, :6].view(2, 3, 4)},
+        ),
+        Check(
+            "the gradient, interleaved",
+            {"x": numbers(1, 2, 4, 8), "cos": COS[:, :4], "sin": SIN[:, :4], "interleaved": True},
+            look=gradient("x"),
+        ),
+        Check(
             "the result has the dtype of x",
             {"x": numbers(1, 1, 3, 8, dtype=torch.bfloat16), "cos": COS[:, :3].float(), "sin": SIN[:, :3].float()},
+        ),
+        Check(
+            "the result has the dtype of x, interleaved",
+            {
+                "x": numbers(1, 1, 3, 8, dtype=torch.bfloat16),
+                "cos": COS[:, :3].float(),
+                "sin": SIN[:, :3].float(),
+                "interleaved": True,
+            },
         ),
     ),
     mistakes=(
@@ -84,14 +102,64 @@ EXERCISE = Exercise(
             "this turns the other way: the signs of the two sines are exchanged",
             "torch.cat((a * cos - b * sin, b * cos + a * sin)",
             "torch.cat((a * cos + b * sin, b * cos - a * sin)",
+            (
+                (
+                    "torch.stack((a * cos - b * sin, b * cos + a * sin)",
+                    "torch.stack((a * cos + b * sin, b * cos - a * sin)",
+                ),
+            ),
         ),
         Mistake(
             "both sines have the same sign, which is no rotation",
             "torch.cat((a * cos - b * sin, b * cos + a * sin)",
             "torch.cat((a * cos + b * sin, b * cos + a * sin)",
+            (
+                (
+                    "torch.stack((a * cos - b * sin, b * cos + a * sin)",
+                    "torch.stack((a * cos + b * sin, b * cos + a * sin)",
+                ),
+            ),
+        ),
+        Mistake(
+            "there is no gradient: x is detached",
+            "cos, sin = cos[:, None], sin[:, None]",
+            "cos, sin, x = cos[:, None], sin[:, None], x.detach()",
+        ),
+        Mistake(
+            "cosine and sine are exchanged",
+            "cos, sin = cos[:, None], sin[:, None]",
+            "sin, cos = cos[:, None], sin[:, None]",
+        ),
+        Mistake(
+            "the second member of a pair is made of the first after it was turned",
+            "a, b = x.chunk(2, dim=-1)",
+            "a, b = x.chunk(2, dim=-1)\n    a = a * cos - b * sin",
+            (
+                ("torch.cat((a * cos - b * sin, b", "torch.cat((a, b"),
+                (
+                    "a, b = x[..., 0::2], x[..., 1::2]",
+                    "a, b = x[..., 0::2], x[..., 1::2]\n        a = a * cos - b * sin",
+                ),
+                ("torch.stack((a * cos - b * sin, b", "torch.stack((a, b"),
+            ),
+        ),
+        Mistake(
+            "all rows are given the positions of the first one",
+            "cos, sin = cos[:, None], sin[:, None]",
+            "cos, sin = cos[:1, None], sin[:1, None]",
+        ),
+        Mistake(
+            "interleaved pairs come back as two halves",
+            "torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)",
+            "torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)",
         ),
         Mistake("this ignores `interleaved`", "if interleaved:", "if False:"),
-        Mistake("the result has the dtype of the table, not that of x", "dim=-1).to(x.dtype)", "dim=-1)"),
+        Mistake(
+            "the result has the dtype of the table, not that of x",
+            "dim=-1).to(x.dtype)",
+            "dim=-1)",
+            (("flatten(-2).to(x.dtype)", "flatten(-2)"),),
+        ),
     ),
     hints=(
         "cos and sin are (B, T, D/2) and x is (B, H, T, D): what has to be done to the tables before they can be "

@@ -55,6 +55,14 @@ EXERCISE = Exercise(
             _logits([0.5, 0.3, 0.2], [0, 0, 0.7]),
             changes=LOGITS,
         ),
+        Check(
+            "the first two of four equal ones have just p = 1/2",
+            {"logits": torch.zeros(1, 4).double(), "p": 0.5},
+            torch.tensor([[0.0, 0.0, -math.inf, -math.inf]]).double(),
+            changes=LOGITS,
+        ),
+        Check("logits of a thousand", {"logits": 1000 + numbers(2, 9), "p": 0.6}, changes=LOGITS),
+        Check("float32 stays float32", {"logits": numbers(2, 9, dtype=torch.float32), "p": 0.6}, changes=LOGITS),
         Check("fifty tokens, three rows", {"logits": numbers(3, 50), "p": 0.8}, changes=LOGITS),
         Check(
             "one that was ruled out before stays so",
@@ -73,6 +81,53 @@ EXERCISE = Exercise(
             "one token too many stays",
             "(ranked.cumsum(-1) - ranked < p)",
             "(torch.nn.functional.pad((ranked.cumsum(-1) - ranked < p)[..., :-1], (1, 0), value=True))",
+        ),
+        Mistake(
+            "one more stays where those before it have p already: the fewest that reach p are kept",
+            "(ranked.cumsum(-1) - ranked < p)",
+            "(ranked.cumsum(-1) - ranked <= p)",
+        ),
+        Mistake(
+            "exp overflows: the logits are to go through softmax, which subtracts their maximum",
+            "probabilities = logits.softmax(-1)",
+            "probabilities = logits.exp() / logits.exp().sum(-1, keepdim=True)",
+        ),
+        Mistake(
+            "all rows have the p of the first",
+            "(ranked.cumsum(-1) - ranked < p)",
+            "(ranked.cumsum(-1) - ranked < (p[:1] if isinstance(p, Tensor) else p))",
+        ),
+        Mistake(
+            "all that are as probable as the last of the nucleus stay: of equal ones the first",
+            "return logits.masked_fill_(inside == 0, -math.inf)",
+            "least = probabilities.masked_fill(inside == 0, 2.0).amin(-1, keepdim=True)\n"
+            "    return logits.masked_fill_(probabilities < least, -math.inf)",
+        ),
+        Mistake(
+            "of equal ones the last stay: of equal ones the first",
+            "likely.sort(dim=-1, descending=True, stable=True)",
+            "likely.sort(dim=-1, stable=True)",
+            (("(ranked.cumsum(-1) - ranked < p)", "(ranked.flip(-1).cumsum(-1).flip(-1) - ranked < p)"),),
+        ),
+        Mistake(
+            "the probabilities go over the rows, not over the tokens",
+            "probabilities = logits.softmax(-1)",
+            "probabilities = logits.softmax(0)",
+        ),
+        Mistake(
+            "the result is probabilities: it is to be the logits",
+            "return logits.masked_fill_(inside == 0, -math.inf)",
+            "return probabilities.masked_fill_(inside == 0, 0.0)",
+        ),
+        Mistake(
+            "what stays is scaled anew: the logits are to be what they were",
+            "return logits.masked_fill_(inside == 0, -math.inf)",
+            "return logits.masked_fill_(inside == 0, -math.inf).log_softmax(-1)",
+        ),
+        Mistake(
+            "the result is in float64, whatever the logits are in",
+            "return logits.masked_fill_",
+            "return logits.double().masked_fill_",
         ),
         Mistake(
             "this keeps the least probable tokens: they are sorted the wrong way", "descending=True", "descending=False"
@@ -97,6 +152,7 @@ EXERCISE = Exercise(
             "masked_fill_(inside == 0, -math.inf)",
             "masked_fill_(inside == 0, 0.0)",
         ),
+        Mistake("what is left out gets a logit that is only low: it is to be -∞", "-math.inf)", "-1e9)"),
     ),
     hints=(
         "Sort the probabilities, the largest first, and add them up. Which tokens come before p is reached?",
