@@ -213,6 +213,17 @@ _KIND_WEIGHTS = tuple(accumulate(weight for _, weight in _KINDS))
 
 def document(index: int, seed: int = 0) -> str:
     """The `index`-th document of the endless sequence of `seed`: a pure function of its arguments."""
+    make, language, rng = _drawn(index, seed)
+    return make(language, rng)
+
+
+def kind(index: int, seed: int = 0) -> tuple[str, Language]:
+    """What that document is, such as "stories", and in which language."""
+    make, language, _ = _drawn(index, seed)
+    return make.__name__.strip("_"), language
+
+
+def _drawn(index: int, seed: int) -> tuple[Callable[[Language, Random], str], Language, Random]:
     rng = Random(f"document {seed} {index}")
     make, _ = rng.choices(_KINDS, cum_weights=_KIND_WEIGHTS)[0]
-    return make("en" if rng.random() < 0.5 else "zh", rng)
+    return make, "en" if rng.random() < 0.5 else "zh", rng

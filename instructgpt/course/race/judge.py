@@ -34,6 +34,7 @@ from instructgpt.errors import UserError
 from instructgpt.evaluation.scores import Interval, ratio_interval
 from instructgpt.strict_json import to_json
 from instructgpt.text.tokenizer import Tokenizer
+from instructgpt.world.documents import kind
 
 TOLD = {"change": str, "row_length": int, "vocab_size": int, "parameters": int, "flops": int, "updates": int,
         "tokens": int, "stopped_by": str, "cpu_seconds": float}  # fmt: skip
@@ -75,14 +76,14 @@ def race(file: Path, rules: Rules, seed: int = 0) -> Finish:
             raise UserError("it left no vocabulary that can be read", file) from None
         row_length = told["row_length"]
         documents = [world.document(index, HELD_OUT_SEED) for index in range(rules.documents)]
-        fresh = [world.document(index, secrets.randbits(60)) for index in range(rules.documents)]
+        fresh = [another(index, HELD_OUT_SEED) for index in range(rules.documents)]
         try:
             bits = cost(blind(ask, tokenizer.vocab_size), tokenizer, documents, row_length)
             fresh_bits = cost(ask, tokenizer, fresh, row_length)
             if not _is_close(bits[:ROWS], cost(ask, tokenizer, documents[:ROWS], row_length)):
                 raise UserError("it answers the same question otherwise when it is asked again")
             sizes = [len(text.encode()) for text in documents]
-            require_unseen(ratio_interval(bits, sizes), ratio_interval(fresh_bits, [len(t.encode()) for t in fresh]))
+            require_unseen(bits, sizes, fresh_bits, [len(text.encode()) for text in fresh])
         except UserError as error:
             told = str(error)
             raise error if told.startswith(str(file)) else UserError(told, file) from None
@@ -216,13 +217,28 @@ def blind(ask: Ask, vocab_size: int) -> Ask:
     return asked
 
 
-def require_unseen(held_out: Interval, fresh: Interval) -> None:
-    """UserError where the held-out text costs less than text that was drawn after the training."""
-    doubt = math.hypot(held_out.half_width, fresh.half_width) / 1.959964  # one standard error
-    if fresh.mean - held_out.mean > DEVIATIONS * doubt:
+def another(index: int, seed: int) -> str:
+    """Text that nobody has seen, of the kind and language of that document: kinds differ more than texts of a kind."""
+    while True:
+        drawn = secrets.randbits(60)
+        if kind(index, drawn) == kind(index, seed):
+            return world.document(index, drawn)
+
+
+def require_unseen(
+    bits: Sequence[float], sizes: Sequence[int], fresh_bits: Sequence[float], fresh_sizes: Sequence[int]
+) -> None:
+    """UserError where the held-out text costs less than text that was drawn after the training, by bits and bytes of
+    documents that are pairwise of one kind. The difference of two ratios, as in `ratio_interval`, over pairs."""
+    n, size, fresh_size = len(bits), sum(sizes), sum(fresh_sizes)
+    mean, fresh_mean = math.fsum(bits) / size, math.fsum(fresh_bits) / fresh_size
+    pairs = zip(bits, sizes, fresh_bits, fresh_sizes, strict=True)
+    apart = [(f - fresh_mean * of) / fresh_size - (b - mean * ob) / size for b, ob, f, of in pairs]
+    doubt = math.sqrt(n / (n - 1) * math.fsum(each**2 for each in apart))  # one standard error
+    if fresh_mean - mean > DEVIATIONS * doubt:
         raise UserError(
-            f"it knows the held-out text: {held_out.mean:.3f} bits per byte there, and {fresh.mean:.3f} on text that "
-            "was drawn after the training"
+            f"it knows the held-out text: {mean:.3f} bits per byte there, and {fresh_mean:.3f} on text that was drawn "
+            "after the training"
         )
 
 

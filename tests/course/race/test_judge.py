@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +16,14 @@ from instructgpt import world
 from instructgpt.config import ModelConfig
 from instructgpt.course.race import judge
 from instructgpt.course.race.entry import HELD_OUT_SEED, Rules
-from instructgpt.course.race.judge import blind, cost, pieces, race, require_unseen
+from instructgpt.course.race.judge import another, blind, cost, pieces, race, require_unseen
 from instructgpt.data.packing import collate
 from instructgpt.data.sources import WorldText
 from instructgpt.errors import UserError
 from instructgpt.evaluation.loss import evaluate_loss
-from instructgpt.evaluation.scores import Interval
 from instructgpt.model.transformer import Transformer
 from instructgpt.text.tokenizer import Tokenizer
+from instructgpt.world.documents import kind
 
 DOCUMENTS = [world.document(index, HELD_OUT_SEED) for index in range(6)]
 SHORT = Rules(minutes=5e-5, documents=8, cores=1000)
@@ -124,9 +125,29 @@ def test_a_single_token_in_a_row_has_none_that_come_later(tokenizer: Tokenizer) 
 
 
 def test_who_knows_the_held_out_text_is_refused() -> None:
-    require_unseen(Interval(0.98, 0.9, 1.06, 256), Interval(1.03, 0.95, 1.11, 256))
-    with pytest.raises(UserError, match=r"it knows the held-out text: 0\.500 bits per byte there, and 1\.000"):
-        require_unseen(Interval(0.5, 0.45, 0.55, 256), Interval(1.0, 0.92, 1.08, 256))
+    """A hundred pairs, whose kinds cost 0.5 to 1.5 bits a byte; texts of a kind differ by 0.1."""
+    rng = random.Random(0)
+    kinds, sizes = [rng.uniform(0.5, 1.5) for _ in range(100)], [rng.randint(200, 400) for _ in range(100)]
+    cost = lambda share: [(share * each + rng.gauss(0, 0.1)) * size for each, size in zip(kinds, sizes)]  # noqa: E731
+    for _ in range(20):
+        require_unseen(cost(1.0), sizes, cost(1.0), sizes)
+    with pytest.raises(UserError, match=r"it knows the held-out text: 0\.\d+ bits per byte there, and \d\.\d+"):
+        require_unseen(cost(0.9), sizes, cost(1.0), sizes)
+
+
+def test_the_doubt_is_that_of_a_hand_computation() -> None:
+    """Three pairs of a byte each that are 1, 2 and 3 bits apart: 2 on average, 3.46 standard errors of 1 / √3."""
+    require_unseen([1.0, 5.0, 9.0], [1, 1, 1], [2.0, 7.0, 12.0], [1, 1, 1])
+    with pytest.raises(UserError, match=r"5\.000 bits per byte there, and 8\.000"):  # one bit more: 5.2 of them
+        require_unseen([1.0, 5.0, 9.0], [1, 1, 1], [3.0, 8.0, 13.0], [1, 1, 1])
+
+
+def test_fresh_text_is_of_the_same_kinds_and_new() -> None:
+    texts = [another(index, HELD_OUT_SEED) for index in range(12)]
+    assert not set(texts) & {world.document(index, HELD_OUT_SEED) for index in range(12)}
+    for index, text in enumerate(texts):
+        is_chinese = any("\u4e00" <= letter <= "\u9fff" for letter in text)
+        assert is_chinese or kind(index, HELD_OUT_SEED)[1] == "en"
 
 
 def test_a_vocabulary_that_loses_text_is_refused(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
