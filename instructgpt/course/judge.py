@@ -79,7 +79,7 @@ def judge(exercise: Exercise, function: Function, begin: Callable[[int], None] =
         return Verdict(len(got), len(wrong), failure, is_unwritten=True)
     if any(each.error == CallsOurs.__name__ for each in got):
         return Verdict(len(got), len(wrong), failure, is_ours=True)
-    return Verdict(len(got), len(wrong), failure, known_mistake(exercise, source, got, wrong))
+    return Verdict(len(got), len(wrong), failure, known_mistake(exercise, source, got, right, wrong))
 
 
 def wanted(check: Check, ours: Function) -> Any:
@@ -140,19 +140,22 @@ def is_right(got: Outcome, right: Any, check: Check) -> bool:
     return same(got.value, right, check.tolerance)
 
 
-def known_mistake(exercise: Exercise, source: Source, got: Sequence[Outcome], wrong: Sequence[int]) -> str:
-    """The sentence of the mistake that gives the same in all that fails; of several, what agrees in most checks."""
-    best, most = "", -1
-    passed = [i for i in range(len(got)) if i not in wrong]
+def known_mistake(
+    exercise: Exercise, source: Source, got: Sequence[Outcome], right: Sequence[Any], wrong: Sequence[int]
+) -> str:
+    """The sentence of the mistake that gives the same in all that fails, and is right in all that does not.
+
+    Who passes a check that a mistake fails does not make that mistake, whatever the two have in common elsewhere.
+    """
     for mistake in exercise.mistakes:
 
         def agrees(i: int, mistake: Mistake = mistake) -> bool:
-            check = exercise.checks[i]
-            return alike(outcome_of(mistake, check, source), got[i], check.tolerance)
+            check, found = exercise.checks[i], outcome_of(mistake, exercise.checks[i], source)
+            return alike(found, got[i], check.tolerance) if i in wrong else is_right(found, right[i], check)
 
-        if all(agrees(i) for i in wrong) and (agreed := sum(agrees(i) for i in passed)) > most:
-            best, most = mistake.says, agreed
-    return best
+        if all(map(agrees, range(len(got)))):
+            return mistake.says
+    return ""
 
 
 @cache

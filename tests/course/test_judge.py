@@ -104,3 +104,22 @@ def test_another_error_of_the_same_kind_is_another_mistake() -> None:
     what = Exercise(1, "One", "Two.", target, (check,), (mistake,), ("a", "b", "c"))
     assert judge(what, raising("index 5 is out of bounds")).mistake == "it looks at the wrong place"
     assert judge(what, raising("list index out of range")).mistake == ""
+
+
+def double(logprobs: Tensor, reference: Tensor) -> Tensor:
+    return 2 * logprobs
+
+
+def squared(logprobs: Tensor, reference: Tensor) -> Tensor:
+    return logprobs.square()
+
+
+def test_who_passes_what_a_mistake_fails_does_not_make_it() -> None:
+    """At 2 the double is the square, at 0 both are right, and at 1 only the square is."""
+    checks = tuple(
+        Check(f"at {at}", {"logprobs": torch.tensor([at]), "reference": torch.zeros(1)}) for at in (0.0, 1.0, 2.0)
+    )
+    mistake = Mistake("this doubles", function=double)
+    what = Exercise(1, "One", "Two.", "instructgpt.objectives.policy.kl_k1", checks, (mistake,), ("a", "b", "c"))
+    assert judge(what, double).mistake == "this doubles"
+    assert judge(what, squared).failure is not None and judge(what, squared).mistake == ""

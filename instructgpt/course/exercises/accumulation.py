@@ -75,10 +75,11 @@ def _accumulated(function: Callable[..., Any], given: dict[str, Any]) -> Any:
     run._notice(run.waiting > 0, "gradients that were not gathered")
     run._notice(bool(run._zero != 0), "a zero that was written to")
     for value in sums.values():
-        run._notice(
-            not isinstance(value, Tensor) or value.dtype != torch.float64, "sums that are no tensors of float64"
-        )
-        run._notice(isinstance(value, Tensor) and value.requires_grad, "sums with a graph")
+        if isinstance(value, Tensor):
+            run._notice(value.dtype != torch.float64, "sums that are not in float64")
+            run._notice(value.requires_grad, "sums with a graph")
+        else:
+            run._notice(True, "sums that are no tensors")
     numbers = {name: float(value.detach() if isinstance(value, Tensor) else value) for name, value in sums.items()}
     return {"gradient": run.gathered, **numbers, "batches left": len(list(batches)), "wrong": run.wrong}
 

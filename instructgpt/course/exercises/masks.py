@@ -64,6 +64,12 @@ EXERCISE = Exercise(
             look=_allowed,
         ),
         Check(
+            "padding in front: only padding sees it",
+            {"queries": 4, "keys": 4, "documents": torch.tensor([[-1, -1, 0, 0]]), "device": CPU},
+            _mask("1000", "1100", "0010", "0011"),
+            _allowed,
+        ),
+        Check(
             "one new token of the second document",
             {"queries": 1, "keys": 4, "documents": torch.tensor([[0, 0, 1, 1]]), "device": CPU},
             _mask("0011"),
@@ -152,6 +158,11 @@ EXERCISE = Exercise(
                     "(is_same & kernels.causal_mask(queries, keys, device))",
                 ),
             ),
+        ),
+        Mistake(
+            "padding is let be seen by all that comes behind it",
+            "is_same & kernels",
+            "(is_same | (documents < 0)[:, None]) & kernels",
         ),
         Mistake(
             "padding sees nothing, not even itself: a softmax over nothing is no number",
