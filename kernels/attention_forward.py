@@ -205,7 +205,8 @@ def attend(
     log2 e (BLOCK_Q,), -inf where there was none, and the sum of weights (BLOCK_Q,), all float32. q (BLOCK_Q, BLOCK_D).
     k_block, v_block: (BLOCK_K, BLOCK_D) pointers to keys 0 to BLOCK_K - 1 and their values; k_step, v_step: from one
     key to the next. interval: (first, end), (BLOCK_Q,) each, the keys that each query may attend to; all of these are
-    below `stop`. Where not EDGE every query may attend to every key, and all of them are there.
+    below `stop`. Where not EDGE every query may attend to every key, and all of them are there. CAREFUL, as in
+    `add_products`: a value that is not finite spoils no query that may not attend to it.
     """
     acc, m, total = state
     first, end = interval

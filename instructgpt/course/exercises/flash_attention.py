@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-from instructgpt.course.exercise import Exercise, Mistake
+import numpy as np
+
+from instructgpt.course.exercise import Check, Exercise, Mistake, numbers
 from instructgpt.course.kernel_checks import kernel_check
-from kernels.attention import spec
+from kernels.attention import attention, spec
 
 check = partial(kernel_check, spec=spec, batch=1, kv_heads=1, group=1, head_dim=16)
+
+
+def _spoilt(function: Callable[..., Any], given: dict[str, Any]) -> list[bool]:
+    """Which queries of causal attention are not numbers, where the value of one key is not."""
+    q, k, v = (numbers(1, 1, given["keys"], 16, seed=seed).float() for seed in range(3))
+    v[:, :, given["spoilt"]] = float("nan")
+    with np.errstate(all="ignore"):  # the interpreter computes with numpy, which warns of NaN
+        return attention(q, k, v, causal=True).isnan().any(-1).flatten().tolist()
+
 
 EXERCISE = Exercise(
     place=820,
@@ -25,6 +38,12 @@ EXERCISE = Exercise(
         check("a soft cap of 2", queries=4, keys=20, soft_cap=2.0),
         check("keys and values that lie otherwise in memory than one another", layout="mixed", queries=3, keys=40),
         check("float16, 24 channels", dtype="float16", queries=3, keys=33, head_dim=24),
+        Check(
+            "causal, and the value of a key is NaN (CAREFUL): the queries before it have nothing to do with it",
+            {"keys": 20, "spoilt": 12},
+            [query >= 12 for query in range(20)],
+            _spoilt,
+        ),
     ),
     mistakes=(
         Mistake(
@@ -81,6 +100,11 @@ EXERCISE = Exercise(
             "the sum of values is divided by the sum of weights in the loop already",
             "return acc, m, total",
             "return acc / total[:, None], m, total",
+        ),
+        Mistake(
+            "`CAREFUL` is ignored: a weight of 0 times a value that is NaN is NaN",
+            "p, v, may_attend, CAREFUL)",
+            "p, v, may_attend, False)",
         ),
         Mistake(
             "only the first block is looked at",
