@@ -12,29 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch import config as functorch
+from torch.cuda import is_available
 
 from kernels.lab import ladder
 from kernels.lab.calls import Call, cotangents_for, describe, dtype_of, prepare
 from kernels.lab.check import parsed, require_fitting
 from kernels.lab.compile import launches
-from kernels.lab.find import UsageError, add_kernel_argument, find
-from kernels.lab.instruments import Ceilings, Instruments, cuda_instruments, in_turn, measure_ceilings, versions
+from kernels.lab.find import UsageError, add_kernel_argument, find, targets_of, told_in_one_line
+from kernels.lab.instruments import Ceilings, Instruments, Timing, cuda_instruments, in_turn, measure_ceilings, versions
 from kernels.lab.limits import Wrong
 from kernels.lab.machine_code import resources
 from kernels.lab.output import table, write_json
+from kernels.lab.plausible import expected, require_enough_declared, require_fresh, require_possible, results_of
+from kernels.lab.processes import Ended, in_order
 from kernels.lab.spec import Case, Spec
-from kernels.lab.surroundings import Names
+from kernels.lab.surroundings import Names, same_state
 
 PHASES = ("forward", "backward", "both")
-MOST_PERCENT = 120.0
-"""Of the measured roofline: a time below this is none. Its ceilings are those of a copy and a product, which may be
-bested a little."""
-MOST_PERCENT_IN_CACHE = 250.0
-"""The same where results may stay in the cache, and are written to memory later."""
-MOST_PERCENT_TOGETHER = 200.0
-"""Of forward and backward, where the forward computes the gradient too, and reads what both need once."""
-MOST_UNSEEN = 0.1
-"""Milliseconds; to wait for a device that has nothing to do takes hundredths."""
 
 
 def measure(
@@ -63,27 +57,46 @@ def _measure_case(
     torch.manual_seed(0)
     torch.compiler.reset()  # after a few recompilations for other sizes, what was compiled would quietly run eagerly
     call = prepare(spec, case, instruments.device)
-    cotangents = cotangents_for(call.forward(spec.reference))
+    outputs = call.forward(spec.reference)
+    cotangents = cotangents_for(outputs)
+    require_enough_declared(spec, case, outputs, call.leaves)
+    del outputs
     least = _least_milliseconds(spec, case, ceilings)
-    judge = _judge(spec, call, cotangents)
+    right = expected(spec, call, cotangents)
 
     def measured(function: Callable[..., Any]) -> dict[str, Any]:
-        found = {**_times(function, call, cotangents, instruments, least), **judge(function)}
+        found = _times(function, call, cotangents, instruments, least)
+        error = None if right is None else right.error_over_naive(results_of(function, call, cotangents))
+        return {**found, "error_over_naive": error}
+
+    def judged(function: Callable[..., Any]) -> dict[str, Any]:
+        """The same of the op, which may not cheat."""
+
+        def look(phase: str, results: list[Tensor]) -> None:
+            if right is not None:
+                right.of(phase).require_right(results, f"in the runs of {phase} that are timed")
+
+        with same_state():
+            found = _times(function, call, cotangents, instruments, least, look)
         judging.require_unchanged()
         require_possible(found, instruments.cache_bytes < call.bytes)
-        return found
+        got = results_of(function, call, cotangents)
+        return {**found, "error_over_naive": None if right is None else right.require_right(got, "when it is timed")}
 
-    peers = {"eager": spec.reference, "compile": torch.compile(spec.reference, dynamic=False)}
-    peers |= spec.peers() if spec.peers is not None else {}
-    implementations = {spec.name: _or_refused(measured, spec.op)}
+    own = {"eager": spec.reference, "compile": torch.compile(spec.reference, dynamic=False)}
+    peers = {**own, **(spec.peers() if spec.peers is not None else {}), **own}
+    implementations = {spec.name: _or_refused(judged, spec.op)}
     for name, function in peers.items():
         implementations[name] = _or_failure(measured, function)
+    kernels = _kernels(spec, call, cotangents)
+    if "refused" not in implementations[spec.name]:
+        implementations[spec.name] |= _or_refused(lambda _: require_fresh(spec, call, cotangents) or {}, spec.op)
     return {
         "op": spec.name,
         "case": case,
         "least_ms": least,
         "implementations": implementations,
-        "kernels": _kernels(spec, call, cotangents),
+        "kernels": kernels,
     }
 
 
@@ -103,29 +116,6 @@ def _or_refused(measured: Callable[..., dict[str, Any]], function: Callable[...,
         return {"failed": f"refused: {wrong}", "refused": True}
 
 
-def require_possible(found: dict[str, Any], is_past_the_cache: bool) -> None:
-    """Raises Wrong for times that no work has: below the roofline, or of a device that goes on afterwards."""
-    most = MOST_PERCENT if is_past_the_cache else MOST_PERCENT_IN_CACHE
-    ms, percent = found["ms"], found["roofline_percent"]
-    impossible = "forward" if percent.get("forward", 0.0) > most else ""
-    if "backward" in ms and percent:
-        # What a backward does not do, its forward may have done: then both together take their time.
-        least = sum(ms[phase] * percent[phase] / 100 for phase in ("forward", "backward"))
-        together = ms["forward"] + ms["backward"]
-        if percent["backward"] > most and 100 * least > MOST_PERCENT_TOGETHER * together:
-            impossible = impossible or "backward"
-    if impossible:
-        raise Wrong(
-            f"its {impossible} takes {ms[impossible]:.4f} ms, {percent[impossible]:.0f}% of what the device can do: "
-            "the work is not done, or not in the time that is measured"
-        )
-    if found["unseen_ms"] > MOST_UNSEEN:
-        raise Wrong(
-            f"the device goes on for {found['unseen_ms']:.2f} ms when its stream is done: it works on another one, "
-            "which no timer waits for"
-        )
-
-
 def _least_milliseconds(spec: Spec, case: Case, ceilings: Ceilings) -> dict[str, float]:
     """By phase, the time that the ceilings leave for the case's work."""
     if spec.work is None:
@@ -141,19 +131,28 @@ def _times(
     cotangents: list[Tensor],
     instruments: Instruments,
     least: dict[str, float],
+    look: Callable[[str, list[Tensor]], None] = lambda phase, results: None,
 ) -> dict[str, Any]:
     """Milliseconds, with the standard errors at which measuring stopped, and percent of the roofline by phase; the time
-    of a whole call from Python; how long it goes on elsewhere; the peak of memory."""
+    of a whole call from Python; how long it goes on elsewhere; the peak of memory. `look` is shown what the last of a
+    phase's runs returned."""
     copies = [call.copy() for _ in range(max(2, math.ceil(2 * instruments.cache_bytes / max(call.bytes, 1))))]
 
     def both(copy: Call) -> list[Tensor]:
         return copy.backward(copy.forward(function), cotangents)
 
-    whole = in_turn([lambda c=c: both(c) for c in copies])
+    def timing(phase: str, calls: list[Callable[[], list[Tensor]]]) -> Timing:
+        kept = Kept(in_turn(calls))
+        found = instruments.timing(kept)
+        if kept.last is not None:
+            look(phase, [t.detach() for t in kept.last])
+        return found
+
     both(call)  # compiles
-    timings = {"forward": instruments.timing(in_turn([lambda c=c: c.forward(function) for c in copies]))}
+    wholes = [lambda c=c: both(c) for c in copies]
+    timings = {"forward": timing("forward", [lambda c=c: c.forward(function) for c in copies])}
     if cotangents:
-        timings["both"] = instruments.timing(whole)
+        timings["both"] = timing("both", wholes)
         # One graph a copy, kept: torch.compile must not reuse the memory of what its backward reads.
         with functorch.patch(donated_buffer=False):
             graphs = [(copy, copy.forward(function)) for copy in copies]
@@ -164,10 +163,10 @@ def _times(
             except RuntimeError:  # an op that overwrites what it saved; its graph can be run backward once
                 timings["backward"] = timings["both"] - timings["forward"]
             else:
-                timings["backward"] = instruments.timing(in_turn(backwards))
+                timings["backward"] = timing("backward", backwards)
     times = {phase: timing.median for phase, timing in timings.items()}
     roofline = {phase: 100 * least[phase] / time for phase, time in times.items() if phase in least}
-    whole_call = instruments.call_timing(whole)
+    whole_call = instruments.call_timing(in_turn(wholes))
     return {
         "ms": times,
         "standard_error_ms": {phase: timing.standard_error for phase, timing in timings.items()},
@@ -180,30 +179,16 @@ def _times(
     }
 
 
-def _judge(spec: Spec, call: Call, cotangents: list[Tensor]) -> Callable[..., dict[str, Any]]:
-    """Returns what tells an implementation's error: its distance to float64 over the eager version's, the worst of all
-    outputs and gradients."""
+class Kept:
+    """A call that keeps what it returned last: of a CUDA graph, what is in memory after each replay."""
 
-    def quantities(function: Callable[..., Any], call: Call, cotangents: list[Tensor]) -> list[Tensor]:
-        outputs = call.forward(function)
-        return [*(y.detach() for y in outputs), *call.backward(outputs, cotangents)]
+    def __init__(self, call: Callable[[], list[Tensor]]) -> None:
+        self.call = call
+        self.last: list[Tensor] | None = None
 
-    try:
-        exact = quantities(spec.reference, call.copy(torch.float64), [c.double() for c in cotangents])
-    except torch.OutOfMemoryError:  # the case was made to fill the device
-        return lambda function: {"error_over_naive": None}
-    naive = quantities(spec.reference, call, cotangents)
-
-    def error_over_naive(function: Callable[..., Any]) -> dict[str, Any]:
-        ratios = []
-        for y, y_naive, r in zip(quantities(function, call, cotangents), naive, exact):
-            if r.is_floating_point():
-                # Where eager is exact by luck, rounding the result once is what it is compared with.
-                rounding = torch.finfo(y.dtype).eps * r.norm() / 2
-                ratios.append(float((y - r).norm() / torch.maximum((y_naive - r).norm(), rounding)))
-        return {"error_over_naive": max(ratios)}
-
-    return error_over_naive
+    def __call__(self) -> list[Tensor]:
+        self.last = self.call()
+        return self.last
 
 
 def _kernels(spec: Spec, call: Call, cotangents: list[Tensor]) -> list[dict[str, Any]]:
@@ -305,18 +290,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    judging = Names()  # before a file is loaded that may replace what measures
-    specs = [kernel.spec for kernel in find(options.kernel)]
-    instruments = cuda_instruments()
-    case = vars(options).get("case")
-    if vars(options).get("calls"):
-        return run_calls(specs, instruments, options)
-    if case is not None:
+    if options.calls:
+        return run_calls(options)
+    if options.case is not None:
         raise UsageError("--case is for --calls; without it all cases of the spec are measured")
-    if instruments is None:
+    targets = targets_of(options.kernel)
+    if not is_available():
         print("no CUDA device here: nothing measured, nothing written")
         return 0
-    measured = measure(specs, instruments, measure_ceilings(instruments), judging)
+    (measured,) = in_order(measure_targets, [(targets,)])
+    if isinstance(measured, Ended):
+        print(f"{options.kernel}: refused: its process died (exit code {measured.exit_code})")
+        return 1
     print(report(measured))
     if options.json is not None:
         write_json(options.json, measured)
@@ -325,15 +310,25 @@ def run(options: argparse.Namespace) -> int:
     return int(any(one.get("refused") for case in measured["cases"] for one in case["implementations"].values()))
 
 
-def run_calls(specs: Sequence[Spec], instruments: Instruments | None, options: argparse.Namespace) -> int:
+def measure_targets(targets: Sequence[str]) -> dict[str, Any]:
+    """In a process of its own, whose only answer this is."""
+    judging = Names()  # before a file is loaded that may replace what measures
+    found = [kernel for target in targets for kernel in find(target)]
+    with told_in_one_line(found[0].path, "measuring it"):
+        instruments = cuda_instruments()
+        assert instruments is not None
+        return measure([kernel.spec for kernel in found], instruments, measure_ceilings(instruments), judging)
+
+
+def run_calls(options: argparse.Namespace) -> int:
     if options.plot is not None:
         raise UsageError("--plot draws the roofline, which --calls does not measure")
-    case = None
-    if options.case is not None:
-        case = parsed(options.case)
+    case = None if options.case is None else parsed(options.case)
+    specs = [kernel.spec for kernel in find(options.kernel)]
+    if case is not None:
         for spec in specs:
             require_fitting(spec, case)
-    measured = ladder.measure(specs, instruments, case)
+    measured = ladder.measure(specs, cuda_instruments(), case)
     print(ladder.report(measured))
     if options.json is not None:
         write_json(options.json, measured)

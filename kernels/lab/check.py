@@ -8,6 +8,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,8 +18,8 @@ import torch
 from kernels.lab.calls import describe
 from kernels.lab.conduct import Conduct, examine
 from kernels.lab.draws import Drawn, Draws
-from kernels.lab.example import example, judge
-from kernels.lab.find import UsageError, add_kernel_argument, find, told_in_one_line
+from kernels.lab.example import Judged, example, judge
+from kernels.lab.find import UsageError, add_kernel_argument, find, targets_of, told_in_one_line
 from kernels.lab.interpreter import Unsupported
 from kernels.lab.limits import Wrong
 from kernels.lab.memory import LAYOUTS
@@ -26,7 +27,7 @@ from kernels.lab.output import program
 from kernels.lab.processes import Ended, in_order
 from kernels.lab.spec import DTYPES, Case, Spec
 from kernels.lab.surroundings import Names
-from kernels.lab.trial import Raised
+from kernels.lab.trial import Endless, Raised
 from kernels.launch import INTERPRETED, triton
 
 IN_EVERY_DTYPE = 1 / 3
@@ -35,6 +36,10 @@ LARGE = 16_384
 """Elements of an example's inputs above which it is not examined."""
 EXAMINED = (0.1, 0.5, 0.9)
 """Which of the examples that are not large are examined for how the op goes about them, by their place among these."""
+ENOUGH, ENOUGH_IN_ONE_DTYPE = 6, 20
+"""Results that must have been judged before it is said that none of them shows anything."""
+LONGEST = 3600.0
+"""Seconds after which a kernel is given up that does not end on a device, and cannot be interrupted there."""
 LARGEST_BUILD = 2**18
 """Elements of a realistic size that the interpreter still runs."""
 NOT_LOOKED_AT = (
@@ -72,6 +77,8 @@ class Report:
     """Examples tried until the first failure, or in all."""
     worst: dict[str, dict[str, float]] = field(default_factory=dict)
     """Quantity -> dtype -> the largest error over its limit."""
+    telling: dict[tuple[str, str], list[bool]] = field(default_factory=dict)
+    """Quantity and dtype -> of each result that was judged, whether a wrong one would have been seen."""
     failure: Failure | None = None
     conduct: Conduct | None = None
     """How the op went about the last example that was examined."""
@@ -107,10 +114,24 @@ class Report:
             lines.append(f"Not looked at: {NOT_LOOKED_AT if INTERPRETED else 'races that do not show in two runs'}")
         return "\n".join(lines)
 
-    def add(self, dtype: str, ratios: dict[str, float]) -> None:
-        for quantity, ratio in ratios.items():
+    def add(self, dtype: str, judged: dict[str, Judged]) -> None:
+        for quantity, found in judged.items():
             row = self.worst.setdefault(quantity, {})
-            row[dtype] = max(ratio, row.get(dtype, 0.0))
+            row[dtype] = max(found.ratio, row.get(dtype, 0.0))
+            self.telling.setdefault((quantity, dtype), []).append(found.tells)
+
+    def require_telling(self) -> None:
+        """Raises Wrong where nothing can be seen to be wrong: the examples are trivial, or the limits too wide."""
+        for quantity in self.worst:
+            rows = {dtype: tells for (name, dtype), tells in self.telling.items() if name == quantity}
+            groups = [(", ".join(rows), [tell for tells in rows.values() for tell in tells], ENOUGH)]
+            groups += [(dtype, tells, ENOUGH_IN_ONE_DTYPE) for dtype, tells in rows.items()]
+            for dtypes, tells, enough in groups:
+                if len(tells) >= enough and not any(tells):
+                    raise Wrong(
+                        f"{quantity}: {len(tells)} results in {dtypes} are right, and none would be refused if it were "
+                        "wrong by a tenth: they are all 0, or the reference or the tolerance makes the limits too wide"
+                    )
 
 
 def check(
@@ -158,14 +179,17 @@ def check(
         for dtype, how in ways:
             try:
                 seen = attempt(drawn, dtype, how)
-            except Wrong:
-                if shrink:
+            except Wrong as wrong:
+                if shrink and not isinstance(wrong, Endless):
                     draws.smallest(drawn, partial(attempt, dtype=dtype, how=how))
                 return report
             if isinstance(seen, Conduct):
                 report.conduct = seen
             else:
                 report.add(dtype, seen)
+    if ordered:
+        with suppress(Wrong):
+            attempt(ordered[-1][1], ordered[-1][1].dtypes[0], lambda *_: report.require_telling())
     return report
 
 
@@ -232,11 +256,12 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--examples is {options.examples}; it must be at least 1")
     options.case = parsed(options.case) if options.case is not None else None
     options.lab = program()  # a process of a kernel's own was called otherwise
-    found = find(options.kernel)
+    targets = targets_of(options.kernel)
     status = 0
-    for kernel, answer in zip(found, in_order(judge_kernel, [(kernel.target, options) for kernel in found])):
+    for target, answer in zip(targets, in_order(judge_kernel, [(target, options) for target in targets], LONGEST)):
         if isinstance(answer, Ended):
-            answer = f"{kernel.target}: wrong: its process died (exit code {answer.exit_code})", 1
+            died = f"its process died (exit code {answer.exit_code})"
+            answer = f"{target}: wrong: {died if answer.exit_code is not None else f'no end after {LONGEST:g} s'}", 1
         text, code = answer
         print(text, file=sys.stderr if code == 2 else sys.stdout, flush=True)
         status = max(status, code)

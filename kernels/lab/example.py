@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kernels.lab.interpreter import reversed_programs
+from kernels.lab.launches import watched_launches
 from kernels.lab.limits import RUNS, Limit, Wrong, differences
 from kernels.lab.memory import NOT_A_NUMBER, NUMBERS, broadcast
 from kernels.lab.rounding import RandomRounding
 from kernels.lab.spec import Case, Inputs, Spec
 from kernels.lab.trial import Tensors, Trial, call, differentiable, differing, gradients_of, require_like
 from kernels.launch import INTERPRETED
+
+
+class Judged(NamedTuple):
+    """How far a result is from right, and whether it would have been seen to be wrong."""
+
+    ratio: float
+    """Error over limit, at most 1."""
+    tells: bool
+    """A result that is wrong by a tenth is refused here, and that which is right is not all 0."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +36,63 @@ class Example:
     spec: Spec
     inputs: Inputs
     """In the tested dtype, which the reference's inputs are rounded to as well."""
-    naive: dict[str, Tensor | None]
-    """The reference's results in that dtype: their shapes and dtypes are right."""
+    dtype: torch.dtype
+    like: dict[str, Tensor | None]
+    """Results of the right shapes, dtypes and strides, without numbers; None for a gradient that there is not."""
     cotangents: dict[str, Tensor]
-    limits: dict[str, Limit | None]
-    """None for a gradient that there is not."""
     layout: str
+    seed: int
+
+    @cached_property
+    def limits(self) -> dict[str, Limit | None]:
+        """None for a gradient that there is not. Computed when they are asked for, after the op has run: what is right
+        cannot be found in memory before."""
+        return limits_of(self.spec, self.inputs, self.like, self.cotangents, self.dtype, self.seed)
 
     def trial(self, fill: int = NOT_A_NUMBER) -> Trial:
-        right = {name: t for name in self.spec.outputs if (t := self.naive[name]) is not None}
+        right = {name: t for name in self.spec.outputs if (t := self.like[name]) is not None}
         return Trial.on(self.spec, self.inputs, right, self.cotangents, self.layout, fill)
 
-    def compare(self, got: dict[str, Tensor | None]) -> dict[str, float]:
-        """Error over limit of each; raises Wrong where one is above 1, or not like the reference's."""
-        return {name: compare(name, got[name], right, self.limits[name]) for name, right in self.naive.items()}
+    def compare(self, got: dict[str, Tensor | None]) -> dict[str, Judged]:
+        """Each result's error; raises Wrong where one is above its limit, or not like the reference's."""
+        ratios = {name: compare(name, got[name], right, self.limits[name]) for name, right in self.like.items()}
+        return {name: Judged(ratio, self.tells(name, got[name])) for name, ratio in ratios.items()}
+
+    def tells(self, name: str, got: Tensor | None) -> bool:
+        """Of a right result."""
+        if got is None or (limit := self.limits[name]) is None:
+            return True
+        is_all_zero = name in self.spec.outputs and not got.any()
+        return not is_all_zero and limit.is_exceeded_by(spoiled(got.detach().cpu()))
+
+    def with_values(self, tensors: dict[str, Tensor], cotangents: dict[str, Tensor]) -> Example:
+        """The same example, but for what its inputs hold, and the gradients of its results."""
+        return replace(self, inputs=replace(self.inputs, tensors=tensors), cotangents=cotangents)
+
+    def require_reference(self) -> None:
+        """Raises Wrong where the reference gives something else in float32 than in float64, which is what judges."""
+        device = judging_device()
+        tensors = {
+            name: t.to(device, torch.float32) if t.is_floating_point() else t.to(device)
+            for name, t in self.inputs.tensors.items()
+        }
+        for name, y in call(self.spec, self.spec.reference, tensors, self.inputs).items():
+            limit = self.limits[name]
+            if limit is None or not y.is_floating_point():
+                continue
+            y = y.detach().double().cpu()
+            judged = y.isfinite() & limit.exact.isfinite()
+            error, size = (float(t[judged].norm()) for t in (y - limit.exact, limit.exact))
+            lost = max(float(run[judged].norm()) for run in limit.differences)
+            if error > 0.1 * size + 16 * lost:
+                raise Wrong(
+                    f"{name}: its reference gives something else in float64 than in float32, {error:.3g} of {size:.3g}"
+                )
+
+
+def spoiled(y: Tensor) -> Tensor:
+    """Wrong by a tenth everywhere, and by 1 where it is 0 or no real number."""
+    return y * 1.1 + (y == 0).to(y.dtype) if y.is_floating_point() else ~y if y.dtype == torch.bool else y + 1
 
 
 def example(spec: Spec, case: Case, dtype: torch.dtype, layout: str) -> Example:
@@ -48,15 +102,21 @@ def example(spec: Spec, case: Case, dtype: torch.dtype, layout: str) -> Example:
         for name, t in drawn.tensors.items()
     }
     inputs = replace(drawn, tensors=tensors)
-    device = judging_device()
+    device, seed = judging_device(), case.get("seed", 0)
     leaves = differentiable(inputs, {name: t.to(device) for name, t in tensors.items()})
-    outputs = call(spec, spec.reference, leaves, inputs)
+    with watched_launches() as launched:
+        outputs = call(spec, spec.reference, leaves, inputs)
+    if launched:
+        raise ValueError(f"the reference launches {launched[0].kernel}: it must be plain PyTorch, which judges kernels")
     cotangents = draw_cotangents(outputs, case, layout)
     on_device = {name: t.to(device) for name, t in cotangents.items()}
     results = {**outputs, **gradients_of(outputs, on_device, leaves, inputs)}
-    naive = {name: t if t is None else t.cpu() for name, t in results.items()}
-    limits = limits_of(spec, inputs, outputs, cotangents, dtype, case.get("seed", 0))
-    return Example(spec, inputs, naive, cotangents, limits, layout)
+    like = {name: t if t is None else without_numbers(t) for name, t in results.items()}
+    return Example(spec, inputs, dtype, like, cotangents, layout, seed)
+
+
+def without_numbers(t: Tensor) -> Tensor:
+    return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
 
 
 def judging_device() -> torch.device:
@@ -64,8 +124,8 @@ def judging_device() -> torch.device:
     return torch.device("cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda")
 
 
-def judge(spec: Spec, case: Case, dtype: torch.dtype, layout: str) -> dict[str, float]:
-    """Error over limit of every output and gradient; raises Wrong where one is above 1, or anything else is amiss.
+def judge(spec: Spec, case: Case, dtype: torch.dtype, layout: str) -> dict[str, Judged]:
+    """Every output and gradient; raises Wrong where an error is above its limit, or anything else is amiss.
 
     The op must give the same bits twice: in the interpreter with its programs in reversed order, else repeated, and the
     second time with numbers in memory that is nobody's, which held NaN the first time. Where its order is that of
@@ -104,15 +164,21 @@ def draw_cotangents(outputs: Tensors, case: Case, layout: str) -> dict[str, Tens
 
 
 def limits_of(
-    spec: Spec, narrow: Inputs, stored: Tensors, cotangents: Tensors, dtype: torch.dtype, seed: int
+    spec: Spec,
+    narrow: Inputs,
+    stored: Mapping[str, Tensor | None],
+    cotangents: Tensors,
+    dtype: torch.dtype,
+    seed: int,
 ) -> dict[str, Limit | None]:
     """By the results' names, None for a gradient that there is not; `stored` are outputs of the right dtype."""
+    dtypes = {name: t.dtype for name, t in stored.items() if t is not None}
     device = judging_device()
     wide = replace(narrow, tensors=in_float64(narrow.tensors, device))
     cotangents = in_float64(cotangents, device)
 
     def as_stored(t: Tensor, name: str) -> Tensor:
-        return AsStored.apply(t, stored[name].dtype)  # pyright: ignore[reportReturnType]
+        return AsStored.apply(t, dtypes[name])  # pyright: ignore[reportReturnType]
 
     reference = spec.reference if spec.exact is None else partial(spec.exact, as_stored)
 

@@ -19,6 +19,7 @@ from types import ModuleType
 
 import kernels
 from kernels.lab.interpreter import Unsupported
+from kernels.lab.processes import Ended, in_order
 from kernels.lab.spec import Spec
 
 
@@ -57,7 +58,7 @@ def find(target: str) -> list[Kernel]:
     """The kernels that `target` names: softmax (a file of the package, or an op in one), all (of the package), or
     my_softmax.py; file:op or my_file.py:op is one of several in a file."""
     name, _, op = target.partition(":")
-    if name.endswith(".py") or Path(name).is_dir():
+    if names_a_file(target):
         in_file = kernels_of(load(Path(name)), name)
         if not in_file:
             raise UsageError(f"{name} has no function `spec` and none that ends in `_spec`")
@@ -75,6 +76,26 @@ def find(target: str) -> list[Kernel]:
     if not chosen:
         raise UsageError(f"{name} has no op {op!r}; it has {', '.join(map(op_name, in_file))}")
     return chosen
+
+
+def targets_of(target: str) -> list[str]:
+    """The names of the kernels that `target` names. Who reaches a verdict does not load somebody else's file, which
+    might reach another one: a process of its own does."""
+    if not names_a_file(target):
+        return named(target)
+    (answer,) = in_order(named, [(target,)])
+    if isinstance(answer, Ended):
+        raise UsageError(f"{target}: its process died when it was imported (exit code {answer.exit_code})")
+    return answer
+
+
+def named(target: str) -> list[str]:
+    return [kernel.target for kernel in find(target)]
+
+
+def names_a_file(target: str) -> bool:
+    name = target.partition(":")[0]
+    return name.endswith(".py") or Path(name).is_dir()
 
 
 def package_kernels() -> list[Kernel]:

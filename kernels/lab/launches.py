@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
 
+from kernels.lab.memory import bits
 from kernels.launch import INTERPRETED
 
 
@@ -24,9 +26,48 @@ class Launch:
     """Where, as CUDA numbers streams."""
 
 
+During = Callable[[Callable[[], Any], list[Tensor]], Any]
+"""What is done at a launch, given that and the tensors that the kernel gets."""
+
+
+def run_it(launch: Callable[[], Any], tensors: list[Tensor]) -> Any:
+    return launch()
+
+
+def leave_it_out(launch: Callable[[], Any], tensors: list[Tensor]) -> None:
+    """Memory stays as it was."""
+
+
+class Tape:
+    """What kernels wrote, launch by launch, to be written again where others compute."""
+
+    def __init__(self) -> None:
+        self.written: list[dict[int, Tensor]] = []
+        """Of each launch: the place among the kernel's tensors -> what was in it afterwards, where that was new."""
+        self.storages: set[int] = set()
+        """Where it was written."""
+        self.played = 0
+
+    def record(self, launch: Callable[[], Any], tensors: list[Tensor]) -> Any:
+        before = [t.detach().clone() for t in tensors]
+        result = launch()
+        changed = {i: t.detach().clone() for i, t in enumerate(tensors) if not torch.equal(bits(t), bits(before[i]))}
+        self.written.append(changed)
+        self.storages |= {tensors[i].untyped_storage().data_ptr() for i in changed}
+        return result
+
+    def play(self, launch: Callable[[], Any], tensors: list[Tensor]) -> None:
+        """Instead of the launch."""
+        written = self.written[self.played] if self.played < len(self.written) else {}
+        self.played += 1
+        for i, t in written.items():
+            if i < len(tensors) and tensors[i].shape == t.shape and tensors[i].dtype == t.dtype:
+                bits(tensors[i]).copy_(bits(t))
+
+
 @contextmanager
-def watched_launches(is_run: bool = True) -> Iterator[list[Launch]]:
-    """Yields the growing list of what is launched inside; without `is_run` nothing is, and memory stays as it was."""
+def watched_launches(during: During = run_it) -> Iterator[list[Launch]]:
+    """Yields the growing list of what is launched inside."""
     from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
 
@@ -34,10 +75,14 @@ def watched_launches(is_run: bool = True) -> Iterator[list[Launch]]:
 
     def watching(run: Any) -> Any:
         def run_watched(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-            if not warmup:
-                size: Any = grid(bound(self, args, options)) if callable(grid) else grid
-                seen.append(Launch(self.__name__, math.prod(size), current_stream()))
-            return run(self, *args, grid=grid, warmup=warmup, **options) if is_run or warmup else None
+            def launch() -> Any:
+                return run(self, *args, grid=grid, warmup=warmup, **options)
+
+            if warmup:
+                return launch()
+            size: Any = grid(bound(self, args, options)) if callable(grid) else grid
+            seen.append(Launch(self.__name__, math.prod(size), current_stream()))
+            return during(launch, list(tensors_in((*args, *options.values()))))
 
         return run_watched
 
@@ -45,6 +90,15 @@ def watched_launches(is_run: bool = True) -> Iterator[list[Launch]]:
         for owner in (InterpretedFunction, JITFunction):
             stack.enter_context(mock.patch.object(owner, "run", watching(owner.run)))
         yield seen
+
+
+def tensors_in(arguments: Iterable[Any]) -> Iterator[Tensor]:
+    """Those that a kernel gets by themselves, in tuples, or described."""
+    for value in arguments:
+        if isinstance(value, (tuple, list)):
+            yield from tensors_in(value)
+        elif isinstance(tensor := getattr(value, "base", value), Tensor):
+            yield tensor
 
 
 def current_stream() -> int:

@@ -84,6 +84,11 @@ def bits(t: Tensor) -> Tensor:
     return t.detach().view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()])
 
 
+def without_repeats(t: Tensor) -> Tensor:
+    """The part of a tensor that has a place of its own: one element along dimensions in which its stride is 0."""
+    return t[tuple(slice(0, 1) if step == 0 else slice(None) for step in t.stride())]
+
+
 def strides_of(shape: tuple[int, ...]) -> list[int]:
     """Strides of a tensor stored without gaps, its last dimension fastest."""
     strides = [1] * len(shape)
@@ -97,7 +102,7 @@ def lay_out(values: Tensor, layout: str, index: int, device: torch.device, fill:
 
     `index` numbers an op's tensors, so that two of one shape get different strides.
     """
-    stored = values[tuple(slice(0, 1) if step == 0 else slice(None) for step in values.stride())]
+    stored = without_repeats(values)
     shape = tuple(stored.shape)
     if layout == "far" and device.type == "cpu":
         return far_apart(stored, index, fill)

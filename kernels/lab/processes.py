@@ -69,7 +69,8 @@ def in_order(
 
 
 def answer(answers: Connection, job: Callable[..., Any], call: tuple[Any, ...]) -> None:
-    """In the process: an exception is an answer too."""
+    """In the process: an exception is an answer too. What is printed there is none: it goes where errors go."""
+    os.dup2(2, 1)
     try:
         value = job(*call)
     except Exception as error:

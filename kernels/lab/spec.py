@@ -116,6 +116,18 @@ class Spec:
     """"atomics" where programs add to the same numbers in whatever order they come: then each run is within its limit,
     instead of having the same bits as the others."""
 
+    def __post_init__(self) -> None:
+        """TypeError or ValueError for what cannot be judged."""
+        for name in ("op", "reference", "inputs"):
+            if not callable(value := getattr(self, name)):
+                raise TypeError(f"Spec's {name} is {value!r}; it must be a function")
+        if not self.outputs or isinstance(self.outputs, str) or len(set(self.outputs)) < len(self.outputs):
+            raise ValueError(f"Spec's outputs are {self.outputs!r}; they must be a tuple of names, each of one result")
+        if not self.dtypes or not set(self.dtypes) <= set(DTYPES.values()):
+            raise ValueError(f"Spec's dtypes are {self.dtypes!r}; they must be some of {', '.join(DTYPES)}, of torch")
+        if self.order not in ("fixed", "atomics"):
+            raise ValueError(f"Spec's order is {self.order!r}; it must be 'fixed' or 'atomics'")
+
     def make(self, case: Case, device: torch.device | str = "cpu") -> Inputs:
         """The inputs of one case: the same ones each time, of one kind of device."""
         generator = torch.Generator(device).manual_seed(case.get("seed", 0))

@@ -222,11 +222,9 @@ def spec(op: Callable[..., Any] = double, **changes: Any) -> Spec:
     return Spec(
         name="double",
         op=op,
-        reference=double_reference,
         cases=st.fixed_dictionaries({"columns": st.integers(2, 40)}),
-        inputs=inputs,
         builds=({"columns": 4096},),
-        **changes,
+        **{"reference": double_reference, "inputs": inputs, **changes},
     )
 
 

@@ -13,7 +13,8 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from kernels.lab import Inputs, Spec, Work, bench
 from kernels.lab import instruments as instruments_module
-from kernels.lab.find import Kernel, op_name, package_kernels
+from kernels.lab.find import Kernel, UsageError, op_name, package_kernels
 from kernels.lab.instruments import (
     Ceilings,
     Instruments,
@@ -33,6 +34,7 @@ from kernels.lab.instruments import (
     until_steady,
 )
 from kernels.lab.limits import Wrong
+from kernels.lab.plausible import Expected, require_enough_declared
 
 triton: Any = pytest.importorskip("triton")
 pytest.importorskip("triton.testing")
@@ -51,7 +53,7 @@ def declare(op: Callable[..., Tensor], peers: dict[str, Callable[..., Tensor]] |
         return Inputs({"x": x, "weight": torch.rand(columns, dtype=torch.float64)}, gradients=("x", "weight"))
 
     def work(element_size: int, rows: int, columns: int) -> tuple[Work, Work]:
-        return Work(bytes=2e6, flops=1.0), Work(bytes=0.0, flops=3e9)
+        return Work(bytes=2e6, flops=1.0), Work(bytes=1e3, flops=3e9)
 
     return Spec(
         name="scaled", op=op, reference=scaled_reference, cases=None, inputs=inputs, benchmarks=(CASE,), work=work,
@@ -255,17 +257,112 @@ def test_a_patched_timer_is_refused(owner: Any, name: str, monkeypatch: pytest.M
 def test_a_refusal_is_an_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Found:
-        spec = declare(scaled_reference)
-
-    monkeypatch.setattr(bench, "find", lambda kernel: [Found])
+    found = SimpleNamespace(spec=declare(scaled_reference), path=Path("x.py"))
+    monkeypatch.setattr(bench, "find", lambda kernel: [found])
+    monkeypatch.setattr(bench, "targets_of", lambda kernel: [kernel])
+    monkeypatch.setattr(bench, "in_order", lambda job, calls: [job(*call) for call in calls])
+    monkeypatch.setattr(bench, "is_available", lambda: True)
     monkeypatch.setattr(bench, "measure_ceilings", lambda _: CEILINGS)
     for unseen, code in ((0.0, 0), (3.0, 1)):
         here = instruments(four_milliseconds, unseen=unseen)
         monkeypatch.setattr(bench, "cuda_instruments", lambda here=here: here)
-        assert bench.run(Namespace(kernel="x", json=tmp_path / "a.json", plot=None)) == code
+        assert bench.run(Namespace(kernel="x", json=tmp_path / "a.json", plot=None, calls=False, case=None)) == code
     assert "refused: the device goes on for 3.00 ms" in capsys.readouterr().out
     assert "refused" in (tmp_path / "a.json").read_text()
+
+
+def test_what_is_wrong_in_the_runs_that_are_timed_is_refused() -> None:
+    """Also by an op that is right when it is called first, or last."""
+
+    def tiring(right: range) -> Callable[..., Tensor]:
+        calls = itertools.count()
+        return lambda x, weight: x * weight * (1.0 if next(calls) in right else 1.5)
+
+    for right in (range(0), range(1), range(14, 1000)):
+        told = refusal(tiring(right), milliseconds=four_milliseconds)
+        assert "in the runs of forward that are timed its error is" in told
+
+
+def test_no_number_and_fewer_results_than_there_are_are_refused() -> None:
+    assert "is inf times" in refusal(lambda x, weight: x * weight * math.nan, milliseconds=lambda _: 4.0)
+    x = torch.ones(3)
+    right = Expected([x.double(), x.double()], [x, x], 2)
+    assert right.error_over_naive([x, x]) == 0.0
+    for got in ([x], [x, x[:1]], [x, x.half()], [x, torch.full((3,), math.nan)]):
+        assert right.error_over_naive(got) == math.inf
+
+
+class Keeps:
+    """Right, and computed once for each place in memory."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, Tensor] = {}
+
+    def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self.known.setdefault(x.data_ptr(), x * weight)
+
+
+class KeepsGradient(torch.autograd.Function):
+    known: ClassVar[dict[int, Tensor]] = {}
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x * weight
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        (dy,), (x, weight) = gradients, ctx.saved_tensors
+        dx = KeepsGradient.known.setdefault(dy.data_ptr(), dy * weight)
+        return dx, (dy * x).sum(0)
+
+
+def test_what_was_kept_is_refused_without_a_roofline_too() -> None:
+    def without_gradients(*given: Any, **case: Any) -> Inputs:
+        return replace(declare(scaled_reference).inputs(*given, **case), gradients=())
+
+    for spec in (replace(declare(Keeps()), inputs=without_gradients), declare(KeepsGradient.apply)):
+        spec = replace(spec, work=None)
+        case = bench.measure_case(spec, CASE, instruments(four_milliseconds), CEILINGS)
+        found = case["implementations"]
+        assert "it keeps results of earlier calls" in found["scaled"]["failed"], found["scaled"]
+        assert "failed" not in found["eager"]
+
+
+def test_a_setting_that_is_changed_is_refused() -> None:
+    def op(x: Tensor, weight: Tensor) -> Tensor:
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        return x * weight
+
+    threads = torch.get_num_threads()
+    assert "it changes PyTorch's number of threads" in refusal(op, milliseconds=lambda _: 4.0)
+    torch.set_num_threads(threads)
+
+
+def test_a_roofline_that_everybody_is_below_is_refused() -> None:
+    spec = replace(declare(scaled_reference), work=lambda *_, **__: (Work(1.0, 0.0), Work(1e3, 0.0)))
+    with pytest.raises(UsageError, match="declares 1 bytes for the forward, whose results alone are 128"):
+        bench.measure_case(spec, CASE, instruments(four_milliseconds), CEILINGS)
+
+
+def test_eager_is_the_reference_whatever_is_said_of_it() -> None:
+    def slow(x: Tensor, weight: Tensor) -> Tensor:
+        raise AssertionError("eager, it says")
+
+    case = bench.measure_case(
+        declare(scaled_reference, {"eager": slow}), CASE, instruments(four_milliseconds), CEILINGS
+    )
+    assert list(case["implementations"]) == ["scaled", "eager", "compile"]
+    assert "failed" not in case["implementations"]["eager"]
+
+
+@pytest.mark.parametrize("kernel", [pytest.param(kernel, id=op_name(kernel)) for kernel in package_kernels()])
+def test_every_spec_declares_what_its_results_take(kernel: Kernel) -> None:
+    spec = kernel.spec
+    case = spec.builds[0]
+    call = bench.prepare(spec, case, torch.device("cpu"))
+    if sum(t.numel() for t in call.tensors.values()) < 2**22:
+        require_enough_declared(spec, case, call.forward(spec.reference), call.leaves)
 
 
 # ---- until when
@@ -324,9 +421,9 @@ def test_calls_come_in_turn() -> None:
 def test_without_a_device_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(bench, "is_available", lambda: False)
     json_file, plot_file = tmp_path / "a.json", tmp_path / "a.png"
-    assert bench.run(Namespace(kernel="swiglu", json=json_file, plot=plot_file)) == 0
+    assert bench.run(Namespace(kernel="swiglu", json=json_file, plot=plot_file, calls=False, case=None)) == 0
     assert capsys.readouterr().out == "no CUDA device here: nothing measured, nothing written\n"
     assert list(tmp_path.iterdir()) == []
 

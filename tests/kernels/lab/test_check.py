@@ -16,8 +16,10 @@ from torch import Tensor
 
 from kernels.lab.check import check, check_case
 from kernels.lab.find import Kernel, find, load, package_kernels
+from kernels.lab.limits import Wrong
 from kernels.lab.mutants import plant, run_mutants
 from kernels.lab.spec import Inputs, Mutant, Spec, Tolerance
+from kernels.lab.trial import require_written_out
 from kernels.launch import INTERPRETED, jit, tl
 
 TOY = Path(__file__).with_name("toy.py")
@@ -176,6 +178,14 @@ def test_sums_by_atomics_have_a_bound_instead_of_equal_bits():
             return dweight.bfloat16().to(dweight.dtype), None
 
     assert fault(embedding.spec(op=lambda weight, index: HalfLost.apply(weight, index))).startswith("dweight: ")
+
+
+def test_one_number_that_stands_for_many_is_a_fault():
+    y = torch.ones(3, 1).expand(3, 4)
+    with pytest.raises(Wrong, match="y: has stride 0"):
+        require_written_out("y", y, torch.ones(3, 4))
+    require_written_out("y", y, y)
+    require_written_out("y", torch.empty(0, 4).as_strided((0, 4), (4, 0)), torch.empty(0, 4))
 
 
 def test_an_exception_is_a_fault_of_its_own_kind():

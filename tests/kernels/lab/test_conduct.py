@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import _thread
+import gc
 import os
 import re
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import FunctionType
+from typing import Any
 
 import pytest
 import torch
@@ -15,29 +21,47 @@ from torch import Tensor
 
 from kernels.lab import launches, surroundings, trial
 from kernels.lab.check import Report, check, check_builds, check_case
-from kernels.lab.find import load
+from kernels.lab.spec import DTYPES
 from kernels.lab.surroundings import Names
 from kernels.launch import INTERPRETED
+from tests.kernels.lab import cheats, further_cheats, unusual
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="the cheats are written for the CPU")
-cheats = load(Path(__file__).with_name("cheats.py"))
 
 
 @pytest.fixture(autouse=True)
 def unchanged() -> Iterator[None]:
     """So that one cheat does not outlive its test."""
-    kept = [(owner, name, getattr(owner, name)) for owner, name in
-            ((torch, "isfinite"), (torch, "allclose"), (Tensor, "norm"), (time, "perf_counter"),
-             (torch.cuda.Event, "elapsed_time"), (torch.cuda, "synchronize"))]  # fmt: skip
+    names, dtypes, printing, collecting = Names(), dict(DTYPES), sys.stdout, list(gc.callbacks)
     environment, random_state = dict(os.environ), torch.get_rng_state()
+    handler, threads = signal.getsignal(signal.SIGVTALRM), _thread._count()
     yield
-    for owner, name, value in kept:
-        setattr(owner, name, value)
+    while _thread._count() > threads:
+        time.sleep(0.01)
+    put_back(names)
+    sys.stdout, gc.callbacks[:] = printing, collecting
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    signal.signal(signal.SIGVTALRM, handler)
+    DTYPES.update(dtypes)
     os.environ.clear()
     os.environ.update(environment)
+    while torch._C._len_torch_function_stack():
+        torch._C._pop_torch_function_stack()
+    torch.set_autocast_enabled("cpu", False)
     torch.set_rng_state(random_state)
     torch.set_default_dtype(torch.float32)
     torch.set_grad_enabled(True)
+    while further_cheats.children:
+        os.waitpid(further_cheats.children.pop(), 0)
+
+
+def put_back(names: Names) -> None:
+    for owner, before in names.names.items():
+        for name in surroundings.replaced(owner, before):
+            setattr(owner, name, before[name]) if name in before else delattr(owner, name)
+    for (_, value), inside in zip(names.insides, names.inside):
+        if isinstance(value, FunctionType):
+            value.__code__, value.__defaults__ = inside[:2]
 
 
 @pytest.mark.parametrize("name", cheats.CHEATS)
@@ -48,6 +72,42 @@ def test_a_cheat_is_seen(name: str, monkeypatch: pytest.MonkeyPatch):
     make, said = cheats.CHEATS[name]
     report = check(cheats.spec(make()), examples=6, dtypes=["float32"], layouts=["contiguous"], shrink=False)
     assert report.failure is not None and re.search(said, report.failure.what), str(report)
+
+
+@pytest.mark.parametrize("name", further_cheats.CHEATS)
+def test_a_further_cheat_is_seen(name: str):
+    make, said = further_cheats.CHEATS[name]
+    report = check(make(), examples=6, layouts=["contiguous"], shrink=False)
+    assert report.failure is not None and re.search(said, report.failure.what), str(report)
+
+
+@pytest.mark.parametrize("fields", further_cheats.UNDECLARED.values(), ids=further_cheats.UNDECLARED)
+def test_a_spec_that_asks_for_nothing_is_refused(fields: dict[str, Any]):
+    with pytest.raises((TypeError, ValueError), match=r"Spec's \w+ (is|are) .*; (it|they) must be"):
+        replace(cheats.spec(), **fields)
+
+
+def test_a_reference_that_is_a_kernel_is_refused():
+    with pytest.raises(ValueError, match="the reference launches double_kernel"):
+        check(replace(cheats.spec(), reference=cheats.double), examples=1)
+
+
+@pytest.mark.parametrize("name", unusual.SPECS)
+def test_what_is_unusual_and_right_passes(name: str):
+    report = check(unusual.SPECS[name](), examples=6, dtypes=["float32"])
+    assert report.failure is None, str(report)
+
+
+def test_what_does_not_end_is_told_with_its_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(trial, "LONGEST", 0.3)
+
+    def endless(x: Tensor) -> Tensor:
+        while x is not None:
+            cheats.double(x)
+        return x
+
+    report = check(cheats.spec(endless), examples=6)
+    assert report.failure is not None and "does a loop run for ever?" in report.failure.what
 
 
 def test_honest_work_passes_and_is_described():

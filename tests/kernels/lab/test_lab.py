@@ -94,6 +94,44 @@ def test_a_case_is_judged_alone(capsys: pytest.CaptureFixture[str]):
     assert "float16 " not in capsys.readouterr().out
 
 
+VERDICT = 'print("mine.py: right in 100 examples", flush=True)\n'
+
+
+@pytest.mark.parametrize(
+    ("at", "planted", "code", "told"),
+    [
+        ("    x = x.contiguous()\n", f"    {VERDICT}    import os; os._exit(0)\n", 1, "its process died (exit code 0)"),
+        pytest.param(
+            "import torch\n",
+            f"{VERDICT}import os; os._exit(0)\n",
+            2,
+            "its process died when it was imported (exit code 0)",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "import torch\n",
+            f"import kernels.lab.check as c\nc.in_order = lambda *_: [({VERDICT[6:-14]}, 0)]\n",
+            1,
+            "it replaces kernels.lab.check.in_order",
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["in the op", "on import", "replaces who asks"],
+)
+def test_a_verdict_is_the_labs_alone(
+    at: str, planted: str, code: int, told: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    """What a file prints goes to stderr, and a process that ends is none that passes."""
+    source = TEMPLATE.read_text(encoding="utf-8").replace("my_kernels::", "judged::")
+    assert at in source
+    path = tmp_path / "mine.py"
+    path.write_text(source.replace(at, planted + at, 1), encoding="utf-8")
+    assert main(["check", str(path), "--examples", "2"]) == code
+    printed = capfd.readouterr()
+    assert "right in 100 examples" not in printed.out
+    assert told in (printed.err if code == 2 else printed.out)
+
+
 def test_a_file_with_several_ops(tmp_path: Path):
     path = tmp_path / "two.py"
     path.write_text(
