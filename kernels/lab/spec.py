@@ -43,6 +43,12 @@ class Inputs:
     contiguous: tuple[str, ...] = ()
     """Tensors that the op documents as contiguous; all others come with strides of every kind."""
 
+    def __post_init__(self) -> None:
+        """ValueError for names of tensors that there are not."""
+        for field_name in ("gradients", "float32", "contiguous"):
+            if unknown := [name for name in getattr(self, field_name) if name not in self.tensors]:
+                raise ValueError(f"Inputs' {field_name} name {unknown[0]!r}; the tensors are {', '.join(self.tensors)}")
+
 
 @dataclass(frozen=True)
 class Work:
@@ -133,4 +139,7 @@ class Spec:
         generator = torch.Generator(device).manual_seed(case.get("seed", 0))
         settings = {key: value for key, value in case.items() if key not in ("seed", "dtype")}
         with torch.device(device):
-            return self.inputs(generator, **settings)
+            made = self.inputs(generator, **settings)
+        if not isinstance(made, Inputs):
+            raise TypeError(f"Spec's inputs made {type(made).__name__} of a case; it must be Inputs")
+        return made

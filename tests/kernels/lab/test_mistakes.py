@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from kernels.lab import Inputs
 from kernels.lab.__main__ import main
 from kernels.lab.check import check, require_fitting
 from kernels.lab.find import UsageError, find, load
@@ -99,6 +102,16 @@ def test_a_mistake_is_told_in_one_line(arguments: str, message: str, capsys: pyt
         status = ended.code
     told = capsys.readouterr().err
     assert status == 2 and told.startswith("error: ") and told.count("\n") == 1 and message in told
+
+
+def test_inputs_that_do_not_fit_are_told():
+    tensors = {"x": torch.ones(3)}
+    for fields in ({"gradients": ("z",)}, {"float32": ("z",)}, {"contiguous": ("x", "z")}):
+        with pytest.raises(ValueError, match="name 'z'; the tensors are x"):
+            Inputs(tensors, **fields)  # pyright: ignore[reportArgumentType]
+    (kernel,) = find(str(TOY))
+    with pytest.raises(TypeError, match="made dict of a case; it must be Inputs"):
+        replace(kernel.spec, inputs=lambda *_, **__: tensors).make({})
 
 
 def test_a_reference_that_fails_is_the_specs_fault(capsys: pytest.CaptureFixture[str], tmp_path: Path):
