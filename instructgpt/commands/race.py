@@ -36,7 +36,7 @@ class StartConfig(Settings):
     folder: FilePath = "race"
     """Where to write it."""
     record: str = RECORDS[0]
-    """Which of our records to begin from: gpt2, rates, llama, muon, look_up or tuned."""
+    """Which of our records to begin from: gpt2, rates, llama, muon or look_up."""
 
 
 @dataclass(frozen=True)
