@@ -88,12 +88,15 @@ def unescape(text: str) -> str:
     return re.sub(r"\\([ntr\\])", lambda escape: _ESCAPES[escape[1]], text)
 
 
-def parse(config_class: type[Config], argv: Sequence[str], prog: str, default: Config | None = None) -> Config:
+def parse(
+    config_class: type[Config], argv: Sequence[str], prog: str, default: Config | None = None, takes: str = ""
+) -> Config:
     """An instance of a dataclass, its fields (those of dataclasses inside it too) taken from flags.
 
     `max_steps: int` is `--max-steps 3`; `resume: bool` is `--resume` or `--no-resume`; `text: tuple[str, ...]` takes
     several values. `default` holds the values of flags that are not given; without it the class's own defaults count.
-    `--help` prints every field's docstring and default, and exits with code 0.
+    `--help` prints every field's docstring and default, and exits with code 0. takes: what stands before the flags, as
+    the usage names it, such as NAME; the caller takes it off argv.
 
     Raises UserError, in one line, for an unknown flag (it suggests the nearest), a value of the wrong type, a choice
     that does not exist, a missing value, or a word that belongs to no flag.
@@ -101,14 +104,15 @@ def parse(config_class: type[Config], argv: Sequence[str], prog: str, default: C
     import tyro  # a quarter of a second: only for those who parse
 
     given = list(split_flags(argv))
-    if not any(flag in _HELP for flag, *_ in given):
+    is_help = any(flag in _HELP for flag, *_ in given)
+    if not is_help:
         _check(config_class, given, prog)
     told = io.StringIO()
     try:
         with redirect_stderr(told):
             return tyro.cli(
                 config_class,
-                prog=prog,
+                prog=f"{prog} {takes}" if is_help and takes else prog,
                 args=[word for each in given for word in _unambiguous(_unescaped(each, config_class))],
                 default=tyro.MISSING_NONPROP if default is None else default,
                 config=(tyro.conf.OmitArgPrefixes,),

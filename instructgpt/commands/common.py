@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from instructgpt.errors import UserError, suggestion
@@ -63,6 +66,20 @@ def choose(
     if action not in actions:
         raise UserError(f"{prog} knows {', '.join(actions)}, not {action!r}{suggestion(action, actions)}")
     return action, rest
+
+
+def command(*words: str, folder: str, default: str) -> str:
+    """The command line of these words, to be copied into a shell: with --folder, unless that is the default."""
+    # With =, what begins with a dash is a value all the same.
+    flag = [f"--folder={folder}"] if folder.startswith("-") else ["--folder", folder]
+    return f"{program()} {shlex.join([*words, *(flag if folder != default else ())])}"
+
+
+def require_folder(folder: str) -> None:
+    """UserError where --folder, or a folder above it, is a file. It need not be there yet."""
+    for part in (Path(folder), *Path(folder).parents):
+        if os.path.exists(part) and not part.is_dir():
+            raise UserError("is a file, and --folder names a folder", part)
 
 
 def write(text: str) -> None:

@@ -106,11 +106,11 @@ def _list(argv: Sequence[str]) -> int:
 
 def _get(argv: Sequence[str]) -> int:
     if argv and argv[0] in ("-h", "--help"):
-        parse(GetConfig, argv, f"{_prog()} get")
+        parse(GetConfig, argv, f"{_prog()} get", takes="NAME")
     if not argv or argv[0].startswith("-"):
         raise UserError(f"{_prog()} get needs the name of a set{suggestion('', [each.name for each in list_sets()])}")
     name, *flags = argv
-    config = parse(GetConfig, flags, f"{_prog()} get")
+    config = parse(GetConfig, flags, f"{_prog()} get", takes="NAME")
     fetch(name, config.out or Path("data") / name)
     return 0
 
@@ -121,7 +121,7 @@ def _get(argv: Sequence[str]) -> int:
 def _show(argv: Sequence[str]) -> int:
     named = list(takewhile(lambda word: not word.startswith("-"), argv))
     before = ["--data", *named] if named else []
-    config = parse(ShowConfig, [*before, *argv[len(named) :]], f"{_prog()} show")
+    config = parse(ShowConfig, [*before, *argv[len(named) :]], f"{_prog()} show", takes="FILE...")
     files = config.reading.files(config.data)
     if not files:
         raise UserError(f"{_prog()} show needs the files to show: {_prog()} show FILE... (`world` is no file)")

@@ -8,7 +8,7 @@ from pathlib import Path
 from textwrap import fill
 
 from instructgpt.atomic import write_text
-from instructgpt.commands.common import choose
+from instructgpt.commands.common import choose, command, require_folder
 from instructgpt.course import attempt as attempts
 from instructgpt.course import progress
 from instructgpt.course.exercise import PARTS, exercise, names
@@ -25,6 +25,14 @@ class ExerciseConfig(Settings):
     folder: FilePath = "exercises"
     """Where your files are, NAME.py each, and the record of your progress."""
 
+    @property
+    def path(self) -> Path:
+        return Path(self.folder)
+
+    def command(self, *words: str) -> str:
+        """What to type for `exercise WORDS` on the same folder."""
+        return command("exercise", *words, folder=self.folder, default=ExerciseConfig.folder)
+
 
 def exercises(argv: Sequence[str]) -> int:
     """Lists the exercises, writes the file of one, judges it, gives hints, shows ours."""
@@ -33,19 +41,18 @@ def exercises(argv: Sequence[str]) -> int:
     action, rest = chosen
     prog = f"{program()} exercise"
     named = [] if action == "list" or not rest or rest[0].startswith("-") else rest[:1]
-    is_help = bool({"-h", "--help"} & set(rest))
-    takes = " NAME" if is_help and action != "list" else ""
-    config = parse(ExerciseConfig, rest[len(named) :], f"{prog} {action}{takes}")
+    config = parse(ExerciseConfig, rest[len(named) :], f"{prog} {action}", takes="" if action == "list" else "NAME")
+    require_folder(config.folder)
     if action == "list":
-        return _list(Path(config.folder))
+        return _list(config)
     if not named:
-        raise UserError(f"{prog} {action} needs the name of an exercise; {prog} list shows them")
+        raise UserError(f"{prog} {action} needs the name of an exercise, one of: {config.command('list')}")
     exercise(named[0])
-    return ACTIONS[action][0](named[0], Path(config.folder))
+    return ACTIONS[action][0](named[0], config)
 
 
-def _list(folder: Path) -> int:
-    known = progress.read(folder)
+def _list(config: ExerciseConfig) -> int:
+    known = progress.read(config.path)
     found = names()
     part = ""
     for number, name in enumerate(found, start=1):
@@ -56,29 +63,32 @@ def _list(folder: Path) -> int:
         mark = "✓" if entry.get("solved") else "·" if entry else " "
         print(f"  {mark} {number:2}  {name:<22} {what.title}")
     solved = sum(known.get(name, {}).get("solved", False) for name in found)
-    print(f"{solved} of {len(found)} solved (✓; begun: ·). Begin one with: {program()} exercise start NAME")
+    where = f"{config.path.absolute()}{'' if config.path.exists() else ', which is not there yet'}"
+    print(
+        f"{solved} of {len(found)} solved (✓; begun: ·) in {where}. Begin one with: {config.command('start', 'NAME')}"
+    )
     return 0
 
 
-def _start(name: str, folder: Path) -> int:
-    path = folder / f"{name}.py"
+def _start(name: str, config: ExerciseConfig) -> int:
+    path = config.path / f"{name}.py"
     if path.exists():
         raise UserError("is there already, and stays as it is; move it away to begin anew", path)
-    progress.read(folder)  # before anything is written
-    write_text(path, attempts.beginning(name, f"{program()} exercise"))
-    progress.note(folder, name)
-    print(f"wrote {path}: write the body of {Source.of(exercise(name).target).name}, then: "
-          f"{program()} exercise check {name}")  # fmt: skip
+    progress.read(config.path)  # before anything is written
+    check = config.command("check", name)
+    write_text(path, attempts.beginning(name, check))
+    progress.note(config.path, name)
+    print(f"wrote {path}: write the body of {Source.of(exercise(name).target).name}, then: {check}")
     return 0
 
 
-def _check(name: str, folder: Path) -> int:
+def _check(name: str, config: ExerciseConfig) -> int:
     """0 for a right function, 1 for a wrong one."""
-    before = progress.read(folder)
-    judged = attempts.attempt(name, folder / f"{name}.py")
+    before = progress.read(config.path)
+    judged = attempts.attempt(name, config.path / f"{name}.py", written_by=config.command("start", name))
     verdict = judged.verdict
     is_right = verdict is not None and verdict.failure is None
-    progress.note(folder, name, before, tries=1, **({"solved": True} if is_right else {}))
+    progress.note(config.path, name, before, tries=1, **({"solved": True} if is_right else {}))
     if judged.printed:
         first = "".join(letter if letter.isprintable() else " " for letter in judged.printed[0][:100])
         print(f"(it printed {len(judged.printed)} lines, the first: {first})")
@@ -103,16 +113,16 @@ def _check(name: str, folder: Path) -> int:
     return 1
 
 
-def _hint(name: str, folder: Path) -> int:
+def _hint(name: str, config: ExerciseConfig) -> int:
     what = exercise(name)
-    number = min(progress.read(folder).get(name, {}).get("hints", 0) + 1, len(what.hints))
-    progress.note(folder, name, hints=number)
+    number = min(progress.read(config.path).get(name, {}).get("hints", 0) + 1, len(what.hints))
+    progress.note(config.path, name, hints=number)
     print(fill(f"hint {number} of {len(what.hints)}: {what.hints[number - 1]}", 120))
     return 0
 
 
-def _solution(name: str, folder: Path) -> int:
-    progress.note(folder, name, seen=True)
+def _solution(name: str, config: ExerciseConfig) -> int:
+    progress.note(config.path, name, seen=True)
     print(attempts.solution(name), end="")
     return 0
 

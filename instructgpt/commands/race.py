@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from instructgpt.atomic import require_writable, write_text
-from instructgpt.commands.common import choose
+from instructgpt.commands.common import choose, command, require_folder
+from instructgpt.course.attempt import require_function
 from instructgpt.course.race import board
 from instructgpt.course.race.entry import RECORDS, Rules, record_text
 from instructgpt.course.race.judge import race
@@ -31,7 +32,7 @@ class RaceConfig(Settings):
 
 @dataclass(frozen=True)
 class StartConfig(Settings):
-    """Writes an entry to begin with."""
+    """Writes an entry to begin with. FILE is by default mine.py in --folder."""
 
     folder: FilePath = "race"
     """Where to write it."""
@@ -41,7 +42,7 @@ class StartConfig(Settings):
 
 @dataclass(frozen=True)
 class RunConfig(Settings):
-    """Trains an entry, and scores it on held-out text."""
+    """Trains an entry, and scores it on held-out text. FILE is by default mine.py in --folder."""
 
     folder: FilePath = "race"
     """Where results.json is."""
@@ -63,21 +64,26 @@ def races(argv: Sequence[str]) -> int:
 
 
 def _start(named: list[str], rest: Sequence[str], prog: str) -> int:
-    config = parse(StartConfig, rest, prog)
+    config = parse(StartConfig, rest, prog, takes="[FILE]")
+    require_folder(config.folder)
     path = Path(named[0]) if named else Path(config.folder) / "mine.py"
     if path.exists():
         raise UserError("is there already, and stays as it is; name another file", path)
     _, _, body = record_text(config.record).split('"""', 2)
     write_text(path, f'"""My entry, begun from our record `{config.record}`: say here what it tries."""{body}')
-    print(f"wrote {path}: change what you like in it, then: {program()} race run {path}")
+    run = command("race", "run", str(path), folder=config.folder, default=StartConfig.folder)
+    print(f"wrote {path}: change what you like in it, then: {run}")
     return 0
 
 
 def _run(named: list[str], rest: Sequence[str], prog: str) -> int:
-    config = parse(RunConfig, rest, prog)
+    config = parse(RunConfig, rest, prog, takes="[FILE]")
+    require_folder(config.folder)
     folder, rules = Path(config.folder), Rules(minutes=config.minutes)
     path = Path(named[0]) if named else folder / "mine.py"
-    # What is wrong with the file of results is told before anything is trained.
+    # What is wrong with the files is told before anything is trained.
+    start = command("race", "start", *named, folder=config.folder, default=StartConfig.folder)
+    require_function(path, "entry", written_by=start)
     board.read(folder)
     require_writable(folder / board.RESULTS)
     finishes = []
@@ -91,6 +97,7 @@ def _run(named: list[str], rest: Sequence[str], prog: str) -> int:
 
 def _table(named: list[str], rest: Sequence[str], prog: str) -> int:
     config = parse(RaceConfig, [*named, *rest], prog)
+    require_folder(config.folder)
     return _shown(Path(config.folder), config.minutes)
 
 

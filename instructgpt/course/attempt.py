@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from textwrap import fill
+from textwrap import fill, indent
 
 import torch
 
@@ -39,15 +39,16 @@ JUDGING = ("instructgpt.course.", "kernels.lab.")
 # ---- beginning
 
 
-def beginning(name: str, command: str) -> str:
-    """The file that a student starts with; command: what judges it."""
+def beginning(name: str, judged_by: str) -> str:
+    """The file that a student starts with; judged_by: the command that judges it."""
     what = exercise(name)
     source = Source.of(what.target)
-    about = f"{fill(what.about, 116)}\n\nJudge it with: {command} check {name}"
     imports = source.imports(what.without, what.helpers)
     at_hand = comment(source.names(what.without, what.helpers), what.has)
     title = what.title if what.title.endswith("?") else f"{what.title}."
-    return f'"""{title}\n\n{about}\n"""\n\n{imports}\n{at_hand}\n\n{source.empty()}'
+    # A comment: in a docstring, a backslash of a path would be no backslash.
+    command = indent(f"Judge it with: {judged_by}", "# ")
+    return f'"""{title}\n\n{fill(what.about, 116)}\n"""\n{command}\n\n{imports}\n{at_hand}\n\n{source.empty()}'
 
 
 def solution(name: str) -> str:
@@ -71,13 +72,14 @@ class Judged:
 
 
 def require_function(path: Path, name: str, written_by: str) -> None:
-    """UserError unless the file can be read, is Python, and has a function of this name. written_by: what makes one."""
+    """UserError unless the file can be read, is Python, and has a function of this name. written_by: the command that
+    writes one."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "\d" in a text is no reason for another line
             tree = ast.parse(path.read_bytes())  # bytes, for Python to see in which encoding they are
     except FileNotFoundError:
-        raise UserError(f"there is no such file; {written_by}", path) from None
+        raise UserError(f"there is no such file; write one with: {written_by}", path) from None
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", path) from None
     except SyntaxError as error:
@@ -88,10 +90,11 @@ def require_function(path: Path, name: str, written_by: str) -> None:
         raise UserError(f"has no function {name!r} at its left margin: that is what is judged", path)
 
 
-def attempt(name: str, path: Path) -> Judged:
-    """Judges a student's file. UserError for one that cannot be read, imported, or lacks the function."""
+def attempt(name: str, path: Path, written_by: str) -> Judged:
+    """Judges a student's file. UserError for one that cannot be read, imported, or lacks the function. written_by: the
+    command that writes one."""
     what = exercise(name)
-    require_function(path, Source.of(what.target).name, f"exercise start {path.stem} writes it")
+    require_function(path, Source.of(what.target).name, written_by)
     # Read by the process that judges. Where there is a GPU too: there, kernels choose other ways for what is small, and
     # the student's might not be called at all.
     os.environ["TRITON_INTERPRET"] = "1"

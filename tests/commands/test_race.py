@@ -45,12 +45,30 @@ def test_start_run_table(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "other  1.0294" in call("table", "--minutes", "0.5")[1]
 
 
+def test_the_command_that_start_says_names_file_and_folder(call: Call) -> None:
+    assert call("start", "--folder", "a b")[1].rstrip().endswith("race run 'a b/mine.py' --folder 'a b'")
+    assert call("start", "my file.py")[1].rstrip().endswith("race run 'my file.py'")
+
+
+@pytest.mark.parametrize("action", ["start", "run", "table"])
+def test_a_file_in_the_place_of_the_folder_is_told(call: Call, tmp_path: Path, action: str) -> None:
+    (tmp_path / "file.md").write_text("mine")
+    assert call(action, "--folder", "file.md/below") == (
+        2,
+        "",
+        "error: file.md: is a file, and --folder names a folder\n",
+    )
+
+
 @pytest.mark.parametrize(
     "argv, told",
     [
         (["strat"], "did you mean 'start'"),
-        (["run"], "race/mine.py: there is no such file; race start writes one"),
-        (["run", "no.py"], "no.py: there is no such file"),
+        (["run"], "race/mine.py: there is no such file; write one with: instructgpt race start\n"),
+        (
+            ["run", "no.py", "--folder", "a b"],
+            "no.py: there is no such file; write one with: instructgpt race start no.py --folder 'a b'\n",
+        ),
         (["run", "--minutes", "0"], "minutes is 0.0; it must be above 0"),
         (["run", "--seeds", "0"], "seeds is 0; it must be at least 1"),
         (["run", "a.py", "b.py"], "has no use for 'b.py'"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 from instructgpt.cli import run_command
 from instructgpt.course import attempt, exercises
 from instructgpt.course.exercise import exercise, names
-from instructgpt.flags import run_main
+from instructgpt.flags import program, run_main
 
 Call = Callable[..., tuple[int, str, str]]
 RIGHT = "    log_ratio = reference - logprobs\n    return log_ratio.expm1() - log_ratio\n"
@@ -64,7 +67,7 @@ def test_start_check_hint_solution_list(call: Call, begun: Path) -> None:
     progress = json.loads((begun.parent / "progress.json").read_text(encoding="utf-8"))
     assert progress == {"kl_estimators": {"tries": 3, "hints": 3, "solved": True, "seen": True}}
     code, listed, _ = call("list")
-    assert code == 0 and f"1 of {len(names())} solved" in listed
+    assert code == 0 and f"1 of {len(names())} solved (✓; begun: ·) in {begun.parent}. Begin" in listed
     assert [line for line in listed.splitlines() if "✓" in line and "kl_estimators" in line]
 
 
@@ -188,28 +191,83 @@ def test_a_file_that_removes_the_record_of_progress_loses_nothing(call: Call, be
     assert found == {"gae": {"hints": 1}, "kl_estimators": {"tries": 1, "solved": True}}
 
 
-@pytest.mark.parametrize("action", ["start", "check", "hint", "solution"])
-def test_help_of_an_action_says_that_it_takes_a_name(action: str, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run_command(["exercise", action, "--help"])
-    told = capfd.readouterr().out
-    assert not ended.value.code and f"exercise {action} NAME [-h]" in told
-    assert "NAME is one of those that `exercise list` shows" in " ".join(told.replace("│", " ").split())
-
-
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
         (["start"], "needs the name of an exercise"),
         (["strat", "gae"], "did you mean 'start'?"),
         (["check", "gea"], "there is no exercise 'gea'; did you mean 'gae'?"),
-        (["check", "gae"], "gae.py: there is no such file; exercise start gae writes it"),
+        (["check", "gae"], "gae.py: there is no such file; write one with: "),
         (["check", "gae", "more"], "has no use for 'more'"),
     ],
 )
 def test_a_wrong_command_is_told_in_one_line(call: Call, argv: list[str], told: str) -> None:
     code, _, err = call(*argv)
     assert code == 2 and told in err and err.count("\n") == 1
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """The commands at the ends of a text's lines, as a shell splits them, without the program."""
+    lines = re.findall(rf"^.*{re.escape(program())} (exercise .*)$", text, re.MULTILINE)
+    return [shlex.split(line) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("folder", "flag"),
+    [
+        ("exercises", []),  # the default
+        ("mine", ["--folder", "mine"]),
+        ("../its a 'b'", ["--folder", "../its a 'b'"]),
+        ("$HOME;ls", ["--folder", "$HOME;ls"]),
+        ("C:\\new\\Umlaut", ["--folder", "C:\\new\\Umlaut"]),
+        ("--old", ["--folder=--old"]),
+        ("", ["--folder", ""]),
+    ],
+)
+def test_every_command_that_is_said_names_the_folder(
+    folder: str, flag: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+
+    def said(*argv: str) -> list[list[str]]:
+        run_main(lambda: run_command(["exercise", *argv, f"--folder={folder}"]))
+        return commands_in("".join(capfd.readouterr()))
+
+    assert said("list") == [["exercise", "start", "NAME", *flag]]
+    assert said("check") == [["exercise", "list", *flag]]
+    assert said("check", "gae") == [["exercise", "start", "gae", *flag]]
+    assert said("start", "gae") == [["exercise", "check", "gae", *flag]]
+    text = Path(folder, "gae.py").read_text(encoding="utf-8")
+    assert commands_in(text) == [["exercise", "check", "gae", *flag]]
+    ast.parse(text)
+
+
+def test_a_file_begun_is_python_whatever_its_folder_is_called() -> None:
+    ast.parse(attempt.beginning("gae", 'exercise check gae --folder \'two\nlines """ \\U\''))
+
+
+@pytest.mark.parametrize("action", ["list", "start", "check", "hint", "solution"])
+@pytest.mark.parametrize("below", [".", "below", "far/below"])
+def test_a_file_in_the_place_of_the_folder_is_told(
+    action: str, below: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file.md").write_text("mine", encoding="utf-8")
+    argv = [action, *(["gae"] if action != "list" else []), "--folder", str(tmp_path / "file.md" / below)]
+    code = run_main(lambda: run_command(["exercise", *argv]))
+    told = capfd.readouterr()
+    assert code == 2 and not told.out
+    assert told.err == f"error: {tmp_path}/file.md: is a file, and --folder names a folder\n"
+
+
+def test_the_list_says_where_it_looked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["exercise"]) == 0
+    assert f"0 of {len(names())} solved (✓; begun: ·) in {tmp_path}/exercises, which is not there yet." in (
+        capfd.readouterr().out
+    )
 
 
 def test_a_file_that_is_there_stays(call: Call, begun: Path) -> None:

@@ -26,7 +26,7 @@ FLOPS_PER_MINUTE = 4e12
 TRAINING_SEED = 20_000_003
 HELD_OUT_SEED = 30_000_001
 """Of the world's endless text: what is trained on, and what is scored."""
-WRITES_ONE = "race start writes one"
+WRITES_ONE = "race start"
 RECORDS = ("gpt2", "rates", "llama", "muon", "look_up")
 """Ours, the oldest first: files in records/."""
 

@@ -87,7 +87,7 @@ def test_a_file_of_any_name_is_read(tmp_path: Path) -> None:
 
 
 def test_an_unknown_file_and_an_unknown_record(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none.py: there is no such file; race start writes one"):
+    with pytest.raises(UserError, match=r"none.py: there is no such file; write one with: race start"):
         load_entry(tmp_path / "none.py")
     with pytest.raises(UserError, match="did you mean 'llama'"):
         record_text("lama")
