@@ -12,8 +12,9 @@ import pytest
 from _pytest.mark import ParameterSet
 from nbformat import NotebookNode
 
-from instructgpt.course.exercise import names
-from tests.notebooks.runner import ROOT, TAGS, differences, pictures, read, run, tidied
+from instructgpt.course.exercise import exercise, names
+from instructgpt.course.source import Source
+from tests.notebooks.runner import ROOT, TAGS, differences, pictures, printed, read, run, tidied
 from tests.test_repository import MACHINE_PATHS
 
 FOLDER = ROOT / "notebooks"
@@ -98,15 +99,34 @@ def test_redefines_nothing_of_the_package(path: Path) -> None:
 
 @each
 def test_shows_the_source_as_it_is(path: Path) -> None:
-    """Slow notebooks, too: what shows a function's source is told at once that it was changed."""
+    """Slow notebooks, too: what shows a function's head is told at once that it was changed."""
     imports = [node for cell in code(read(path)) for node in ast.parse(cell.source).body if is_import(node)]
-    shown = [cell for cell in code(read(path)) if re.fullmatch(r"print\(inspect\.getsource\([\w.]+\)\)", cell.source)]
+    shown = [cell for cell in code(read(path)) if re.fullmatch(r"print\(Source\.of\(\S+\)\.empty\(\)\)", cell.source)]
     known: dict[str, object] = {}
     for node in imports if shown else ():
         exec(ast.unparse(node), known)
     for cell in shown:
         source = eval(cell.source.removeprefix("print"), known)
         assert cell.outputs[0].text == source + "\n", f"{cell.source} prints something else now"
+
+
+@each
+def test_prints_no_solution_of_an_exercise(path: Path) -> None:
+    printed_lines = [line.strip() for cell in code(read(path)) for line in printed(cell)]
+    text = "\n".join(printed_lines)
+    assert [name for name, body in bodies().items() if body in text] == []
+
+
+@cache
+def bodies() -> dict[str, str]:
+    """What is to be written in each exercise, as ours has it, its lines without their margin."""
+    return {name: body(Source.of(exercise(name).target)) for name in names()}
+
+
+def body(source: Source) -> str:
+    statements = source.node.body[1:]  # behind the docstring
+    lines = source.path.read_text(encoding="utf-8").splitlines()[statements[0].lineno - 1 : source.node.end_lineno]
+    return "\n".join(line.strip() for line in lines)
 
 
 def is_import(node: ast.stmt) -> bool:
@@ -143,6 +163,36 @@ def test_ends_with_two_exercises_and_the_way_on(path: Path) -> None:
     number = int(path.stem[:2]) + 1
     following = [other for other in NOTEBOOKS if other.stem.startswith(f"{number:02}_")]
     assert {"../docs/learn.md", *(next_one.name for next_one in following)} <= links
+
+
+def exercises_of(path: Path) -> list[str]:
+    """The two that a notebook begins, and others that it names beside them."""
+    last = prose(read(path))[-1]
+    return re.findall(r"exercise start (\S+)$", last, re.MULTILINE) + [
+        name for name in re.findall(r"`(\w+)`", last) if name in names()
+    ]
+
+
+def test_every_exercise_belongs_to_one_notebook() -> None:
+    assert sorted(name for path in NOTEBOOKS for name in exercises_of(path)) == sorted(names())
+
+
+@pytest.mark.parametrize("document", ["learn.md", "learn.zh.md"])
+def test_the_table_of_notebooks_says_what_they_say(document: str) -> None:
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8")
+    row = r"^\| \[(\d\d) .*\]\(\.\./notebooks/(\S+)\.ipynb\) \| .* \| (.*) \| (.*) \|$"
+    told = [(stem, re.findall(r"\w+", named), seconds(time)) for _, stem, named, time in re.findall(row, text, re.M)]
+    assert told == [(path.stem, exercises_of(path), seconds(time_of(path))) for path in NOTEBOOKS]
+
+
+def time_of(path: Path) -> str:
+    return re.findall(r"^\*\*Time\.\*\* (.*)", prose(read(path))[0], re.MULTILINE)[0]
+
+
+def seconds(told: str) -> int:
+    """`About 90 seconds on two cores`, `1 min` and `1 分钟` in seconds."""
+    (number, unit) = re.findall(r"(\d+) ?(s|m|秒|分)", told)[0]
+    return int(number) * (60 if unit in "m分" else 1)
 
 
 @each
