@@ -76,7 +76,10 @@ def command(*words: str, folder: str, default: str) -> str:
 
 
 def require_folder(folder: str) -> None:
-    """UserError where --folder, or a folder above it, is a file. It need not be there yet."""
+    """UserError where --folder, or a folder above it, is a file, or its name cannot be written into a file. It need not
+    be there yet."""
+    if not folder.isprintable():  # bytes that are no text arrive as surrogates, which are not
+        raise UserError(f"--folder {folder!a}: its name holds what cannot be printed; give it another one")
     for part in (Path(folder), *Path(folder).parents):
         if os.path.exists(part) and not part.is_dir():
             raise UserError("is a file, and --folder names a folder", part)

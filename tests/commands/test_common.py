@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from instructgpt.cli import run_command
+from instructgpt.commands.common import require_folder
+from instructgpt.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -22,3 +26,10 @@ def test_help_says_what_stands_before_the_flags(line: str, is_named: bool, capsy
     told = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert not ended.value.code and f"usage: instructgpt {line} [-h]" in told
     assert not takes or takes[0].strip("[].") in told.partition("[-h]")[2].partition("─")[0]  # and what that is
+
+
+@pytest.mark.parametrize("name", ["ex\udcff", "two\nlines", "\x1b[2J"])
+def test_a_folder_whose_name_cannot_be_printed_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be printed") as told:
+        require_folder(str(tmp_path / name))
+    assert str(told.value).isprintable()
