@@ -137,7 +137,8 @@ def pointers_to(tensor, batch, head, rows, strides, BLOCK_D: tl.constexpr):
 
 @jit
 def load_rows(pointers, exists, D: tl.constexpr, BLOCK_D: tl.constexpr, EDGE: tl.constexpr):
-    """Rows of a block, 0 beyond the head's D channels; on an EDGE, 0 also where a row does not exist."""
+    """Rows of a block at pointers (rows, BLOCK_D), 0 beyond the head's D channels; on an EDGE, 0 also where a row does
+    not exist, as `exists` (rows,) says."""
     is_channel = (tl.arange(0, BLOCK_D) < D)[None, :]
     if EDGE:
         return tl.load(pointers, mask=exists[:, None] & is_channel, other=0.0)
@@ -164,8 +165,9 @@ def score_unit(scale, SOFT_CAP: tl.constexpr):
 
 @jit
 def add_products(sums, weights, values, may_attend, CAREFUL: tl.constexpr):
-    """sums + weights · values. CAREFUL: a value that is not finite makes infinite what may attend to it, and no other
-    sum, though its weight there be 0."""
+    """sums (BLOCK_Q, BLOCK_D) + weights (BLOCK_Q, BLOCK_K) · values (BLOCK_K, BLOCK_D). CAREFUL: a value that is not
+    finite makes infinite what may attend to it, by may_attend (BLOCK_Q, BLOCK_K), and no other sum, though its weight
+    there be 0."""
     if CAREFUL:
         is_finite = tl.abs(values.to(tl.float32)) < float("inf")
         finite = tl.where(is_finite, values, 0.0).to(values.dtype)

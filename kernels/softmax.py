@@ -61,7 +61,8 @@ def softmax_reference(x: Tensor, scale: float = 1.0, causal: bool = False) -> Te
 
 @jit
 def rows_of_program(rows, queries, visible, columns, ROWS: tl.constexpr):
-    """This program's rows (ROWS, 1) in int64, since row · stride may pass 2³¹, and how many columns each may see.
+    """Three values (ROWS, 1): this program's rows in int64, since row · stride may pass 2³¹; whether each of them
+    exists; how many columns each may see.
 
     The first query of a matrix sees `visible` columns, each further one sees one more, up to all of them.
     """

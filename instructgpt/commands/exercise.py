@@ -17,6 +17,9 @@ from instructgpt.errors import UserError
 from instructgpt.flags import parse, program
 from instructgpt.settings import FilePath, Settings
 
+SHOWN, WIDTH = 20, 200
+"""Lines of what a student's code prints that are shown, and letters of each."""
+
 
 @dataclass(frozen=True)
 class ExerciseConfig(Settings):
@@ -90,8 +93,7 @@ def _check(name: str, config: ExerciseConfig) -> int:
     is_right = verdict is not None and verdict.failure is None
     progress.note(config.path, name, before, tries=1, **({"solved": True} if is_right else {}))
     if judged.printed:
-        first = "".join(letter if letter.isprintable() else " " for letter in judged.printed[0][:100])
-        print(f"(it printed {len(judged.printed)} lines, the first: {first})")
+        _show_printed(judged)
     if verdict is None:
         print(f"wrong: {judged.ended}")
         return 1
@@ -108,9 +110,19 @@ def _check(name: str, config: ExerciseConfig) -> int:
         return 1
     print(f"wrong: {verdict.failed} of {verdict.checks} checks fail. Check {failure.number}: {failure.says}")
     print(f"  given     {failure.given}\n  expected  {failure.expected}\n  got       {failure.got}")
+    if failure.differs:
+        print(f"  differs   {failure.differs}")
     if verdict.mistake:
         print(f"It behaves like a known mistake: {verdict.mistake}.")
     return 1
+
+
+def _show_printed(judged: attempts.Judged) -> None:
+    print(f"it printed in check {judged.printed_in}:" if judged.printed_in else "it printed:")
+    for line in judged.printed[:SHOWN]:
+        print("  " + "".join(letter if letter.isprintable() else " " for letter in line[:WIDTH]))
+    if (more := len(judged.printed) - SHOWN) > 0:
+        print(f"  … {more} more {'line' if more == 1 else 'lines'}")
 
 
 def _hint(name: str, config: ExerciseConfig) -> int:

@@ -38,9 +38,11 @@ def comment(imported: Iterable[tuple[str, str]], own: Iterable[tuple[str, str]])
     (name, description), behind an empty line; nothing where there is nothing to be said."""
     told = list(own)
     waiting = [(module, name) for module, name in imported if name not in KNOWN]
+    seen: set[tuple[str, str]] = set()
     for module, name in waiting:  # grows by what a function returns
-        if (found := definition(module, name)) is None:
+        if (found := definition(module, name)) is None or (found.module, name) in seen:
             continue
+        seen.add((found.module, name))  # where it is defined: another module may hand it on
         told += described(name, found)
         if isinstance(found.node, ast.FunctionDef) and found.node.returns is not None:
             returned = {(found.module, each.id) for each in ast.walk(found.node.returns) if isinstance(each, ast.Name)}

@@ -11,7 +11,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -69,6 +69,8 @@ class Judged:
     ended: str = ""
     printed: tuple[str, ...] = ()
     """Lines that it printed."""
+    printed_in: int = 0
+    """The check in which it did; 0: all that it printed anywhere."""
 
 
 def require_function(path: Path, name: str, written_by: str) -> None:
@@ -104,23 +106,37 @@ def attempt(name: str, path: Path, written_by: str) -> Judged:
         call = (name, path.resolve(), log, at, what.seconds)
         (answer,) = in_order(judged_file, [call], what.seconds + STARTING)
         is_flood = log.stat().st_size >= PRINTED
-        printed = tuple(log.read_text(encoding="utf-8", errors="replace").splitlines())
-        number = at.read_text() if at.exists() else ""
-    where = f"in check {number} of {len(what.checks)} ({what.checks[int(number) - 1].says})" if number else "on import"
+        begun = [tuple(map(int, line.split())) for line in at.read_text().splitlines()] if at.exists() else []
+        last = max((number for number, _ in begun), default=0)
+        failure = answer.failure if isinstance(answer, Verdict) else None
+        looked_at = failure.number if failure else 0 if isinstance(answer, Verdict) else last
+        printed = printed_in(log.read_bytes(), begun, looked_at)
+    where = f"in check {last} of {len(what.checks)} ({what.checks[last - 1].says})" if last else "on import"
     if is_flood:
-        return Judged(None, f"it had printed {PRINTED >> 20} MB, {where}: does a loop print for ever?", printed)
+        return Judged(None, f"it had printed {PRINTED >> 20} MB, {where}: does a loop print for ever?", *printed)
     if isinstance(answer, Verdict):
-        return Judged(answer, printed=printed)
+        return Judged(answer, "", *printed)
     if isinstance(answer, str):
-        return Judged(None, answer, printed)
+        return Judged(None, answer, *printed)
     if answer.exit_code in (None, -signal.SIGALRM):
-        return Judged(None, f"it had not ended after {what.seconds:g} s, {where}: does a loop run for ever?", printed)
-    return Judged(None, f"it ended its process (exit code {answer.exit_code}), {where}", printed)
+        return Judged(None, f"it had not ended after {what.seconds:g} s, {where}: does a loop run for ever?", *printed)
+    return Judged(None, f"it ended its process (exit code {answer.exit_code}), {where}", *printed)
+
+
+def printed_in(log: bytes, begun: list[tuple[int, ...]], number: int) -> tuple[tuple[str, ...], int]:
+    """The lines that were printed in the check of this number, and the number; where there are none, all lines, and 0.
+
+    begun: (number, bytes of the log by then) of each check in turn.
+    """
+    ends = [size for _, size in begun[1:]] + [len(log)]
+    own = b"".join(log[begin:end] for (each, begin), end in zip(begun, ends) if each == number)
+    text = (own.strip() and number and own) or log
+    return tuple(text.decode("utf-8", errors="replace").splitlines()), number if text is own else 0
 
 
 def judged_file(name: str, path: Path, log: Path, at: Path, seconds: float) -> Verdict | str | Ended:
     """In a process of its own: the verdict, or why there is none. What the file prints goes to `log`, the number of the
-    check to `at`. Raises UserError for a file that cannot be imported."""
+    check to `at`, with how much was printed by then. Raises UserError for a file that cannot be imported."""
     torch.set_num_threads(1)
     limit_files(PRINTED)
     with open(log, "wb") as file:
@@ -132,7 +148,11 @@ def judged_file(name: str, path: Path, log: Path, at: Path, seconds: float) -> V
         signal.setitimer(signal.ITIMER_REAL, seconds)  # ends the process, whatever it is doing
 
         def begin(number: int) -> None:
-            at.write_text(str(number))
+            with suppress(OSError):  # it has printed too much, which is told
+                sys.stdout.flush()
+                sys.stderr.flush()
+            with open(at, "a") as file:
+                file.write(f"{number} {log.stat().st_size}\n")
 
         function = function_of(path, source.name)
         if function is source.function:

@@ -47,6 +47,8 @@ class Failure:
     given: str
     expected: str
     got: str
+    differs: str = ""
+    """Where the two differ, where that cannot be seen at a glance."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class Verdict:
 
 
 def judge(exercise: Exercise, function: Function, begin: Callable[[int], None] = lambda number: None) -> Verdict:
-    """The verdict on a function that is to stand in the place of the exercise's target; begin: told each check."""
+    """The verdict on a function that is to stand in the place of the exercise's target; begin: told each check,
+    and 0 when they are over."""
     source = Source.of(exercise.target)
     right = [wanted(check, source.function) for check in exercise.checks]
     got = outcomes(exercise, source, function, begin)
@@ -73,13 +76,19 @@ def judge(exercise: Exercise, function: Function, begin: Callable[[int], None] =
     if not wrong:
         return Verdict(len(got), 0)
     first = exercise.checks[wrong[0]]
-    given = ", ".join(f"{name} = {shown(value)}" for name, value in first.given.items())
-    failure = Failure(wrong[0] + 1, first.says, given, str_of(right[wrong[0]]), str(got[wrong[0]]))
+    failure = failure_of(wrong[0] + 1, first, right[wrong[0]], got[wrong[0]])
     if got[wrong[0]].error == NotImplementedError.__name__:
         return Verdict(len(got), len(wrong), failure, is_unwritten=True)
     if any(each.error == CallsOurs.__name__ for each in got):
         return Verdict(len(got), len(wrong), failure, is_ours=True)
     return Verdict(len(got), len(wrong), failure, known_mistake(exercise, source, got, right, wrong))
+
+
+def failure_of(number: int, check: Check, right: Any, got: Outcome) -> Failure:
+    given = ", ".join(f"{name} = {shown(value)}" for name, value in check.given.items())
+    expected, came = str_of(right), str(got)
+    is_plain = bool(got.error) or isinstance(right, Holds) or (expected != came and len(expected) <= GLANCE)
+    return Failure(number, check.says, given, expected, came, "" if is_plain else difference(got.value, right, check))
 
 
 def wanted(check: Check, ours: Function) -> Any:
@@ -95,6 +104,7 @@ def outcomes(
         for number, check in enumerate(exercise.checks, start=1):
             begin(number)
             found.append(outcome(check, function))
+        begin(0)
     return found
 
 
@@ -216,8 +226,57 @@ def parts_of(value: Any) -> dict[str, Any] | None:
     return getattr(value, "__dict__", None)
 
 
+def difference(got: Any, right: Any, check: Check, path: str = "") -> str:
+    """The first place where two values differ, in words; in a tensor, the one where they differ the most."""
+    got, right = (torch.from_numpy(value) if isinstance(value, np.ndarray) else value for value in (got, right))
+    where = f"{path}: " if path else ""
+    if isinstance(right, (int, float)) and isinstance(got, (int, float)):
+        return f"{where}expected {right:.9g}, got {got:.9g}"
+    if type(got) not in (type(right), Parameter) and not isinstance(right, (list, tuple)):
+        return f"{where}expected a {type(right).__name__}, got a {type(got).__name__}"
+    if isinstance(right, Tensor):
+        return where + _difference_of_tensors(got.detach(), right.detach(), check.tolerance)
+    inner, given = _by_place(right), _by_place(got)
+    if inner is None or given is None or inner.keys() != given.keys():
+        return ""
+    for place, value in inner.items():
+        if not same(given[place], value, check.tolerance):
+            return difference(given[place], value, check, f"{path}{place}" if path else place.removeprefix("."))
+    return ""
+
+
+def _difference_of_tensors(got: Tensor, right: Tensor, tolerance: float) -> str:
+    if got.shape != right.shape:
+        return f"expected the shape {tuple(right.shape)}, got {tuple(got.shape)}"
+    if got.dtype != right.dtype:
+        return f"expected {right.dtype}, got {got.dtype}"
+    one, other = got.double(), right.double()
+    is_off = ~torch.isclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
+    by = (one - other).abs().nan_to_num(nan=torch.inf).where(is_off, -1.0)
+    at = np.unravel_index(int(by.argmax()), right.shape)
+    numbers = f"expected {float(other[at]):.9g}, got {float(one[at]):.9g}"
+    if not right.dim():
+        return numbers
+    count = int(is_off.sum())
+    return f"at {[int(i) for i in at]}: {numbers}" + (f", the largest of {count} differences" if count > 1 else "")
+
+
+def _by_place(value: Any) -> dict[str, Any] | None:
+    """What a list, a table or a record holds, each under how one gets there."""
+    if isinstance(value, (list, tuple)):
+        return {f"[{i}]": each for i, each in enumerate(value)}
+    if isinstance(value, dict):
+        return {f".{key}": each for key, each in value.items()}
+    parts = parts_of(value)
+    return parts and {f".{name}": each for name, each in parts.items()}
+
+
 LONGEST = 400
 """Characters shown of a value."""
+MANY = 200
+"""Characters of a tensor's numbers, above which its shape is shown, and how it begins."""
+GLANCE = 50
+"""Characters in which one sees by oneself what is different."""
 
 
 def shown(value: Any) -> str:
@@ -235,10 +294,11 @@ def str_of(right: Any) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, Tensor):
-        if value.numel() > 64:
+        numbers = "" if value.numel() > 64 else _shown(value.detach().tolist())
+        if value.numel() > 64 or len(numbers) > MANY:
             return f"{value.dtype} {tuple(value.shape)} beginning {_shown(value.detach().flatten()[:8].tolist())}"
         kind = "" if value.dtype in (torch.float64, torch.float32, torch.int64, torch.bool) else f"{value.dtype} "
-        return kind + _shown(value.detach().tolist())
+        return kind + numbers
     if isinstance(value, bool) or value is None or isinstance(value, (int, str)):
         return repr(value)
     if isinstance(value, float):

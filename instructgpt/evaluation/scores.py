@@ -39,8 +39,8 @@ def mean_interval(scores: Sequence[float]) -> Interval:
     """Mean of scores in [0, 1] with its 95% interval.
 
     Scores that are all 0 or 1: Wilson 1927, which stays honest at 0 of 20 and at 20 of 20, where the normal
-    approximation is sure of itself. Others: normal approximation with the unbiased variance, cut off at 0 and 1.
-    Raises ValueError for no scores.
+    approximation is sure of itself. Others: normal approximation with the unbiased variance, cut off at 0 and 1; of one
+    such score alone there is no variance, and the interval is that score. Raises ValueError for no scores.
     """
     n = len(scores)
     if n == 0:

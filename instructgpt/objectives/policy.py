@@ -176,7 +176,8 @@ def group_advantages(scores: Tensor, group: int, normalise: bool = True) -> Tens
 def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip: float) -> Tensor:
     """-min(r·Â, clip(r, 1-ε, 1+ε)·Â) with r = π(a)/π_old(a) (Schulman et al. 2017, eq. 7), element by element.
 
-    The minimum makes it a pessimist: moving r beyond the clip never pays, while a wrong move is always felt.
+    The minimum makes it a pessimist: moving r beyond the clip never pays, while a wrong move is always felt. Where r is
+    cut, loss and gradient are numbers, even if r itself overflows: the gradient is 0 there.
     """
     log_ratio = logprobs - old_logprobs
     # The minimum is r·Â with r cut off on one side, by the sign of Â. Cut before the exponential, which overflows past

@@ -121,7 +121,8 @@ def _difference(values: Tensor, pairs: Pairs) -> Tensor:
 def _loss(
     losses: Tensor, margins: Tensor, pairs: Pairs, policy: Tensor | None = None, reference: Tensor | None = None
 ) -> Loss:
-    """Losses and margins (P,) as sums with their weight, and the metrics."""
+    """Losses and margins (P,), each of which is multiplied by its pair's weight here, as sums with the sum of these
+    weights; and the metrics, which are more with the log-probabilities (S,) that policy and reference give."""
 
     def total(values: Tensor) -> Tensor:
         return (pairs.weight * values).sum()

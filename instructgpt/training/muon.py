@@ -33,7 +33,7 @@ def orthogonalize(update: Tensor, iterations: int = len(_POLYNOMIALS)) -> Tensor
 
     The i-th iteration's (a, b, c) are `_POLYNOMIALS[i]`, made for values in [0, 1]: each matrix is brought there first.
     Those above a thousandth of the norm come to lie in about [0.87, 1.13] after five iterations, in [0.18, 1.87] after
-    three; smaller ones grow towards it.
+    three; smaller ones grow towards it. Computed in the update's own dtype, which the caller chooses.
     """
     tall = update.size(-2) > update.size(-1)
     x = update.mT if tall else update  # the Gram matrix of the short side is the cheap one

@@ -100,8 +100,9 @@ class Updates:
         """Forward and backward over this rank's micro-batches: the sums of their losses ("total"), weights ("weight"),
         tokens ("tokens"; a batch that does not count them adds 0) and metrics, each by its name, without a graph.
 
-        Every rank reads the same batches: the i-th is that of rank i modulo their number. One whose loss hangs on no
-        parameter has nothing to go back to.
+        Every rank reads the same batches, by `next(batches)`: the i-th is that of rank i modulo their number. A batch
+        that counts its tokens has them as `batch.tokens`. One whose loss hangs on no parameter has nothing to go back
+        to.
         """
         sums: dict[str, Tensor] = {"total": self._zero, "weight": self._zero, "tokens": self._zero}
         for index in range(self._micro_batches * self._ranks.size):

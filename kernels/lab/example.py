@@ -16,7 +16,7 @@ from kernels.lab.limits import RUNS, Limit, Wrong, differences
 from kernels.lab.memory import NOT_A_NUMBER, NUMBERS, broadcast
 from kernels.lab.rounding import RandomRounding
 from kernels.lab.spec import Case, Inputs, Spec
-from kernels.lab.trial import Tensors, Trial, call, differentiable, differing, gradients_of, require_like
+from kernels.lab.trial import Tensors, Trial, call, differentiable, differing, gradients_of, is_unwritten, require_like
 from kernels.launch import INTERPRETED
 
 
@@ -143,11 +143,24 @@ def judge(spec: Spec, case: Case, dtype: torch.dtype, layout: str) -> dict[str, 
     if spec.order == "atomics":
         asked.compare(second.all)
     elif (name := differing(first, second)) is not None:
+        require_written(name, first.all[name], second.all[name])
         raise Wrong(
             f"{name}: differs when its programs run {order} and other numbers lie in unused memory: they depend on "
             "each other's results, or on memory that nobody wrote"
         )
     return asked.compare(first.all)
+
+
+def require_written(name: str, first: Tensor | None, second: Tensor | None) -> None:
+    """Raises Wrong where a result holds in both trials what filled its memory."""
+    if first is None or second is None:
+        return
+    left = is_unwritten(first, NOT_A_NUMBER) & is_unwritten(second, NUMBERS)
+    if count := int(left.sum()):
+        raise Wrong(
+            f"{name}: nothing was stored in {count} of its {left.numel()} numbers: they are what lay in memory that "
+            "nobody wrote"
+        )
 
 
 def draw_cotangents(outputs: Tensors, case: Case, layout: str) -> dict[str, Tensor]:

@@ -244,6 +244,12 @@ def differing(one: Results, other: Results) -> str | None:
     return None
 
 
+def is_unwritten(t: Tensor, fill: int) -> Tensor:
+    """Which numbers of a result hold still what filled its memory."""
+    size = t.element_size()
+    return bits(t) == int.from_bytes(bytes([fill]) * size, "little", signed=size > 1)
+
+
 def is_same(t: Tensor, other: Tensor | None) -> bool:
     """To the bit."""
     return other is not None and t.shape == other.shape and torch.equal(bits(t), bits(other))

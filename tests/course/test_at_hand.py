@@ -21,7 +21,7 @@ def test_a_function_is_told_with_its_head_and_all_of_its_docstring() -> None:
     lines = told(("kernels.softmax", "rows_of_program"))
     assert lines[:2] == ["", "# At hand:"]
     text = " ".join(line.strip("# ") for line in lines)
-    assert "rows_of_program(rows, queries, visible, columns, ROWS: tl.constexpr): This program's rows (ROWS, 1)" in text
+    assert "rows_of_program(rows, queries, visible, columns, ROWS: tl.constexpr): Three values (ROWS, 1): this" in text
     assert text.endswith("each further one sees one more, up to all of them.")
 
 
@@ -47,6 +47,36 @@ def test_what_a_function_returns_is_told_once() -> None:
     lines = told(("instructgpt.objectives.policy", "deviations"), ("instructgpt.objectives.policy", "Deviations"))
     assert sum(line.startswith("#   Deviations(centred, deviation): ") for line in lines) == 1
     assert any(line.startswith("#   Deviations(") for line in told(("instructgpt.objectives.policy", "deviations")))
+
+
+def test_a_name_that_two_modules_have_is_told_once() -> None:
+    lines = told(("instructgpt.objectives.lm", "Loss"), ("instructgpt.objectives.preference", "_loss"))
+    assert sum(line.startswith("#   Loss(total, weight, metrics): ") for line in lines) == 1
+
+
+@pytest.mark.parametrize("name", names())
+def test_no_name_is_told_twice(name: str) -> None:
+    lines = [line for line in beginning(name, "exercise").splitlines() if re.match(r"#   \w", line)]
+    assert len(lines) == len(set(lines))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("online_softmax", ["Three values (ROWS, 1)", "whether each of them exists", "how many columns"]),
+        ("accumulation", ["next(batches)", "batch.tokens"]),
+        ("muon", ["in the update's own dtype"]),
+        ("reward_loss", ["multiplied by its pair's weight here", "log-probabilities (S,) that policy and reference"]),
+        ("dpo", ["multiplied by its pair's weight here", "log-probabilities (S,) that policy and reference"]),
+        ("flash_attention", ["`exists` (rows,)", "may_attend (BLOCK_Q, BLOCK_K)", "values (BLOCK_K, BLOCK_D)"]),
+        ("ppo_clip", ["even if r itself overflows", "the gradient is 0 there"]),
+        ("interval", ["one such score alone", "the interval is that score"]),
+        ("masks", ["Each form is right", "True where a query may attend", "what is added to its scores"]),
+    ],
+)
+def test_the_file_says_what_a_solution_needs(name: str, says: list[str]) -> None:
+    text = " ".join(re.sub(r"\n# *", " ", beginning(name, "exercise")).split())
+    assert not [each for each in says if each not in text]
 
 
 def test_a_name_that_is_handed_on_is_found_where_it_is_defined() -> None:

@@ -82,7 +82,18 @@ def test_start_check_hint_solution_list(call: Call, begun: Path) -> None:
         ("    raise SystemExit('no')\n", "wrong: it ended its process (exit code 1), in check 1 of 7"),
         ("    return logprobs[1000]\n", "got       IndexError: index 1000 is out of bounds"),
         ("    logprobs -= reference\n    return logprobs\n", "got       changes what it is given: logprobs"),
-        ("    print('here')\n    print(1)\n" + RIGHT, "(it printed 14 lines, the first: here)\nright:"),
+        (
+            "    print('here')\n    print(1)\n" + RIGHT,
+            "it printed:\n  here\n  1\n  here\n" + "  1\n  here\n" * 5 + "  1\nright:",
+        ),
+        ("    print('no\\x1b[1m')\n    return None\n", "it printed in check 1:\n  no [1m\nwrong:"),
+        (
+            "    for i in range(25):\n        print(len(logprobs), i)\n    return logprobs * 0\n",
+            "it printed in check 2:\n  1 0\n"
+            + "".join(f"  1 {i}\n" for i in range(1, 20))
+            + "  … 5 more lines\nwrong:",
+        ),
+        ("    import os\n    print('last', flush=True)\n    os._exit(3)\n", "it printed in check 1:\n  last\nwrong:"),
         ("    return None\n", "got       None"),
     ],
 )
@@ -172,7 +183,9 @@ OURS = "from instructgpt.objectives.policy import kl_k3 as ours\n"
 def test_what_a_file_may_try(call: Call, begun: Path, text: str, told: str) -> None:
     begun.write_text(text, encoding="utf-8")
     code, out, err = call("check", "kl_estimators")
-    assert code == 1 and not err and out.endswith(told) and out.count("\n") == 1 + out.startswith("(it printed")
+    assert (
+        code == 1 and not err and out.endswith(told) and out.count("\n") == (23 if out.startswith("it printed") else 1)
+    )
 
 
 def test_a_folder_in_the_place_of_the_file_is_told(call: Call, begun: Path) -> None:

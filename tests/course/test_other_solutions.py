@@ -282,7 +282,7 @@ def interval(scores: Any) -> Interval:
         root = z * math.sqrt(z * z / 4 + hits * (1 - mean))
         low, high = ((hits + z * z / 2 + sign * root) / (n + z * z) for sign in (-1, 1))
     else:
-        half = z * float(np.std(scores, ddof=1)) / math.sqrt(n)
+        half = z * float(np.std(scores, ddof=min(n - 1, 1))) / math.sqrt(n)
         low, high = mean - half, mean + half
     return Interval(mean, max(low, 0.0), min(high, 1.0), n)
 

@@ -39,10 +39,15 @@ def _of_the_same_letters(pieces: list[str], ranks: Any) -> tuple[str, str] | Non
     return min((p for p in pairwise(pieces) if p[0] + p[1] in joined), key=lambda p: joined[p[0] + p[1]], default=None)
 
 
-def _in_one_pass(pieces: Any, ranks: Any) -> list[str]:
-    for pair in sorted(ranks, key=ranks.get):
-        pieces = _wrong(lambda pieces, ranks, pair=pair: pair if pair in pairwise(pieces) else None)(pieces, ranks)
-    return pieces
+def _once(order: Callable[[Any], Any]) -> Callable[..., Any]:
+    """Each merge once, in the order that `order` brings the table into."""
+
+    def merged(pieces: Any, ranks: Any) -> list[str]:
+        for pair in order(ranks):
+            pieces = _wrong(lambda pieces, ranks, pair=pair: pair if pair in pairwise(pieces) else None)(pieces, ranks)
+        return list(pieces)
+
+    return merged
 
 
 def _longest(pieces: Any, ranks: Any) -> list[str]:
@@ -77,6 +82,8 @@ EXERCISE = Exercise(
             ["a", "bc"],
         ),
         Check("a merge is needed for one of a lower rank", _case("abc", "ab c", "a b"), ["abc"]),
+        Check("the same, from the right", _case("abc", "a bc", "b c"), ["abc"]),
+        Check("the lower rank stands later, and comes first in the alphabet", _case("cab", "a b", "c a"), ["c", "ab"]),
         Check(
             "both occurrences, though the first one makes a pair of a lower rank",
             _case("abab", "ab a", "a b"),
@@ -122,7 +129,16 @@ EXERCISE = Exercise(
             function=_wrong(_of_the_same_letters),
         ),
         Mistake(
-            "this goes through the merges once: what one of them makes may need an earlier one", function=_in_one_pass
+            "this goes through the merges once: what one of them makes may need an earlier one",
+            function=_once(lambda ranks: sorted(ranks, key=ranks.get)),
+        ),
+        Mistake(
+            "this goes through the merges once, and by the alphabet: sorted(ranks) does not look at the ranks",
+            function=_once(sorted),
+        ),
+        Mistake(
+            "this goes through the table once, in the order that it has: the ranks say what goes first",
+            function=_once(list),
         ),
         Mistake("this takes the longest piece that is known, from the left, whatever the ranks", function=_longest),
         Mistake(

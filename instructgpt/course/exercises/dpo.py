@@ -166,6 +166,11 @@ EXERCISE = Exercise(
             "return _loss(losses, margins, pairs, policy, reference)",
             "return Loss((losses * pairs.weight).sum(), torch.tensor(float(len(losses))).double())",
         ),
+        Mistake(
+            "a pair's loss is multiplied by its weight twice: `_loss` does that already",
+            "return _loss(losses,",
+            "return _loss(losses * pairs.weight,",
+        ),
         Mistake("the loss is divided by β", "return _loss(losses,", "return _loss(losses / beta,"),
         Mistake(
             "these are differences of probabilities, not of their logarithms",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from instructgpt.course.exercise import Check, Exercise, Mistake
+from instructgpt.evaluation.scores import Interval
 
 
 def _rounded(function: Callable[..., Any], given: dict[str, Any]) -> Any:
@@ -21,6 +23,24 @@ def _refusal(function: Callable[..., Any], given: dict[str, Any]) -> str:
     except Exception as error:
         return type(error).__name__
     return "no error"
+
+
+def _usual(of_0_and_1: bool, is_cut: bool, least: int = 1) -> Callable[..., Interval]:
+    """The normal approximation for all scores. of_0_and_1: with p(1 - p) for scores of 0 and 1; least: of n - 1."""
+
+    def mean_interval(scores: Sequence[float]) -> Interval:
+        if not scores:
+            raise ValueError
+        n, mean = len(scores), sum(scores) / len(scores)
+        if of_0_and_1 and set(scores) <= {0, 1}:
+            variance = mean * (1 - mean)
+        else:
+            variance = sum((score - mean) ** 2 for score in scores) / max(n - 1, least)
+        half = 1.959964 * math.sqrt(variance / n)
+        low, high = (max(0.0, mean - half), min(1.0, mean + half)) if is_cut else (mean - half, mean + half)
+        return Interval(mean, low, high, n)
+
+    return mean_interval
 
 
 def _is(mean: float, low: float, high: float, n: int) -> dict[str, float]:
@@ -47,12 +67,7 @@ EXERCISE = Exercise(
             _rounded,
         ),
         Check("cut off at 0 and 1", {"scores": [0.0, 0.5, 1.0]}, look=_rounded),
-        Check(
-            "one score between 0 and 1: its mean",
-            {"scores": [0.5]},
-            0.5,
-            lambda function, given: function(**given).mean,
-        ),
+        Check("one score between 0 and 1: itself", {"scores": [0.5]}, _is(0.5, 0.5, 0.5, 1), _rounded),
         Check("four scores, two of them 0 and 1", {"scores": [0.0, 0.2, 0.3, 1.0]}, look=_rounded),
         Check("near 1, cut off", {"scores": [0.9, 1.0, 0.6, 1.0]}, look=_rounded),
         Check("no scores: a ValueError", {"scores": []}, "ValueError", _refusal),
@@ -63,6 +78,38 @@ EXERCISE = Exercise(
             "scores of 0 and 1",
             "if all(score in (0, 1) for score in scores):",
             "if n < 0:",
+        ),
+        Mistake(
+            "p(1 - p) / n is sure of itself where all answers are right: take Wilson's interval for scores of 0 and 1",
+            function=_usual(of_0_and_1=True, is_cut=True),
+        ),
+        Mistake(
+            "p(1 - p) / n is sure of itself where all answers are right, and nothing is cut off: take Wilson's "
+            "interval for scores of 0 and 1",
+            function=_usual(of_0_and_1=True, is_cut=False),
+        ),
+        Mistake(
+            "the normal approximation is taken for all scores, and not cut off: for scores of 0 and 1 take Wilson's",
+            function=_usual(of_0_and_1=False, is_cut=False),
+        ),
+        Mistake(
+            "p(1 - p) / n is sure of itself where all answers are right, and a single other score divides by n - 1 = 0",
+            function=_usual(of_0_and_1=True, is_cut=True, least=0),
+        ),
+        Mistake(
+            "p(1 - p) / n is sure of itself where all answers are right, nothing is cut off, and a single other score "
+            "divides by n - 1 = 0",
+            function=_usual(of_0_and_1=True, is_cut=False, least=0),
+        ),
+        Mistake(
+            "the normal approximation is taken for all scores, and a single one divides by n - 1 = 0: for scores of "
+            "0 and 1 take Wilson's",
+            function=_usual(of_0_and_1=False, is_cut=True, least=0),
+        ),
+        Mistake(
+            "the normal approximation is taken for all scores, not cut off, and a single one divides by n - 1 = 0: for "
+            "scores of 0 and 1 take Wilson's",
+            function=_usual(of_0_and_1=False, is_cut=False, least=0),
         ),
         Mistake("a single score divides by 0: n - 1 is 0 there", "max(n - 1, 1)", "(n - 1)"),
         Mistake(

@@ -30,7 +30,9 @@ EXERCISE = Exercise(
     place=120,
     title="The causal mask and the document mask",
     about="A token may not see what comes after it, nor, in a row that several documents share, what belongs to "
-    "another one. With a cache the queries are the last of the keys, and the mask is no square.",
+    "another one. With a cache the queries are the last of the keys, and the mask is no square. (Each form is "
+    "right, on every device: True where a query may attend, or what is added to its scores; and a mask where None "
+    "would do.)",
     target="instructgpt.model.backend._sdpa_visibility",
     without=("kernels", "cpu_ops"),
     checks=(

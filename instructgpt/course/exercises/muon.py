@@ -11,21 +11,27 @@ from torch import Tensor
 from instructgpt.course.exercise import Check, Exercise, Holds, Mistake, numbers, part
 
 
-def _off_diagonal(function: Callable[..., Any], given: dict[str, Any]) -> float:
+def _size(of: Tensor) -> str:
+    """In words, which are the same for all that make the same mistake."""
+    largest = float(of.abs().max())
+    return NOTHING if largest <= 1e-4 else f"between 1e-4 and {SOME}" if largest <= SOME else f"more than {SOME}"
+
+
+def _off_diagonal(function: Callable[..., Any], given: dict[str, Any]) -> str:
     """How much the result mixes the singular vectors of the update, which are to stay: 0 in all directions."""
     U, _, V = torch.linalg.svd(given["update"], full_matrices=False)
     inside = U.mT @ function(**given) @ V.mT  # (N, k, k)
-    return float((inside - torch.diag_embed(inside.diagonal(dim1=-2, dim2=-1))).abs().max())
+    return _size(inside - torch.diag_embed(inside.diagonal(dim1=-2, dim2=-1)))
 
 
-def _alone(function: Callable[..., Any], given: dict[str, Any]) -> float:
+def _alone(function: Callable[..., Any], given: dict[str, Any]) -> str:
     """By how much a matrix in a stack differs from what it is alone."""
-    return float((function(given["update"])[1:] - function(given["update"][1:])).abs().max())
+    return _size(function(given["update"])[1:] - function(given["update"][1:]))
 
 
-def _sized(function: Callable[..., Any], given: dict[str, Any]) -> float:
+def _sized(function: Callable[..., Any], given: dict[str, Any]) -> str:
     """By how much the result depends on the size of the update."""
-    return float((function(1000 * given["update"]) - function(given["update"])).abs().max())
+    return _size(function(1000 * given["update"]) - function(given["update"]))
 
 
 def _between(low: float, high: float) -> Holds:
@@ -35,7 +41,8 @@ def _between(low: float, high: float) -> Holds:
     return Holds(f"all in [{low}, {high}]", is_between)
 
 
-SMALL = Holds("at most 1e-4", lambda value: abs(value) <= 1e-4)
+NOTHING, SOME = "at most 1e-4", 0.1
+"""What rounding to the update's own dtype may do, and more than what rounding to 16 bits does."""
 SQUARE = torch.tensor([[[3.0, 0.0], [0.0, 1.0]]], dtype=torch.float64)
 STACK = torch.cat([100 * numbers(1, 4, 4), numbers(1, 4, 4, seed=1) / 100])
 
@@ -65,15 +72,15 @@ EXERCISE = Exercise(
             [1, 7, 3],
             part(lambda result: list(result.shape)),
         ),
-        Check("how much singular vectors are mixed", {"update": numbers(2, 5, 3)}, SMALL, _off_diagonal),
+        Check("how much singular vectors are mixed", {"update": numbers(2, 5, 3)}, NOTHING, _off_diagonal),
         Check(
             "no sign is turned: the product with the update",
             {"update": SQUARE},
             Holds("above 0", lambda value: value > 0),
             lambda function, given: float((function(**given) * given["update"]).sum()),
         ),
-        Check("how much a large update changes with its size", {"update": numbers(1, 4, 3)}, SMALL, _sized),
-        Check("how much a small matrix in a stack depends on a large one", {"update": STACK}, SMALL, _alone),
+        Check("how much a large update changes with its size", {"update": numbers(1, 4, 3)}, NOTHING, _sized),
+        Check("how much a small matrix in a stack depends on a large one", {"update": STACK}, NOTHING, _alone),
         Check(
             "zeros stay a number",
             {"update": torch.zeros(1, 2, 3).double()},
@@ -109,6 +116,17 @@ EXERCISE = Exercise(
             "a tall matrix is made larger: what its rows and columns are worth is not decided here",
             "return x.mT if tall else x",
             "return (x.mT if tall else x) * max(1, update.size(-2) / update.size(-1)) ** 0.5",
+        ),
+        Mistake(
+            "this computes in 16 bits: the dtype is the update's own",
+            "x = update.mT if tall else update",
+            "x = (update.mT if tall else update).bfloat16()",
+            (("return x.mT if tall else x", "return (x.mT if tall else x).to(update.dtype)"),),
+        ),
+        Mistake(
+            "what is added to the norm is not small beside it: a small update is made smaller",
+            " + 1e-7)",
+            " + 1e-3)",
         ),
         Mistake("zeros are 0/0: something small belongs to the norm", " + 1e-7)", ")"),
         Mistake(

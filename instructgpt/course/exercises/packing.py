@@ -17,13 +17,22 @@ def _document(*ids: int, prompt: int = 1) -> Tokens:
     return Tokens(np.array(ids, dtype=np.int32), is_target)
 
 
+ANY = "no target"
+
+
 def _table(function: Callable[..., Any], given: dict[str, Any]) -> Any:
-    """The batch's tensors. The targets of a prompt, which are none, may be anything."""
+    """The batch's tensors. The targets of a prompt, which are none, may be anything, and are said to be so."""
     batch = function(**given)
     is_prompt = ~batch.is_target.bool() & (batch.documents >= 0)
+    targets = batch.targets
+    if targets.dtype == torch.int64 and targets.shape == is_prompt.shape:
+        targets = [
+            [ANY if is_any else target for target, is_any in zip(*row)]
+            for row in zip(targets.tolist(), is_prompt.tolist())
+        ]
     return {
         "ids": batch.ids,
-        "targets": batch.targets.masked_fill(is_prompt, 0),
+        "targets": targets,
         "is_target": batch.is_target,
         "positions": batch.positions,
         "documents": batch.documents,
@@ -54,7 +63,7 @@ EXERCISE = Exercise(
             {"rows": [[_document(5, 6, 7, 8, prompt=2)]], "context": 4},
             {
                 "ids": _rows([5, 6, 7, 0]),
-                "targets": _rows([0, 7, 8, 0]),
+                "targets": [[ANY, 7, 8, 0]],
                 "is_target": _rows([0, 1, 1, 0]).bool(),
                 "positions": _rows([0, 1, 2, 0]),
                 "documents": _rows([0, 0, 0, -1]),
@@ -66,7 +75,7 @@ EXERCISE = Exercise(
             {"rows": [[_document(1, 2, 3), _document(4, 5, 6)]], "context": 5},
             {
                 "ids": _rows([1, 2, 4, 5, 0]),
-                "targets": _rows([2, 3, 5, 6, 0]),
+                "targets": [[2, 3, 5, 6, 0]],
                 "is_target": _rows([1, 1, 1, 1, 0]).bool(),
                 "positions": _rows([0, 1, 0, 1, 0]),
                 "documents": _rows([0, 0, 1, 1, -1]),
@@ -86,7 +95,7 @@ EXERCISE = Exercise(
             {"rows": [[_document(1, 2, 3), _document(4, 5)]], "context": 3},
             {
                 "ids": _rows([1, 2, 4]),
-                "targets": _rows([2, 3, 5]),
+                "targets": [[2, 3, 5]],
                 "is_target": _rows([1, 1, 1]).bool(),
                 "positions": _rows([0, 1, 0]),
                 "documents": _rows([0, 0, 1]),

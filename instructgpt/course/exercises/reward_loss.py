@@ -128,6 +128,11 @@ EXERCISE = Exercise(
             "return Loss(-F.logsigmoid(margins * pairs.weight).sum(), pairs.weight.sum())",
         ),
         Mistake(
+            "a pair's loss is multiplied by its weight twice: `_loss` does that already",
+            "-F.logsigmoid(margins)",
+            "-F.logsigmoid(margins) * pairs.weight",
+        ),
+        Mistake(
             "something small is added before the logarithm, which cuts large losses off: take logsigmoid",
             "-F.logsigmoid(margins)",
             "-(torch.sigmoid(margins) + 1e-10).log()",

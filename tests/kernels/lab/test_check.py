@@ -139,6 +139,20 @@ def test_what_was_never_written_is_found():
     assert "memory that nobody wrote" in fault(altered(op=adds_garbage))
 
 
+@pytest.mark.parametrize(("kept", "told"), [(0, "15 of its 15"), (1, "10 of its 15"), (2, "5 of its 15")])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_not_stored_is_counted(kept: int, told: str, dtype: str):
+    """Of three rows, the first are written."""
+
+    def leaves_rows(x: Tensor, bias: Tensor) -> Tensor:
+        right, y = toy.toy(x, bias), torch.empty_like(x)
+        return torch.cat((right[:kept], y[kept:]))
+
+    report = check_case(altered(op=leaves_rows), {"seed": 0, "rows": 3, "columns": 5}, [dtype], ["contiguous"])
+    assert report.failure is not None
+    assert report.failure.what.startswith(f"y: nothing was stored in {told} numbers")
+
+
 @pytest.mark.skipif(not INTERPRETED, reason="the order of programs is the interpreter's")
 def test_programs_that_depend_on_each_other_are_found():
     def last_wins(x: Tensor, bias: Tensor) -> Tensor:
