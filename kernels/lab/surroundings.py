@@ -37,7 +37,8 @@ from kernels.lab.rounding import decompositions
 def same_state() -> Iterator[None]:
     """Raises Wrong where what runs inside changes a setting of the process, or replaces a function that judges: looked
     at before anything is judged, for what is put back later would not be seen."""
-    before, names = state(), Names()
+    names = Names()  # first, for what it imports sets a variable of the environment
+    before = state()
     yield
     for name, value in state().items():
         if value != before[name]:
