@@ -64,7 +64,7 @@ def describe_rms_norm(op: Callable[..., Any], reference: Callable[..., Any]) -> 
         parts = size * torch.randn(1 + added, *rows, columns, generator=generator, dtype=torch.float64)
         weight = 1 + 0.5 * torch.randn(columns, generator=generator, dtype=torch.float64)
         tensors = {**dict(zip(("x", "residual"), parts)), "weight": weight}
-        return Inputs(tensors, {"eps": eps}, gradients=tuple(tensors), float32=(wide,))
+        return Inputs(tensors, {"eps": eps}, gradients=tuple(tensors), float32=tuple({wide} & tensors.keys()))
 
     def peers() -> dict[str, Callable[..., Any]]:
         found: dict[str, Callable[..., Any]] = {
@@ -205,7 +205,7 @@ def describe_layer_norm(op: Callable[..., Any], reference: Callable[..., Any]) -
         tensors = {**dict(zip(("x", "residual"), parts)), "weight": weight}
         tensors |= {"bias": bias} if has_bias else {}
         options = {"eps": eps} if has_bias else {"eps": eps, "bias": None}
-        return Inputs(tensors, options, gradients=tuple(tensors), float32=(wide,))
+        return Inputs(tensors, options, gradients=tuple(tensors), float32=tuple({wide} & tensors.keys()))
 
     def peers() -> dict[str, Callable[..., Any]]:
         found: dict[str, Callable[..., Any]] = {
