@@ -163,3 +163,14 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def refusal(function: Callable[..., Any], given: dict[str, Any]) -> str:
+    """Looks at what the function raises: the error's type, or "no error"."""
+    try:
+        function(**given)
+    except NotImplementedError:  # it is not written yet
+        raise
+    except Exception as error:
+        return type(error).__name__
+    return "no error"

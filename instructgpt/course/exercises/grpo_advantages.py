@@ -8,19 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instructgpt.course.exercise import Check, Exercise, Mistake, numbers
+from instructgpt.course.exercise import Check, Exercise, Mistake, numbers, refusal
 
 
 def _scores(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
-
-
-def _refusal(function: Callable[..., Any], given: dict[str, Any]) -> str:
-    try:
-        function(**given)
-    except ValueError:
-        return "ValueError"
-    return "no error"
 
 
 def _zeros(function: Callable[..., Any], given: dict[str, Any]) -> str:
@@ -77,9 +69,9 @@ EXERCISE = Exercise(
             lambda function, given: function(**given).view(2, 4).sum(1).tolist(),
         ),
         Check(
-            "a group that is not whole: a ValueError", {"scores": _scores(1, 0, 1), "group": 2}, "ValueError", _refusal
+            "a group that is not whole: a ValueError", {"scores": _scores(1, 0, 1), "group": 2}, "ValueError", refusal
         ),
-        Check("groups of one: a ValueError", {"scores": _scores(1, 0, 1), "group": 1}, "ValueError", _refusal),
+        Check("groups of one: a ValueError", {"scores": _scores(1, 0, 1), "group": 1}, "ValueError", refusal),
     ),
     mistakes=(
         Mistake(

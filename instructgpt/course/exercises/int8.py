@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instructgpt.course.exercise import Check, Exercise, Holds, Mistake, numbers, part
+from instructgpt.course.exercise import Check, Exercise, Holds, Mistake, numbers, part, refusal
 from kernels import dequantize
 
 
@@ -40,16 +40,6 @@ def _error_as_stored(function: Callable[..., Any], given: dict[str, Any]) -> flo
     integers, scales = function(**given)
     exact = given["weight"].double().view(*scales.shape, -1) / scales[..., None]
     return float((integers.view(exact.shape) - exact).abs().max())
-
-
-def _refusal(function: Callable[..., Any], given: dict[str, Any]) -> str:
-    try:
-        function(**given)
-    except ValueError:
-        return "ValueError"
-    except Exception as error:
-        return type(error).__name__
-    return "no error"
 
 
 HALF = Holds("at most 0.5", lambda value: value <= 0.5001)
@@ -130,12 +120,12 @@ EXERCISE = Exercise(
             HALF,
             lambda function, given: _error(function, {**given, "group": 64}),
         ),
-        Check("3 bits: a ValueError", {"weight": _row(1.0), "bits": 3, "group": 32}, "ValueError", _refusal),
+        Check("3 bits: a ValueError", {"weight": _row(1.0), "bits": 3, "group": 32}, "ValueError", refusal),
         Check(
             "groups of 48: a ValueError",
             {"weight": _row(1.0, width=48), "bits": 8, "group": 48},
             "ValueError",
-            _refusal,
+            refusal,
         ),
         Check(
             "scales have the dtype of the weight",

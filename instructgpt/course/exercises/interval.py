@@ -6,23 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from instructgpt.course.exercise import Check, Exercise, Mistake
+from instructgpt.course.exercise import Check, Exercise, Mistake, refusal
 from instructgpt.evaluation.scores import Interval
 
 
 def _rounded(function: Callable[..., Any], given: dict[str, Any]) -> Any:
     interval = function(**given)
     return {name: round(float(getattr(interval, name)), 4) for name in ("mean", "low", "high", "n")}
-
-
-def _refusal(function: Callable[..., Any], given: dict[str, Any]) -> str:
-    try:
-        function(**given)
-    except ValueError:
-        return "ValueError"
-    except Exception as error:
-        return type(error).__name__
-    return "no error"
 
 
 def _usual(of_0_and_1: bool, is_cut: bool, least: int = 1) -> Callable[..., Interval]:
@@ -70,7 +60,7 @@ EXERCISE = Exercise(
         Check("one score between 0 and 1: itself", {"scores": [0.5]}, _is(0.5, 0.5, 0.5, 1), _rounded),
         Check("four scores, two of them 0 and 1", {"scores": [0.0, 0.2, 0.3, 1.0]}, look=_rounded),
         Check("near 1, cut off", {"scores": [0.9, 1.0, 0.6, 1.0]}, look=_rounded),
-        Check("no scores: a ValueError", {"scores": []}, "ValueError", _refusal),
+        Check("no scores: a ValueError", {"scores": []}, "ValueError", refusal),
     ),
     mistakes=(
         Mistake(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from instructgpt.course.exercise import Check, Exercise, Mistake
+from instructgpt.course.exercise import Check, Exercise, Mistake, refusal
 from instructgpt.data.tokens import Tokens
 
 
@@ -37,14 +37,6 @@ def _table(function: Callable[..., Any], given: dict[str, Any]) -> Any:
         "positions": batch.positions,
         "documents": batch.documents,
     }
-
-
-def _refusal(function: Callable[..., Any], given: dict[str, Any]) -> str:
-    try:
-        function(**given)
-    except ValueError:
-        return "ValueError"
-    return "no error"
 
 
 def _rows(*rows: list[int]) -> torch.Tensor:
@@ -106,7 +98,7 @@ EXERCISE = Exercise(
             "more inputs than the row has room for: a ValueError",
             {"rows": [[_document(1, 2, 3), _document(4, 5, 6)]], "context": 3},
             "ValueError",
-            _refusal,
+            refusal,
         ),
     ),
     mistakes=(
