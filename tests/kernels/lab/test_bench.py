@@ -19,9 +19,11 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kernels.lab import Inputs, Spec, Work, bench
 from kernels.lab import instruments as instruments_module
+from kernels.lab.calls import describe, dtype_of
 from kernels.lab.find import Kernel, UsageError, op_name, package_kernels
 from kernels.lab.instruments import (
     Ceilings,
@@ -356,13 +358,21 @@ def test_eager_is_the_reference_whatever_is_said_of_it() -> None:
     assert "failed" not in case["implementations"]["eager"]
 
 
-@pytest.mark.parametrize("kernel", [pytest.param(kernel, id=op_name(kernel)) for kernel in package_kernels()])
-def test_every_spec_declares_what_its_results_take(kernel: Kernel) -> None:
-    spec = kernel.spec
-    case = spec.builds[0]
-    call = bench.prepare(spec, case, torch.device("cpu"))
-    if sum(t.numel() for t in call.tensors.values()) < 2**22:
-        require_enough_declared(spec, case, call.forward(spec.reference), call.leaves)
+@pytest.mark.parametrize(
+    "spec", [pytest.param(kernel.spec, id=op_name(kernel)) for kernel in package_kernels() if kernel.spec.work]
+)
+def test_every_spec_declares_what_its_results_take(spec: Spec) -> None:
+    """At every size that is built or measured: shapes alone are computed."""
+    assert spec.work is not None
+    for case in (*spec.builds, *spec.benchmarks):
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            call = bench.prepare(spec, case, torch.device("cpu"))
+            outputs = call.forward(spec.reference)
+            written = [sum(t.numel() * t.element_size() for t in results) for results in (outputs, call.leaves)]
+            require_enough_declared(spec, case, outputs, call.leaves)
+        sizes = {key: value for key, value in case.items() if key != "dtype"}
+        declared = [work.bytes for work in spec.work(dtype_of(case).itemsize, **sizes)]
+        assert written[0] > 0 and all(work >= least for work, least in zip(declared, written)), describe(case)
 
 
 # ---- until when
