@@ -49,7 +49,7 @@ def exercises(argv: Sequence[str]) -> int:
     if action == "list":
         return _list(config)
     if not named:
-        raise UserError(f"{prog} {action} needs the name of an exercise, one of: {config.command('list')}")
+        raise UserError(f"{prog} {action} needs the name of an exercise, as listed by: {config.command('list')}")
     exercise(named[0])
     return ACTIONS[action][0](named[0], config)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,13 +156,6 @@ def gradient(name: str) -> Callable[[Callable[..., Any], dict[str, Any]], Any]:
 def part(pick: Callable[[Any], Any]) -> Callable[[Callable[..., Any], dict[str, Any]], Any]:
     """Looks at what `pick` makes of the result."""
     return lambda function, given: pick(function(**given))
-
-
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and what it came of."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def refusal(function: Callable[..., Any], given: dict[str, Any]) -> str:

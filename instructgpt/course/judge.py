@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, allclose, equal
 from torch.nn import Parameter
 
-from instructgpt.course.exercise import OURS, Check, Exercise, Holds, Mistake, causes
+from instructgpt.course.exercise import OURS, Check, Exercise, Holds, Mistake
 from instructgpt.course.source import CallsOurs, Function, Source
+from kernels.lab.interpreter import causes_of
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def outcome(check: Check, function: Function) -> Outcome:
     try:
         value = check.look(function, given)
     except Exception as error:
-        if any(isinstance(each, CallsOurs) for each in causes(error)):
+        if any(isinstance(each, CallsOurs) for each in causes_of(error)):
             return Outcome(error=CallsOurs.__name__)
         said = " ".join(text_of(error).split())
         return Outcome(error=type(error).__name__, said=said, place=place(error, function))

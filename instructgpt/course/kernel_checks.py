@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from instructgpt.course.exercise import Check, causes
+from instructgpt.course.exercise import Check
 from instructgpt.errors import UserError
+from kernels.lab.interpreter import causes_of
 
 RIGHT = "right"
 
@@ -42,6 +43,6 @@ def kernel_check(
     return Check(says, {"case": case, "dtype": dtype}, RIGHT, look)
 
 
-def is_unwritten(error: BaseException | None) -> bool:
+def is_unwritten(error: BaseException) -> bool:
     """Whether it came of the body that an exercise begins with; Triton's own NotImplementedErrors say something."""
-    return any(isinstance(each, NotImplementedError) and not str(each) for each in causes(error))
+    return any(isinstance(each, NotImplementedError) and not str(each) for each in causes_of(error))

@@ -85,8 +85,7 @@ def race(file: Path, rules: Rules, seed: int = 0) -> Finish:
             sizes = [len(text.encode()) for text in documents]
             require_unseen(bits, sizes, fresh_bits, [len(text.encode()) for text in fresh])
         except UserError as error:
-            told = str(error)
-            raise error if told.startswith(str(file)) else UserError(told, file) from None
+            raise UserError(str(error), file) from None
         return Finish(seed, told, bits, sizes)
 
 

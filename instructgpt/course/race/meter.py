@@ -73,11 +73,7 @@ class Meter(TorchDispatchMode):
         is_known = isinstance(func, OpOverload)
         count = COUNTS.get(func._overloadpacket) if is_known else None
         if count is None:
-            if (
-                not is_known
-                or func.namespace not in ("aten", "prim", "prims")
-                or func.overloadpacket.__name__ in UNCOUNTED
-            ):
+            if not is_known or func.namespace not in NAMESPACES or func.overloadpacket.__name__ in UNCOUNTED:
                 raise UserError(f"the FLOPs of {func} are not counted: use PyTorch's own and plainer operators")
             if is_composite(func):  # as it comes in inference mode, whole
                 with self:
