@@ -90,10 +90,10 @@ def without_repeats(t: Tensor) -> Tensor:
 
 
 def strides_of(shape: tuple[int, ...]) -> list[int]:
-    """Strides of a tensor stored without gaps, its last dimension fastest."""
+    """Strides of a tensor stored without gaps, its last dimension fastest; of an empty one none is 0, as in PyTorch."""
     strides = [1] * len(shape)
     for i in reversed(range(len(shape) - 1)):
-        strides[i] = strides[i + 1] * shape[i + 1]
+        strides[i] = strides[i + 1] * max(shape[i + 1], 1)
     return strides
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.lab.memory import BAND, LAYOUTS, broadcast, guarded_allocations, lay_out
+from kernels.lab.memory import BAND, LAYOUTS, broadcast, guarded_allocations, lay_out, without_repeats
 
 try:
     import resource
@@ -70,6 +70,15 @@ def test_broadcast_cotangents_have_strides_of_zero():
         assert laid.tensor.stride() == stride and laid.tensor.shape == values.shape
         assert (laid.tensor == laid.tensor[:1, :1]).all()
     assert broadcast(values, "padded").stride() == values.stride()
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 1), (2, 0, 3), (0, 0), (0,)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_empty_has_no_strides_of_zero(shape: tuple[int, ...], layout: str):
+    """As PyTorch's own: a stride of 0 says that elements share a place."""
+    laid = lay_out(torch.empty(shape), layout, 1, CPU)
+    assert laid.tensor.shape == shape and 0 not in laid.tensor.stride()
+    assert without_repeats(laid.tensor).shape == shape
 
 
 def test_what_is_allocated_is_nan_within_bands():
